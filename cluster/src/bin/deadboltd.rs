@@ -1,0 +1,2 @@
+//! The program `deadboltd`.
+fn main() {}

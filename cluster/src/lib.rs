@@ -1,0 +1,1 @@
+//! Membership daemon: links, configuration, control socket, supervisor, wiring.

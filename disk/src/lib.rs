@@ -1,0 +1,1 @@
+//! The shared block device: open, geometry, I/O engine, attach.

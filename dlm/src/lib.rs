@@ -1,0 +1,1 @@
+//! Lock service and client library.

@@ -1,0 +1,2 @@
+//! The program `fsck-deadbolt`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Reads a Deadbolt device and reports every finding.

@@ -1,0 +1,1 @@
+//! The voting device: drives the view register over real devices.

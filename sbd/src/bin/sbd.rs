@@ -1,0 +1,2 @@
+//! The program `sbd`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Beat, mailbox, watchdog and fencer; the drop-in sbd.

@@ -1,0 +1,4 @@
+//! Project chores: `cargo xtask <verb>`.
+fn main() -> anyhow::Result<()> {
+    anyhow::bail!("usage: cargo xtask <verb>")
+}
