@@ -245,6 +245,10 @@ pub struct DaemonPart {
     pub view: ViewNumber,
     /// Bit n: it hears slot n on the network.
     pub hears: SlotSet,
+    /// The newest incarnation of this boot that recorded *left* or *held nothing*; carried on by later incarnations of the boot.
+    pub left_incarnation: Incarnation,
+    /// Last view known when it did.
+    pub left_view: ViewNumber,
     /// Consent to a freeze: view and instant (CLOCK_BOOTTIME ms of the writer); 0: none.
     pub consent_view: ViewNumber,
     /// See `consent_view`.
@@ -435,6 +439,8 @@ pub struct Configuration {
     pub version: u64,
     /// Votes of the disk, from 1 to nodes - 1 (0 with one node).
     pub disk_votes: u16,
+    /// An administrator set the disk's votes; else they follow the number of nodes.
+    pub disk_votes_pinned: bool,
     /// Raised by a view once every member announces it.
     pub format_level: u16,
     /// All times.
