@@ -1,1 +1,8 @@
-//! Beat, mailbox, watchdog and fencer; the drop-in sbd.
+//! What: beat, mailbox, watchdog and fencer of a node; the drop-in `sbd`.
+//! Owns: the process that writes the node's only beat and feeds its watchdog.
+//! Invariants: the watchdog is fed only under a lease; nothing on the feeding thread allocates, locks or waits.
+//! Does not: decide who is a member; that is the daemon's.
+//! Called by: the program `sbd`, the front door, the daemon and its supervisor (page and pill helpers).
+
+mod memory;
+pub mod page;
