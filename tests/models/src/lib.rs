@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
 pub mod lifeline;
+pub mod register;
 
 /// States a quick search may visit; a model above it belongs into the full horizons.
 pub const QUICK_STATES_MAX: usize = 2_000_000;
@@ -211,7 +212,10 @@ fn judge_holds(figures: &str, outcome: &Outcome) -> Result<String, String> {
 /// Every case of every model, in the order of the report.
 pub fn all_cases() -> Vec<Case> {
     // Each model's module adds its line here.
-    [lifeline::cases()].into_iter().flatten().collect()
+    [lifeline::cases(), register::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Runs every case and panics with all wrong verdicts together.

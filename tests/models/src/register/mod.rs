@@ -1,0 +1,177 @@
+//! What: the view register (Disk Paxos, one instance per view number) and giving a view number up, as models.
+//! Owns: the list of register cases with their verdicts.
+//! Invariants: every rule named in the design's table of searches has a case that holds and mistakes that are found.
+//! Does not: hold any protocol code of the daemons.
+//! Called by: tests/register.rs, `crate::all_cases`.
+
+mod model;
+
+use crate::{Case, search};
+use model::{Mistake, Register, Units};
+
+/// Two decided values for one view number.
+const S1: &str = "S1: one decided value per view number";
+/// A view number on the disk that falls.
+const S4: &str = "S4: a record never goes back to an earlier view";
+/// Who must learn finds what to learn.
+const LEARNS: &str = "who reads a later ballot finds the record of the view before it";
+
+fn mistake(name: &'static str, property: &'static str, model: Register) -> Case {
+    Case::found(name, property, move |scale| search(model.clone(), scale))
+}
+
+/// The cases of the register.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    let base = Register::default;
+    let two = || Register { views: 2, ..base() };
+    vec![
+        Case::holds("register: two proposers, views in sequence", move |scale| {
+            let views = scale.pick(2, 3);
+            search(
+                Register {
+                    views,
+                    rounds: scale.pick(2, 3),
+                    ..base()
+                },
+                scale,
+            )
+        }),
+        Case::holds(
+            "register: crash, the old life's writes finished first",
+            move |scale| {
+                let crashes = scale.pick(1, 2);
+                search(
+                    Register {
+                        views: 2,
+                        crashes,
+                        are_reads_split: false,
+                        ..base()
+                    },
+                    scale,
+                )
+            },
+        ),
+        Case::holds("register: two crashes, units read apart", move |scale| {
+            search(
+                Register {
+                    crashes: 2,
+                    rounds: scale.pick(2, 3),
+                    ..base()
+                },
+                scale,
+            )
+        }),
+        Case::holds("register: three proposers", move |scale| {
+            let nodes = 3;
+            search(
+                Register {
+                    nodes,
+                    are_reads_split: scale.pick(false, true),
+                    ..base()
+                },
+                scale,
+            )
+        }),
+        Case::holds("register: three proposers, one crash", move |scale| {
+            let rounds = scale.pick(1, 2);
+            search(
+                Register {
+                    nodes: 3,
+                    rounds,
+                    crashes: 1,
+                    crashing_nodes: 1,
+                    are_reads_split: false,
+                    ..base()
+                },
+                scale,
+            )
+        }),
+        mistake(
+            "register: a later view's ballot read as empty",
+            S1,
+            Register {
+                mistake: Mistake::LaterViewReadAsEmpty,
+                ..two()
+            },
+        ),
+        mistake(
+            "register: accepted value ignored",
+            S1,
+            Register {
+                mistake: Mistake::AcceptedValueIgnored,
+                ..base()
+            },
+        ),
+        mistake(
+            "register: no scan after the accepting write",
+            S1,
+            Register {
+                mistake: Mistake::NoScanAfterAccept,
+                ..base()
+            },
+        ),
+        mistake(
+            "register: scan beside the write",
+            S1,
+            Register {
+                mistake: Mistake::ScanBeforeLanding,
+                ..base()
+            },
+        ),
+        mistake(
+            "register: ballot before the own record",
+            LEARNS,
+            Register {
+                mistake: Mistake::BallotBeforeRecord,
+                ..two()
+            },
+        ),
+        mistake(
+            "register: crash, one unit",
+            S1,
+            Register {
+                units: Units::One,
+                crashes: 1,
+                ..base()
+            },
+        ),
+        mistake(
+            "register: crash, two in turn",
+            S1,
+            Register {
+                units: Units::InTurn,
+                crashes: 1,
+                ..base()
+            },
+        ),
+        mistake(
+            "register: crash, two in turn, own unit re-checked",
+            S1,
+            Register {
+                units: Units::InTurnRechecked,
+                crashes: 1,
+                ..base()
+            },
+        ),
+        Case::holds("register: one crash, both units written", move |scale| {
+            search(
+                Register {
+                    units: Units::Both,
+                    crashes: 1,
+                    ..base()
+                },
+                scale,
+            )
+        }),
+        mistake(
+            "register: two crashes, both units written",
+            S1,
+            Register {
+                units: Units::Both,
+                crashes: 2,
+                ..base()
+            },
+        ),
+    ]
+}
