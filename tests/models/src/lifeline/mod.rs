@@ -6,7 +6,22 @@
 
 use crate::Case;
 
+mod lease;
+
+/// The rules of lease, watchdog and observer.
+pub fn lease_rules() -> Vec<Case> {
+    lease::rules()
+}
+
+/// The mistakes planted in lease, watchdog and observer.
+pub fn lease_mistakes() -> Vec<Case> {
+    lease::mistakes()
+}
+
 /// Every case of the lifeline.
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    [lease_rules(), lease_mistakes()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
