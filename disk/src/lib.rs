@@ -1,1 +1,21 @@
-//! The shared block device: open, geometry, I/O engine, attach.
+//! What: the shared block device: open, geometry, I/O engine, loop devices, preflight.
+//! Owns: every system call on a shared device, and the memory that the kernel may still write to.
+//! Invariants: a buffer belongs to its operation until the kernel returns it; a hung device holds up nothing but its own engine.
+//! Does not: know any record (see disk/format), set deadlines, or decide what an error means.
+//! Called by: qdisk, sbd, fsck, cluster and cli.
+
+mod buffer;
+mod clock;
+mod device;
+mod engine;
+mod error;
+mod memory;
+mod threads;
+
+pub use buffer::AlignedBuf;
+pub use clock::now_ns;
+pub use deadbolt_disk_format::ByteOffset;
+pub use device::{Access, Device, DeviceKind, Geometry, Identity, RawDevice};
+pub use engine::{Backend, BackendChoice, Completion, Engine, OUTSTANDING_MAX, Operation, Sink};
+pub use error::{Direction, EngineError, IoError, OpenError};
+pub use memory::{Fault, FaultKind, MemoryDevice, Touches};

@@ -1,0 +1,299 @@
+//! What: the engine on a device in memory (faults) and on a file (both back ends).
+//! Owns: its temporary files.
+//! Invariants: needs no root.
+//! Does not: need a special kernel: where io_uring is refused, the engine's own fallback is what is tested.
+//! Called by: cargo test.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{PATIENCE, engine, next, wait_until};
+use deadbolt_disk::{
+    Access, AlignedBuf, Backend, BackendChoice, ByteOffset, Device, Direction, Fault, FaultKind,
+    IoError, MemoryDevice, OUTSTANDING_MAX, Operation, RawDevice, Touches, now_ns,
+};
+
+const SIZE: usize = 1 << 20;
+
+fn write(offset: u64, byte: u8, bytes: usize) -> Operation {
+    Operation::Write {
+        offset: ByteOffset(offset),
+        data: vec![byte; bytes],
+    }
+}
+
+fn read(offset: u64, bytes: usize) -> Operation {
+    Operation::Read {
+        offset: ByteOffset(offset),
+        bytes,
+    }
+}
+
+fn chain(write_offset: u64, byte: u8, read_offset: u64) -> Operation {
+    Operation::WriteThenRead {
+        write_offset: ByteOffset(write_offset),
+        data: vec![byte; 4096],
+        read_offset: ByteOffset(read_offset),
+        read_bytes: 8192,
+    }
+}
+
+fn file_device() -> (tempfile::NamedTempFile, Arc<Device>) {
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.as_file().set_len(SIZE as u64).unwrap();
+    let device = Arc::new(Device::open(file.path(), Access::ReadWrite).unwrap());
+    (file, device)
+}
+
+/// What every back end must do on every good device.
+fn exercise(device: Arc<dyn RawDevice>, choice: BackendChoice) -> Backend {
+    let (engine, completions) = engine(device, choice);
+    let before = now_ns();
+    engine.submit(1, write(4096, 0xa1, 4096));
+    let written = next(&completions);
+    assert_eq!((written.tag, written.result), (1, Ok(Vec::new())));
+    let done = written.write_done_ns.unwrap();
+    assert!(before <= written.issued_ns && written.issued_ns <= done && done <= written.ended_ns);
+
+    // The chain's read covers the chain's own write: it must show it.
+    for turn in 0..50_u8 {
+        engine.submit(100 + u64::from(turn), chain(8192, turn, 4096));
+        let answer = next(&completions);
+        assert_eq!(answer.tag, 100 + u64::from(turn));
+        assert!(answer.write_done_ns.unwrap() <= answer.ended_ns);
+        let bytes = answer.result.unwrap();
+        assert_eq!((bytes.len(), bytes[0], bytes[4095]), (8192, 0xa1, 0xa1));
+        assert!(bytes[4096..].iter().all(|byte| *byte == turn));
+    }
+
+    // Many at once: each answered once, with its own bytes.
+    for slot in 0..64_u64 {
+        engine.submit(
+            1000 + slot,
+            write(65536 + slot * 4096, u8::try_from(slot).unwrap(), 4096),
+        );
+    }
+    for _ in 0..64 {
+        assert_eq!(next(&completions).result, Ok(Vec::new()));
+    }
+    for slot in 0..64_u64 {
+        engine.submit(2000 + slot, read(65536 + slot * 4096, 4096));
+    }
+    let mut answers: Vec<_> = (0..64).map(|_| next(&completions)).collect();
+    answers.sort_by_key(|answer| answer.tag);
+    for (slot, answer) in (0..64_u64).zip(answers) {
+        assert_eq!(answer.tag, 2000 + slot);
+        assert_eq!(answer.write_done_ns, None);
+        assert_eq!(
+            answer.result.unwrap(),
+            vec![u8::try_from(slot).unwrap(); 4096]
+        );
+    }
+    assert!(engine.outstanding().is_empty());
+
+    engine.submit(3, write(SIZE as u64, 1, 4096));
+    assert!(matches!(
+        next(&completions).result,
+        Err(IoError::OutOfRange { .. })
+    ));
+    engine.submit(4, write(100, 1, 4096));
+    assert!(matches!(
+        next(&completions).result,
+        Err(IoError::Misaligned { .. })
+    ));
+    engine.submit(5, read(u64::MAX - 4095, 4096));
+    assert!(matches!(
+        next(&completions).result,
+        Err(IoError::OutOfRange { .. })
+    ));
+    engine.submit(6, read(0, 0));
+    assert!(matches!(
+        next(&completions).result,
+        Err(IoError::Misaligned { .. })
+    ));
+    engine.backend()
+}
+
+#[test]
+fn threads_on_memory() {
+    for sector in [512, 4096] {
+        let device = Arc::new(MemoryDevice::new(SIZE, sector));
+        assert_eq!(exercise(device, BackendChoice::Threads), Backend::Threads);
+    }
+}
+
+#[test]
+fn threads_on_a_file() {
+    let (_file, device) = file_device();
+    assert_eq!(exercise(device, BackendChoice::Threads), Backend::Threads);
+}
+
+#[test]
+fn a_hung_write_stops_no_read_and_comes_back_late_with_its_own_tag() {
+    let device = Arc::new(MemoryDevice::new(SIZE, 512));
+    let (engine, completions) = engine(device.clone(), BackendChoice::Threads);
+    device.inject(Fault::new(Touches::Writes, FaultKind::Hang).within(ByteOffset(4096), 4096));
+    engine.submit(7, write(4096, 9, 4096));
+    engine.submit(8, write(8192, 9, 512));
+    wait_until("the write hangs", || device.hung() == 1);
+    engine.submit(9, read(0, 4096));
+    assert_eq!(next(&completions).tag, 9);
+    let tags: Vec<u64> = engine.outstanding().iter().map(|(tag, _)| *tag).collect();
+    assert_eq!(tags, [7, 8]);
+    assert_eq!(device.contents()[4096], 0);
+    device.release_hung();
+    assert_eq!((next(&completions).tag, next(&completions).tag), (7, 8));
+    assert_eq!((device.contents()[4096], device.contents()[8192]), (9, 9));
+    assert!(engine.outstanding().is_empty());
+}
+
+#[test]
+fn dropping_an_engine_with_a_hung_request_does_not_wait_and_nothing_new_is_issued() {
+    let device = Arc::new(MemoryDevice::new(SIZE, 512));
+    let (engine, completions) = engine(device.clone(), BackendChoice::Threads);
+    device.inject(Fault::new(Touches::Writes, FaultKind::Hang));
+    engine.submit(1, chain(0, 5, 0));
+    engine.submit(2, write(8192, 6, 512));
+    wait_until("the write hangs", || device.hung() == 1);
+    let begun = now_ns();
+    drop(engine);
+    assert!(now_ns() - begun < 1_000_000_000);
+    device.release_hung();
+    // The threads end, and with them the sink and its sender: nothing was ever said.
+    assert!(completions.recv_timeout(PATIENCE).is_err());
+    assert_eq!(
+        (device.contents()[0], device.contents()[8192]),
+        (5, 0),
+        "the first lands late, the second never began"
+    );
+}
+
+#[test]
+fn a_full_engine_refuses_and_recovers() {
+    let device = Arc::new(MemoryDevice::new(SIZE, 512));
+    let (engine, completions) = engine(device.clone(), BackendChoice::Threads);
+    device.inject(Fault::new(Touches::All, FaultKind::Hang));
+    for tag in 0..OUTSTANDING_MAX as u64 {
+        engine.submit(tag, read(0, 512));
+    }
+    engine.submit(9999, read(0, 512));
+    let refused = next(&completions);
+    assert_eq!(refused.tag, 9999);
+    assert_eq!(
+        refused.result,
+        Err(IoError::TooMany {
+            outstanding: OUTSTANDING_MAX
+        })
+    );
+    device.release_hung();
+    for _ in 0..OUTSTANDING_MAX {
+        assert!(next(&completions).result.is_ok());
+    }
+    engine.submit(1, read(0, 512));
+    assert!(next(&completions).result.is_ok());
+}
+
+#[test]
+fn a_failed_write_reads_nothing() {
+    let device = Arc::new(MemoryDevice::new(SIZE, 512));
+    let (engine, completions) = engine(device.clone(), BackendChoice::Threads);
+    device.inject(Fault::new(Touches::Writes, FaultKind::Error(libc::EIO)));
+    device.inject(Fault::new(Touches::Reads, FaultKind::Error(libc::ENODEV)));
+    engine.submit(1, chain(0, 1, 0));
+    let answer = next(&completions);
+    assert_eq!(answer.write_done_ns, None);
+    let expected = IoError::Os {
+        direction: Direction::Write,
+        offset: 0,
+        bytes: 4096,
+        errno: libc::EIO,
+    };
+    assert_eq!(answer.result, Err(expected));
+    device.clear_faults();
+    engine.submit(2, chain(0, 1, 0));
+    assert!(next(&completions).result.is_ok());
+}
+
+#[test]
+fn every_fault_of_the_device_in_memory() {
+    let device = MemoryDevice::new(SIZE, 512);
+    let other = device.second_path();
+    let put = |byte: u8| device.write_at(ByteOffset(4096), &AlignedBuf::copy_of(&[byte; 4096]));
+    let get = |path: &MemoryDevice| {
+        let mut buffer = AlignedBuf::zeroed(4096);
+        path.read_at(ByteOffset(4096), &mut buffer)
+            .map(|()| (buffer[0], buffer[512], buffer[4095]))
+    };
+    put(1).unwrap();
+    assert_eq!(get(&other), Ok((1, 1, 1)));
+
+    device.inject(
+        Fault::new(
+            Touches::Writes,
+            FaultKind::Torn {
+                new_bytes: 1000,
+                acknowledged: true,
+            },
+        )
+        .times(1),
+    );
+    put(2).unwrap();
+    assert_eq!(get(&other), Ok((2, 1, 1)), "torn at 512, told success");
+    device.inject(
+        Fault::new(
+            Touches::Writes,
+            FaultKind::Torn {
+                new_bytes: 0,
+                acknowledged: false,
+            },
+        )
+        .times(1),
+    );
+    assert!(put(3).is_err());
+    device.inject(Fault::new(Touches::Writes, FaultKind::Lost).times(1));
+    put(3).unwrap();
+    assert_eq!(get(&device), Ok((2, 1, 1)), "lost");
+    device.inject(
+        Fault::new(
+            Touches::Writes,
+            FaultKind::Misdirected { to: ByteOffset(0) },
+        )
+        .times(1),
+    );
+    put(4).unwrap();
+    assert_eq!(
+        (get(&device), device.contents()[0]),
+        (Ok((2, 1, 1)), 4),
+        "misdirected"
+    );
+    device
+        .inject(Fault::new(Touches::Reads, FaultKind::Misdirected { to: ByteOffset(0) }).times(1));
+    assert_eq!(get(&device), Ok((4, 4, 4)));
+
+    other.inject(Fault::new(Touches::Reads, FaultKind::Stale));
+    put(5).unwrap();
+    assert_eq!(
+        (get(&device), get(&other)),
+        (Ok((5, 5, 5)), Ok((2, 1, 1))),
+        "only one path is stale"
+    );
+    other.clear_faults();
+    assert_eq!(get(&other), Ok((5, 5, 5)));
+
+    device.flip_bit(ByteOffset(4096), 7);
+    assert_eq!(get(&other), Ok((0x85, 5, 5)), "rot");
+    other.inject(Fault::new(Touches::Writes, FaultKind::ReadOnly));
+    let refused = other.write_at(ByteOffset(0), &AlignedBuf::zeroed(512));
+    assert_eq!(refused, Err(IoError::ReadOnly { offset: 0 }));
+    device.inject(
+        Fault::new(Touches::All, FaultKind::Error(libc::EIO)).within(ByteOffset(8192), 512),
+    );
+    assert!(get(&device).is_ok());
+    assert!(
+        device
+            .read_at(ByteOffset(8192), &mut AlignedBuf::zeroed(512))
+            .is_err()
+    );
+}
