@@ -1,0 +1,225 @@
+//! What: the one place that says whether a life is gone, and by what (design section 7).
+//! Owns: the evidence ladder and its waits.
+//! Invariants: nothing is evidence but what a read of the disk showed or a person said; every wait runs from the end of that read.
+//! Does not: write pills or propose views.
+//! Called by: the membership machine.
+
+use crate::observer::Observer;
+use alloc::collections::BTreeMap;
+use deadbolt_disk_format::{Beat, Evidence, Life, NodeState, Rule, Timings};
+
+/// Who judges decides how long silence must last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Witness {
+    /// A member of the life's last view that has given no consent to a freeze in the last F: W is enough.
+    MemberOfLastView,
+    /// Everybody else, a starter too: W + F.
+    Outsider,
+}
+
+/// What is known against a life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It may live.
+    MayLive,
+    /// Something was shown; it counts as gone at the instant named.
+    GoneAt {
+        /// CLOCK_BOOTTIME of the observer.
+        due_ms: u64,
+        /// By what.
+        evidence: Evidence,
+    },
+    /// Proved gone.
+    Gone(Evidence),
+}
+
+/// When a read first showed something against a life. A life's sightings stay until it is forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Sightings {
+    left: bool,
+    idle: bool,
+    operator: bool,
+    rebooted_ms: Option<u64>,
+    /// End of the read and T of the answer.
+    acknowledged: Option<(u64, u32)>,
+}
+
+/// Collects sightings per life.
+#[derive(Clone, Debug, Default)]
+pub struct Evidences {
+    sightings: BTreeMap<Life, Sightings>,
+}
+
+impl Evidences {
+    /// Takes one beat that a read ending at `ended_ms` showed, against every life that is watched in its slot.
+    pub fn handle_beat(&mut self, beat: &Beat, ended_ms: u64, lives: impl Iterator<Item = Life>) {
+        for life in lives.filter(|life| life.slot == beat.slot) {
+            let seen = self.sightings.entry(life).or_default();
+            if beat.boot != life.boot {
+                seen.rebooted_ms.get_or_insert(ended_ms);
+                continue;
+            }
+            let daemon = &beat.daemon;
+            seen.left |=
+                (daemon.incarnation == life.incarnation && daemon.state == NodeState::Left) || daemon.left_incarnation == life.incarnation;
+            seen.idle |= beat.is_idle && daemon.incarnation == life.incarnation;
+            if let Some(answer) = beat.acknowledged {
+                seen.acknowledged.get_or_insert((ended_ms, answer.reset_ms));
+            }
+        }
+    }
+
+    /// A person vouches that the life is gone.
+    pub fn handle_operator(&mut self, life: Life) {
+        self.sightings.entry(life).or_default().operator = true;
+    }
+
+    /// Drops everything about lives that are watched no more.
+    pub fn keep(&mut self, is_watched: impl Fn(&Life) -> bool) {
+        self.sightings.retain(|life, _| is_watched(life));
+    }
+
+    /// Judges a life, strongest evidence first.
+    #[must_use]
+    pub fn judge(&self, life: &Life, observer: &Observer, timings: &Timings, witness: Witness, now_ms: u64) -> Verdict {
+        let seen = self.sightings.get(life).copied().unwrap_or_default();
+        if seen.left {
+            return Verdict::Gone(Evidence::Left);
+        }
+        if seen.idle {
+            return Verdict::Gone(Evidence::IdleRestart);
+        }
+        if seen.operator {
+            return Verdict::Gone(Evidence::Operator);
+        }
+        let delay_ms = u64::from(timings.storage_delay_ms);
+        let mut due: Option<(u64, Evidence)> = seen.rebooted_ms.map(|at| (at + delay_ms, Evidence::Rebooted));
+        if let Some((at, reset_ms)) = seen.acknowledged {
+            // The victim's T is granted + lateness + drift of its own clock already.
+            let acknowledged = (at + u64::from(reset_ms) + delay_ms, Evidence::Acknowledged);
+            due = Some(due.map_or(acknowledged, |known| known.min(acknowledged)));
+        }
+        match due {
+            Some((due_ms, evidence)) if now_ms >= due_ms => return Verdict::Gone(evidence),
+            _ => {}
+        }
+        if Self::is_expired(life, observer, timings, witness) {
+            return Verdict::Gone(Evidence::Expired);
+        }
+        due.map_or(Verdict::MayLive, |(due_ms, evidence)| Verdict::GoneAt { due_ms, evidence })
+    }
+
+    /// Silent for W + D (W + F + D for an outsider). Silence proves nothing of a node under the rule *cluster*.
+    fn is_expired(life: &Life, observer: &Observer, timings: &Timings, witness: Witness) -> bool {
+        let Some(watched) = observer.watched(life.slot) else {
+            return false;
+        };
+        if watched.beat.as_ref().is_some_and(|beat| beat.rule == Rule::Cluster) {
+            return false;
+        }
+        // A lease published in the beat itself can only lengthen the wait, never shorten it.
+        let published_ms = watched.beat.as_ref().map_or(0, |beat| u64::from(beat.lease_ms));
+        let drift = u64::from(timings.drift_ppm);
+        let own_wait_ms = (published_ms * (1_000_000 + drift)).div_ceil(1_000_000 - drift) + 10;
+        let freeze_ms = match witness {
+            Witness::MemberOfLastView => 0,
+            Witness::Outsider => u64::from(timings.freeze_ms),
+        };
+        let wait_ms = u64::from(timings.expiry_ms).max(own_wait_ms) + freeze_ms + u64::from(timings.storage_delay_ms);
+        observer.is_silent_for(life.slot, wait_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observer::{BeatsRead, tests::beat};
+    use crate::timing::{Wishes, derive};
+    use deadbolt_disk_format::{Acknowledgement, BootId, Incarnation, SlotIndex};
+
+    fn life() -> Life {
+        Life { slot: SlotIndex(1), boot: BootId([1; 16]), incarnation: Incarnation([3; 16]) }
+    }
+
+    fn timings() -> Timings {
+        derive(&Wishes::stall(1000)).unwrap()
+    }
+
+    fn judge(evidences: &Evidences, observer: &Observer, witness: Witness, now_ms: u64) -> Verdict {
+        evidences.judge(&life(), observer, &timings(), witness, now_ms)
+    }
+
+    fn show(beat: &Beat, ended_ms: u64) -> (Evidences, Observer) {
+        let mut evidences = Evidences::default();
+        evidences.handle_beat(beat, ended_ms, core::iter::once(life()));
+        (evidences, Observer::new(SlotIndex(0), 1))
+    }
+
+    #[test]
+    fn left_counts_at_once_and_is_not_missed_when_the_next_incarnation_carries_it() {
+        let mut seen = beat(1, 5);
+        seen.daemon.state = NodeState::Left;
+        let (evidences, observer) = show(&seen, 100);
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 100), Verdict::Gone(Evidence::Left));
+        let mut later = beat(1, 9);
+        later.daemon.incarnation = Incarnation([4; 16]);
+        later.daemon.state = NodeState::Joining;
+        later.daemon.left_incarnation = life().incarnation;
+        let (evidences, observer) = show(&later, 100);
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 100), Verdict::Gone(Evidence::Left));
+    }
+
+    #[test]
+    fn a_new_incarnation_on_the_same_boot_proves_nothing() {
+        let mut seen = beat(1, 5);
+        seen.daemon.incarnation = Incarnation([4; 16]);
+        let (evidences, observer) = show(&seen, 100);
+        assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView, 100_000), Verdict::MayLive);
+    }
+
+    #[test]
+    fn another_boot_counts_after_d() {
+        let mut seen = beat(1, 5);
+        seen.boot = BootId([9; 16]);
+        let (evidences, observer) = show(&seen, 100);
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 599), Verdict::GoneAt { due_ms: 600, evidence: Evidence::Rebooted });
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 600), Verdict::Gone(Evidence::Rebooted));
+    }
+
+    #[test]
+    fn an_acknowledgement_counts_after_its_own_t_and_d() {
+        let mut seen = beat(1, 5);
+        seen.acknowledged = Some(Acknowledgement { reset_ms: 700, command: 2 });
+        let (evidences, observer) = show(&seen, 100);
+        assert_eq!(
+            judge(&evidences, &observer, Witness::Outsider, 1299),
+            Verdict::GoneAt { due_ms: 1300, evidence: Evidence::Acknowledged }
+        );
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 1300), Verdict::Gone(Evidence::Acknowledged));
+    }
+
+    fn silent_until(issued_ms: u64, rule: Rule) -> Observer {
+        let mut observer = Observer::new(SlotIndex(0), 1);
+        let mut peer = beat(1, 5);
+        peer.rule = rule;
+        for issued in [0, issued_ms] {
+            let beats = [(SlotIndex(0), beat(0, 1)), (SlotIndex(1), peer.clone())].into_iter().collect();
+            observer
+                .handle_read(&BeatsRead { device: 0, issued_ms: issued, ended_ms: issued + 1, own_beat: 1, beats }, core::iter::empty());
+        }
+        observer
+    }
+
+    #[test]
+    fn silence_takes_w_and_d_for_a_member_and_f_more_for_an_outsider() {
+        let wait_ms = u64::from(timings().expiry_ms + timings().storage_delay_ms) + 1;
+        let evidences = Evidences::default();
+        assert_eq!(judge(&evidences, &silent_until(wait_ms - 1, Rule::Disk), Witness::MemberOfLastView, wait_ms), Verdict::MayLive);
+        let observer = silent_until(wait_ms, Rule::Disk);
+        assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView, wait_ms), Verdict::Gone(Evidence::Expired));
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, wait_ms), Verdict::MayLive);
+        let late = silent_until(wait_ms + 60_000, Rule::Disk);
+        assert_eq!(judge(&evidences, &late, Witness::Outsider, wait_ms + 60_000), Verdict::Gone(Evidence::Expired));
+        assert_eq!(judge(&evidences, &silent_until(900_000, Rule::Cluster), Witness::MemberOfLastView, 900_000), Verdict::MayLive);
+    }
+}

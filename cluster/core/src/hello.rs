@@ -1,0 +1,270 @@
+//! What: the messages that nodes send each other about themselves, as values and as bytes.
+//! Owns: the plaintext of hellos and of the messages that ask for a change of configuration.
+//! Invariants: little-endian, fixed sizes first; a decoder takes arbitrary bytes and never panics.
+//! Does not: seal, send, or remember anything.
+//! Called by: the daemon's links and wiring; docs/formats/node-messages.md draws them.
+
+use alloc::{string::String, vec::Vec};
+use deadbolt_disk_format::{BootId, Incarnation, Life, NodeState, SlotIndex, SlotSet, ViewNumber};
+
+/// A node's periodic word on the network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Who speaks.
+    pub life: Life,
+    /// What it says of itself.
+    pub state: NodeState,
+    /// Newest view it knows.
+    pub view: ViewNumber,
+    /// Newest view in which its lock service has finished recovery.
+    pub recovered: ViewNumber,
+    /// Whom it hears.
+    pub hears: SlotSet,
+    /// It has asked to leave: nobody is to be surprised by its silence.
+    pub is_leaving: bool,
+}
+
+/// Length of an encoded hello, in bytes.
+pub const HELLO_BYTES: usize = 92;
+
+impl Hello {
+    /// Bytes of the hello.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = Vec::with_capacity(HELLO_BYTES);
+        put_life(&mut bytes, &self.life);
+        bytes.push(state_number(self.state));
+        bytes.push(u8::from(self.is_leaving));
+        bytes.extend_from_slice(&self.view.0.to_le_bytes());
+        bytes.extend_from_slice(&self.recovered.0.to_le_bytes());
+        for word in self.hears.0 {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.resize(HELLO_BYTES, 0);
+        let mut out = [0; HELLO_BYTES];
+        out.copy_from_slice(&bytes);
+        out
+    }
+
+    /// Reads a hello; `None` when the bytes are not one.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != HELLO_BYTES {
+            return None;
+        }
+        let mut reader = Reader::new(bytes);
+        let life = reader.life()?;
+        let state = state_of(reader.u8()?)?;
+        let is_leaving = reader.u8()? == 1;
+        let view = ViewNumber(reader.u64()?);
+        let recovered = ViewNumber(reader.u64()?);
+        let mut hears = SlotSet::default();
+        for word in &mut hears.0 {
+            *word = reader.u64()?;
+        }
+        Some(Self { life, state, view, recovered, hears, is_leaving })
+    }
+}
+
+/// What one node asks of another, or answers, over a link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NodeMessage {
+    /// The lock service's own bytes.
+    Locks(Vec<u8>),
+    /// A node that is not configured asks to be added.
+    AddNode {
+        /// Its name.
+        name: String,
+        /// Its addresses.
+        addresses: Vec<String>,
+        /// Its votes.
+        votes: u16,
+    },
+    /// A configured node asks to be taken out of the configuration once it is gone.
+    RemoveNode {
+        /// Its place.
+        slot: SlotIndex,
+    },
+    /// The request was taken (its effect is a later view) or refused with a reason.
+    Answer(Result<(), String>),
+    /// A view was decided; read the disk now.
+    Decided(ViewNumber),
+}
+
+impl NodeMessage {
+    /// Bytes of the message.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Locks(payload) => {
+                bytes.push(1);
+                bytes.extend_from_slice(payload);
+            }
+            Self::AddNode { name, addresses, votes } => {
+                bytes.push(2);
+                bytes.extend_from_slice(&votes.to_le_bytes());
+                put_text(&mut bytes, name);
+                bytes.push(u8::try_from(addresses.len()).unwrap_or(u8::MAX));
+                for address in addresses {
+                    put_text(&mut bytes, address);
+                }
+            }
+            Self::RemoveNode { slot } => {
+                bytes.push(3);
+                bytes.extend_from_slice(&slot.0.to_le_bytes());
+            }
+            Self::Answer(answer) => {
+                bytes.push(4);
+                bytes.push(u8::from(answer.is_ok()));
+                if let Err(reason) = answer {
+                    put_text(&mut bytes, reason);
+                }
+            }
+            Self::Decided(view) => {
+                bytes.push(5);
+                bytes.extend_from_slice(&view.0.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Reads a message; `None` when the bytes are not one.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        let message = match reader.u8()? {
+            1 => return Some(Self::Locks(reader.rest().to_vec())),
+            2 => {
+                let votes = reader.u16()?;
+                let name = reader.text()?;
+                let count = reader.u8()?;
+                let mut addresses = Vec::new();
+                for _ in 0..count {
+                    addresses.push(reader.text()?);
+                }
+                Self::AddNode { name, addresses, votes }
+            }
+            3 => Self::RemoveNode { slot: SlotIndex(reader.u16()?) },
+            4 => match reader.u8()? {
+                1 => Self::Answer(Ok(())),
+                0 => Self::Answer(Err(reader.text()?)),
+                _ => return None,
+            },
+            5 => Self::Decided(ViewNumber(reader.u64()?)),
+            _ => return None,
+        };
+        reader.rest().is_empty().then_some(message)
+    }
+}
+
+fn put_life(bytes: &mut Vec<u8>, life: &Life) {
+    bytes.extend_from_slice(&life.slot.0.to_le_bytes());
+    bytes.extend_from_slice(&life.boot.0);
+    bytes.extend_from_slice(&life.incarnation.0);
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    let length = text.len().min(usize::from(u16::MAX));
+    bytes.extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes());
+    bytes.extend_from_slice(text.as_bytes().get(..length).unwrap_or_default());
+}
+
+const fn state_number(state: NodeState) -> u8 {
+    match state {
+        NodeState::None => 0,
+        NodeState::Joining => 1,
+        NodeState::Member => 2,
+        NodeState::Left => 3,
+        NodeState::Condemned => 4,
+    }
+}
+
+const fn state_of(number: u8) -> Option<NodeState> {
+    Some(match number {
+        0 => NodeState::None,
+        1 => NodeState::Joining,
+        2 => NodeState::Member,
+        3 => NodeState::Left,
+        4 => NodeState::Condemned,
+        _ => return None,
+    })
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes }
+    }
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.bytes.split_at_checked(count)?;
+        self.bytes = rest;
+        Some(head)
+    }
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+    fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+    fn text(&mut self) -> Option<String> {
+        let length = usize::from(self.u16()?);
+        core::str::from_utf8(self.take(length)?).ok().map(String::from)
+    }
+    fn life(&mut self) -> Option<Life> {
+        Some(Life { slot: SlotIndex(self.u16()?), boot: BootId(self.array()?), incarnation: Incarnation(self.array()?) })
+    }
+    fn rest(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_hello_survives_the_wire() {
+        let hello = Hello {
+            life: Life { slot: SlotIndex(7), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) },
+            state: NodeState::Member,
+            view: ViewNumber(9),
+            recovered: ViewNumber(8),
+            hears: [SlotIndex(1), SlotIndex(200)].into_iter().collect(),
+            is_leaving: true,
+        };
+        assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+    }
+
+    #[test]
+    fn messages_survive_the_wire() {
+        for message in [
+            NodeMessage::Locks(alloc::vec![1, 2, 3]),
+            NodeMessage::AddNode { name: "b".into(), addresses: alloc::vec!["127.0.0.1:1".into()], votes: 1 },
+            NodeMessage::RemoveNode { slot: SlotIndex(3) },
+            NodeMessage::Answer(Ok(())),
+            NodeMessage::Answer(Err("full".into())),
+            NodeMessage::Decided(ViewNumber(4)),
+        ] {
+            assert_eq!(NodeMessage::decode(&message.encode()), Some(message));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Hello::decode(&bytes);
+            let _ = NodeMessage::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What: who hears whom, as this node can know it from hellos and beats.
+//! Owns: the edges, the question put to the arbiter, whether this node may act as part of a quorum.
+//! Invariants: an edge needs both directions and fresh beats on both ends; a life that is not the view's own has no member edge.
+//! Does not: rank cliques (the arbiter does), propose.
+//! Called by: the membership machine.
+
+use super::{Membership, Output, Role};
+use alloc::{collections::BTreeMap, vec::Vec};
+use deadbolt_disk_format::{Life, NodeState, SlotIndex, SlotSet};
+
+/// One node of the graph.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArbitrationNode {
+    /// Its place.
+    pub slot: SlotIndex,
+    /// Its votes.
+    pub votes: u16,
+    /// In the present view with this life? (False for those who want in.)
+    pub is_member: bool,
+    /// Heuristics score.
+    pub score: u8,
+}
+
+/// The question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ArbitrationInput {
+    /// Members and joiners with fresh beats, ascending by slot.
+    pub nodes: Vec<ArbitrationNode>,
+    /// Who hears whom both ways; symmetric.
+    pub edges: BTreeMap<SlotIndex, SlotSet>,
+    /// Votes of the disk.
+    pub disk_votes: u16,
+    /// Quorum of the configured total.
+    pub quorum: u16,
+}
+
+/// The answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Choice {
+    /// Members of the present view that go on.
+    pub members: SlotSet,
+    /// Who is let in besides.
+    pub joiners: SlotSet,
+}
+
+/// Chooses the clique that goes on; none when no eligible one exists.
+pub type Arbiter = fn(&ArbitrationInput) -> Option<Choice>;
+
+/// An arbiter for tests of this machine alone: everybody, if all hear each other.
+#[must_use]
+pub fn choose_whole(input: &ArbitrationInput) -> Option<Choice> {
+    let all: SlotSet = input.nodes.iter().map(|node| node.slot).collect();
+    let mut choice = Choice::default();
+    for node in &input.nodes {
+        let hears = input.edges.get(&node.slot).copied().unwrap_or_default();
+        let is_whole = all.iter().all(|slot| slot == node.slot || hears.contains(slot));
+        match (is_whole, node.is_member) {
+            (true, true) => choice.members.insert(node.slot),
+            (true, false) => choice.joiners.insert(node.slot),
+            (false, _) => {}
+        }
+    }
+    Some(choice)
+}
+
+impl Membership {
+    /// Slots heard on the network within the detection time.
+    pub(crate) fn hears(&self) -> SlotSet {
+        self.heard.iter().filter(|(_, heard)| self.is_heard(heard.at_ms)).map(|(slot, _)| *slot).collect()
+    }
+
+    fn is_heard(&self, at_ms: u64) -> bool {
+        self.now_ms.saturating_sub(at_ms) <= u64::from(self.timings().detect_ms)
+    }
+
+    /// The life that the newest beat in a slot shows, if the beat and its daemon part are fresh.
+    pub(crate) fn fresh_life(&self, slot: SlotIndex) -> Option<Life> {
+        if slot == self.setup.me.slot {
+            return (self.now_ms < self.lease_end_ms).then_some(self.setup.me);
+        }
+        let watched = self.observer.watched(slot)?;
+        let beat = watched.beat.as_ref()?;
+        let now_ms = self.now_ms;
+        let window_ms = u64::from(self.timings().lease_ms);
+        let is_fresh = watched.age_ms(now_ms) <= window_ms && now_ms.saturating_sub(watched.daemon_changed_ms) <= window_ms;
+        let is_alive = is_fresh && beat.acknowledged.is_none() && !beat.is_stopped && !beat.is_idle;
+        is_alive.then_some(Life { slot, boot: beat.boot, incarnation: beat.daemon.incarnation })
+    }
+
+    /// State that the newest beat or hello of this life shows.
+    fn state_of(&self, life: &Life) -> Option<NodeState> {
+        if *life == self.setup.me {
+            return Some(match self.role {
+                Role::Member => NodeState::Member,
+                Role::Joining => NodeState::Joining,
+                Role::Leaving | Role::Recording { .. } | Role::Left => NodeState::Left,
+                Role::Condemned => NodeState::Condemned,
+            });
+        }
+        let beat = self.observer.watched(life.slot)?.beat.as_ref()?;
+        let on_disk = (beat.daemon.incarnation == life.incarnation).then_some(beat.daemon.state);
+        let said = self.heard.get(&life.slot).filter(|heard| heard.hello.life == *life && self.is_heard(heard.at_ms));
+        match (on_disk, said) {
+            (Some(NodeState::Left | NodeState::Condemned), _) => on_disk,
+            (_, Some(heard)) => Some(heard.hello.state),
+            _ => on_disk,
+        }
+    }
+
+    fn hears_of(&self, life: &Life) -> SlotSet {
+        if *life == self.setup.me {
+            return self.hears();
+        }
+        if let Some(heard) = self.heard.get(&life.slot)
+            && heard.hello.life == *life
+            && self.is_heard(heard.at_ms)
+        {
+            return heard.hello.hears;
+        }
+        self.observer.watched(life.slot).and_then(|watched| watched.beat.as_ref()).map_or_else(SlotSet::default, |beat| beat.daemon.hears)
+    }
+
+    /// Lives that may be in the next view: members with a fresh beat of the same life, and those who ask to be let in.
+    fn candidates(&self) -> Vec<(Life, bool)> {
+        let body = &self.known.body;
+        let mut candidates = Vec::new();
+        for node in &body.configuration.nodes {
+            let Some(life) = self.fresh_life(node.slot) else {
+                continue;
+            };
+            let is_member = body.members.contains(&life);
+            let state = self.state_of(&life);
+            // A member whose state on disk is still `Joining` has not read the view that let it in yet.
+            let is_willing = match state {
+                Some(NodeState::Member | NodeState::Joining) => !self.forced.contains(&life),
+                Some(NodeState::None | NodeState::Left | NodeState::Condemned) | None => false,
+            };
+            if is_willing && (is_member || self.may_be_let_in(&life)) {
+                candidates.push((life, is_member));
+            }
+        }
+        candidates
+    }
+
+    /// No life is let in while an earlier life of its node is in the view or owed, or while anybody still recovers from its end.
+    fn may_be_let_in(&self, life: &Life) -> bool {
+        let body = &self.known.body;
+        let is_clear = !body.owed.iter().any(|owed| owed.life.slot == life.slot)
+            && (self.is_restart() || !body.members.iter().any(|member| member.slot == life.slot));
+        let is_condemned_self = *life == self.setup.me && self.role == Role::Condemned;
+        is_condemned_self || (is_clear && (self.is_restart() || self.is_recovered_everywhere()))
+    }
+
+    /// Every member has finished recovery in the present view.
+    fn is_recovered_everywhere(&self) -> bool {
+        let view = self.known.body.view;
+        self.known.body.members.iter().all(|member| {
+            if *member == self.setup.me {
+                return self.recovered >= view;
+            }
+            self.heard.get(&member.slot).is_some_and(|heard| heard.hello.life == *member && heard.hello.recovered >= view)
+        })
+    }
+
+    /// This life is not in the view and may only propose once everybody in it is gone.
+    pub(crate) fn is_restart(&self) -> bool {
+        !self.known.body.members.contains(&self.setup.me)
+    }
+
+    /// Asks the arbiter who goes on, with the lives behind the answer.
+    pub(crate) fn choose(&self) -> Option<(Choice, BTreeMap<SlotIndex, Life>)> {
+        let candidates = self.candidates();
+        let lives: BTreeMap<SlotIndex, Life> = candidates.iter().map(|(life, _)| (life.slot, *life)).collect();
+        let input = self.arbitration(&candidates);
+        (self.setup.arbiter)(&input).map(|choice| (choice, lives))
+    }
+
+    fn arbitration(&self, candidates: &[(Life, bool)]) -> ArbitrationInput {
+        let mut edges: BTreeMap<SlotIndex, SlotSet> = BTreeMap::new();
+        for (a, _) in candidates {
+            let mut set = SlotSet::default();
+            for (b, _) in candidates {
+                if a.slot != b.slot && self.hears_of(a).contains(b.slot) && self.hears_of(b).contains(a.slot) {
+                    set.insert(b.slot);
+                }
+            }
+            edges.insert(a.slot, set);
+        }
+        let configuration = &self.known.body.configuration;
+        let nodes = candidates
+            .iter()
+            .map(|(life, is_member)| ArbitrationNode {
+                slot: life.slot,
+                votes: self.node(life.slot).map_or(0, |node| node.votes),
+                // In a restart nobody is a member any more: all candidates stand on the same foot.
+                is_member: *is_member || self.is_restart(),
+                score: 0,
+            })
+            .collect();
+        ArbitrationInput { nodes, edges, disk_votes: configuration.disk_votes, quorum: quorum(configuration) }
+    }
+
+    /// A configured member that was in the view is not heard or not fresh: poll faster until the matter is settled.
+    pub(crate) fn is_edge_missing(&self) -> bool {
+        let hears = self.hears();
+        self.role == Role::Member && self.known.body.members.iter().any(|member| *member != self.setup.me && !hears.contains(member.slot))
+    }
+
+    /// May new locks be granted? Only a member of the newest known view whose clique is the one that goes on.
+    pub(crate) fn update_permit(&mut self, _now_ms: u64) {
+        let may_grant = self.role == Role::Member && self.choose().is_some_and(|(choice, _)| choice.members.contains(self.setup.me.slot));
+        if self.permit != Some(may_grant) {
+            self.permit = Some(may_grant);
+            self.outputs.push_back(Output::Permit(may_grant));
+        }
+    }
+}
+
+/// Total of the configured votes, the disk's included.
+#[must_use]
+pub fn total_votes(configuration: &deadbolt_disk_format::Configuration) -> u16 {
+    configuration.nodes.iter().fold(configuration.disk_votes, |sum, node| sum.saturating_add(node.votes))
+}
+
+/// Votes needed: more than half of the total.
+#[must_use]
+pub fn quorum(configuration: &deadbolt_disk_format::Configuration) -> u16 {
+    total_votes(configuration) / 2 + 1
+}

@@ -1,0 +1,544 @@
+//! What: the machine that decides what this node proposes, publishes and does about its peers.
+//! Owns: this node's role, the evidence collected, pending changes, the fencing of owed lives.
+//! Invariants: only a member of the known view proposes its successor, unless every member is proved gone; a life that recorded
+//!   *left* acts no more; a node counts as gone only by `evidence`.
+//! Does not: decide a view (the register does), grant locks, read clocks or devices.
+//! Called by: the daemon's wiring and the simulator.
+
+mod fencing;
+mod graph;
+mod proposal;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, choose_whole, quorum, total_votes};
+pub use proposal::{check_name, default_disk_votes};
+pub use status::{MembershipStatus, PeerStatus};
+
+use crate::{
+    evidence::{Evidences, Verdict, Witness},
+    hello::Hello,
+    observer::{BeatsRead, Observer},
+};
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    format,
+    string::String,
+};
+use deadbolt_disk_format::{
+    Configuration, DaemonPart, Digest, Evidence, Incarnation, Life, NodeEntry, NodeState, SlotIndex, SlotSet, Timings, ViewBody, ViewNumber,
+};
+
+/// How a machine begins.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// This life.
+    pub me: Life,
+    /// Devices of the cluster.
+    pub devices: usize,
+    /// Slots reserved on them.
+    pub slots: u16,
+    /// Times to use before any view is known: the superblock's.
+    pub timings: Timings,
+    /// What an earlier incarnation of this boot recorded (from the own beat unit).
+    pub carried_left: (Incarnation, ViewNumber),
+    /// The configuration of the first view; only for `init`.
+    pub initial: Option<Configuration>,
+    /// Which clique goes on.
+    pub arbiter: Arbiter,
+}
+
+/// A change of the configuration that somebody asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ChangeRequest {
+    /// A new node; `occupied` are slots that others use in the SBD area.
+    AddNode {
+        /// Its name.
+        name: String,
+        /// Its addresses.
+        addresses: alloc::vec::Vec<String>,
+        /// Its votes.
+        votes: u16,
+        /// Slots that must not be given away.
+        occupied: SlotSet,
+    },
+    /// Takes a node out once it is neither member nor owed.
+    RemoveNode {
+        /// Its place.
+        slot: SlotIndex,
+    },
+}
+
+/// What the machine is told.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A poll has come: publish, say hello, propose, fence.
+    Tick,
+    /// A read of the beat table ended.
+    Beats(BeatsRead),
+    /// An authenticated hello came.
+    Hello(Hello),
+    /// A view is decided and durable in the own record; this node may act in it.
+    Learned {
+        /// The view.
+        body: ViewBody,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The register gave the own proposal up or failed.
+    ProposalEnded,
+    /// The register has no ballot in the air and none will follow.
+    RegisterQuiet,
+    /// What sbd publishes.
+    Lifeline {
+        /// End of the lease.
+        lease_end_ms: u64,
+        /// Number of the daemon part in the last write that is complete on a majority.
+        published: u64,
+    },
+    /// The lock service holds something, or nothing any more.
+    Holds(bool),
+    /// The lock service has finished recovery in this view.
+    Recovered(ViewNumber),
+    /// Somebody asks for a change of the configuration.
+    Change(ChangeRequest),
+    /// An operator wants the node in this slot ended.
+    Fence(SlotIndex),
+    /// An operator vouches that the node in this slot is gone.
+    OperatorConfirms(SlotIndex),
+    /// A pill was written and verified on a majority of devices, or not.
+    PillDone {
+        /// For whom.
+        victim: Life,
+        /// Did it work?
+        is_written: bool,
+    },
+    /// Leave the view and stop.
+    Stop,
+}
+
+/// What the machine wants done.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    /// Leave these bytes to sbd.
+    Publish(DaemonPart),
+    /// Send this hello to every other configured node.
+    SayHello(Hello),
+    /// Put this value to the register.
+    Propose(ViewBody),
+    /// Take no further part in the register; answer `RegisterQuiet` once nothing is in the air.
+    AbandonRegister,
+    /// The view to act in; `is_member` false: stop granting at once.
+    View {
+        /// The view.
+        body: ViewBody,
+        /// Is this life in it?
+        is_member: bool,
+    },
+    /// May the lock service grant anything new (the lease is checked besides)?
+    Permit(bool),
+    /// The beat that carries "holds" is on disk.
+    HoldsPublished(bool),
+    /// Write the request, then the pill, and verify both.
+    WritePill {
+        /// At whom.
+        victim: Life,
+        /// Decided by which view; 0: an operator's command.
+        view: ViewNumber,
+        /// Number of the request.
+        serial: u64,
+    },
+    /// This node must be reset.
+    ResetSelf(String),
+    /// *Left* is on disk: go on under a new incarnation.
+    NewIncarnation,
+    /// *Left* is on disk and a stop was asked for.
+    Stopped,
+    /// The clients must give back what they hold: a stop was asked for.
+    StopLocks,
+    /// An operator's fence has ended with evidence.
+    Fenced {
+        /// Who.
+        victim: Life,
+        /// By what.
+        evidence: Evidence,
+        /// How long it took.
+        waited_ms: u64,
+    },
+    /// For the journal and the log.
+    Journal(String),
+}
+
+/// What this life is, in its own eyes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// Not in the view; wants in.
+    Joining,
+    /// In the view.
+    Member,
+    /// Waits until the register is quiet, then records *left*.
+    Leaving,
+    /// *Left* is in this daemon part; not yet known to be on disk.
+    Recording { number: u64 },
+    /// *Left* is on disk. Nothing follows.
+    Left,
+    /// Removed while it held something.
+    Condemned,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub(crate) at_ms: u64,
+    pub(crate) hello: Hello,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) body: ViewBody,
+    pub(crate) digest: Digest,
+    pub(crate) since_ms: u64,
+}
+
+/// The machine. See the module's head.
+#[derive(Debug)]
+pub struct Membership {
+    pub(crate) setup: Setup,
+    pub(crate) now_ms: u64,
+    pub(crate) role: Role,
+    pub(crate) known: Known,
+    pub(crate) has_view: bool,
+    pub(crate) observer: Observer,
+    pub(crate) evidences: Evidences,
+    pub(crate) heard: BTreeMap<SlotIndex, Heard>,
+    pub(crate) lease_end_ms: u64,
+    pub(crate) published: u64,
+    pub(crate) number: u64,
+    pub(crate) holds: bool,
+    /// Number of the first daemon part that carries the present `holds`.
+    holds_number: u64,
+    holds_said: Option<bool>,
+    pub(crate) recovered: ViewNumber,
+    pub(crate) is_stopping: bool,
+    pub(crate) permit: Option<bool>,
+    pub(crate) proposal: proposal::Proposals,
+    pub(crate) fencing: fencing::Fencing,
+    pub(crate) forced: BTreeSet<Life>,
+    pub(crate) additions: VecDeque<NodeEntryWish>,
+    pub(crate) removals: BTreeSet<SlotIndex>,
+    pub(crate) outputs: VecDeque<Output>,
+}
+
+/// A node to be added, before it has a slot.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeEntryWish {
+    pub(crate) name: String,
+    pub(crate) addresses: alloc::vec::Vec<String>,
+    pub(crate) votes: u16,
+    pub(crate) occupied: SlotSet,
+}
+
+impl Membership {
+    /// A life that knows nothing yet.
+    #[must_use]
+    pub fn new(setup: Setup, now_ms: u64) -> Self {
+        Self {
+            observer: Observer::new(setup.me.slot, setup.devices),
+            known: Known { body: ViewBody::default(), digest: Digest::NONE, since_ms: now_ms },
+            setup,
+            now_ms,
+            role: Role::Joining,
+            has_view: false,
+            evidences: Evidences::default(),
+            heard: BTreeMap::new(),
+            lease_end_ms: 0,
+            published: 0,
+            number: 0,
+            holds: false,
+            holds_number: 0,
+            holds_said: None,
+            recovered: ViewNumber(0),
+            is_stopping: false,
+            permit: None,
+            proposal: proposal::Proposals::default(),
+            fencing: fencing::Fencing::default(),
+            forced: BTreeSet::new(),
+            additions: VecDeque::new(),
+            removals: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The times in force: the view's, or the superblock's before any.
+    #[must_use]
+    pub fn timings(&self) -> &Timings {
+        if self.known.body.view.0 > 0 { &self.known.body.configuration.timings } else { &self.setup.timings }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When the machine wants a `Tick` at the latest.
+    #[must_use]
+    pub fn next_deadline(&self, last_tick_ms: u64) -> u64 {
+        let poll_ms = u64::from(self.timings().poll_ms);
+        last_tick_ms + if self.is_edge_missing() || !self.known.body.owed.is_empty() { poll_ms.min(50) } else { poll_ms }
+    }
+
+    /// Takes an event.
+    pub fn handle(&mut self, now_ms: u64, input: Input) {
+        self.now_ms = self.now_ms.max(now_ms);
+        match input {
+            Input::Tick => self.handle_tick(now_ms),
+            Input::Beats(read) => self.handle_beats(&read, now_ms),
+            Input::Hello(hello) => self.handle_hello(hello, now_ms),
+            Input::Learned { body, digest } => self.handle_learned(body, digest, now_ms),
+            Input::ProposalEnded => self.proposal.handle_ended(),
+            Input::RegisterQuiet => self.handle_register_quiet(),
+            Input::Lifeline { lease_end_ms, published } => self.handle_lifeline(lease_end_ms, published),
+            Input::Holds(holds) => self.handle_holds(holds),
+            Input::Recovered(view) => self.recovered = self.recovered.max(view),
+            Input::Change(change) => self.handle_change(change),
+            Input::Fence(slot) => self.handle_fence(slot, now_ms),
+            Input::OperatorConfirms(slot) => self.handle_operator(slot),
+            Input::PillDone { victim, is_written } => self.fencing.handle_pill(&victim, is_written, now_ms),
+            Input::Stop => self.is_stopping = true,
+        }
+    }
+
+    fn handle_tick(&mut self, now_ms: u64) {
+        self.publish();
+        self.say_hello(now_ms);
+        self.follow_stop();
+        if self.has_view && matches!(self.role, Role::Joining | Role::Member | Role::Condemned) {
+            self.consider(now_ms);
+        }
+        self.update_permit(now_ms);
+    }
+
+    fn handle_beats(&mut self, read: &BeatsRead, now_ms: u64) {
+        let lives = self.watched_lives();
+        self.observer.handle_read(read, lives.iter().map(|life| life.slot));
+        for beat in read.beats.values() {
+            self.evidences.handle_beat(beat, read.ended_ms, lives.iter().copied());
+        }
+        self.report_fenced(now_ms);
+    }
+
+    fn handle_hello(&mut self, hello: Hello, now_ms: u64) {
+        let is_me = hello.life.slot == self.setup.me.slot;
+        if !is_me {
+            self.heard.insert(hello.life.slot, Heard { at_ms: now_ms, hello });
+        }
+    }
+
+    fn handle_learned(&mut self, body: ViewBody, digest: Digest, now_ms: u64) {
+        if self.has_view && body.view <= self.known.body.view {
+            return;
+        }
+        let is_member = body.members.contains(&self.setup.me);
+        let was_member = self.role == Role::Member;
+        self.outputs.push_back(Output::Journal(proposal::describe(&body)));
+        self.proposal.handle_view(&body, now_ms);
+        self.known = Known { body, digest, since_ms: now_ms };
+        self.has_view = true;
+        self.forget_settled();
+        match self.role {
+            Role::Joining | Role::Member | Role::Condemned if is_member => self.role = Role::Member,
+            Role::Member => self.handle_removed(now_ms),
+            Role::Joining | Role::Leaving | Role::Recording { .. } | Role::Left | Role::Condemned => {}
+        }
+        if is_member || was_member {
+            self.permit = None;
+        }
+        self.outputs.push_back(Output::View { body: self.known.body.clone(), is_member: is_member && self.role == Role::Member });
+    }
+
+    /// This life was a member and the decided view is without it.
+    fn handle_removed(&mut self, now_ms: u64) {
+        if self.holds {
+            self.role = Role::Condemned;
+            self.outputs.push_back(Output::Journal(format!("removed by view {} while holding locks", self.known.body.view)));
+            self.condemn(now_ms);
+        } else {
+            self.begin_leaving();
+        }
+    }
+
+    /// Resets itself unless every member of the deciding view is proved gone.
+    pub(crate) fn condemn(&mut self, now_ms: u64) {
+        let may_live = self.known.body.members.iter().any(|life| !self.is_dead(life, now_ms));
+        if may_live {
+            self.outputs
+                .push_back(Output::ResetSelf(format!("view {} went on without this node, which holds locks", self.known.body.view)));
+        }
+    }
+
+    fn begin_leaving(&mut self) {
+        if matches!(self.role, Role::Joining | Role::Member) {
+            self.role = Role::Leaving;
+            self.outputs.push_back(Output::Permit(false));
+            self.permit = Some(false);
+            self.outputs.push_back(Output::AbandonRegister);
+        }
+    }
+
+    fn handle_register_quiet(&mut self) {
+        if self.role == Role::Leaving && !self.holds {
+            self.role = Role::Recording { number: self.number + 1 };
+            self.publish();
+        }
+    }
+
+    fn handle_lifeline(&mut self, lease_end_ms: u64, published: u64) {
+        self.lease_end_ms = lease_end_ms;
+        self.published = published;
+        if let Role::Recording { number } = self.role
+            && published >= number
+        {
+            self.role = Role::Left;
+            let next = if self.is_stopping { Output::Stopped } else { Output::NewIncarnation };
+            self.outputs.push_back(Output::Journal(format!("left after view {}", self.known.body.view)));
+            self.outputs.push_back(next);
+        }
+        if self.holds_said != Some(self.holds) && published >= self.holds_number && self.holds_number > 0 {
+            self.holds_said = Some(self.holds);
+            self.outputs.push_back(Output::HoldsPublished(self.holds));
+        }
+    }
+
+    fn handle_holds(&mut self, holds: bool) {
+        if self.holds != holds || self.holds_number == 0 {
+            self.holds = holds;
+            self.holds_number = self.number + 1;
+            self.holds_said = None;
+            self.publish();
+        }
+    }
+
+    fn follow_stop(&mut self) {
+        if !self.is_stopping {
+            return;
+        }
+        if self.holds {
+            self.outputs.push_back(Output::StopLocks);
+        } else {
+            self.begin_leaving();
+        }
+    }
+
+    fn handle_operator(&mut self, slot: SlotIndex) {
+        let lives: alloc::vec::Vec<Life> = self.watched_lives().into_iter().filter(|life| life.slot == slot).collect();
+        for life in lives {
+            self.outputs.push_back(Output::Journal(format!("an operator vouches that node {} is gone", self.name_of(slot))));
+            self.evidences.handle_operator(life);
+        }
+    }
+
+    fn handle_change(&mut self, change: ChangeRequest) {
+        match change {
+            ChangeRequest::AddNode { name, addresses, votes, occupied } => {
+                let is_waiting = self.additions.iter().any(|wish| wish.name.eq_ignore_ascii_case(&name));
+                if !is_waiting {
+                    self.additions.push_back(NodeEntryWish { name, addresses, votes, occupied });
+                }
+            }
+            ChangeRequest::RemoveNode { slot } => {
+                self.removals.insert(slot);
+            }
+        }
+    }
+
+    /// Every life whose end matters: members, owed, and those an operator wants ended.
+    pub(crate) fn watched_lives(&self) -> BTreeSet<Life> {
+        let body = &self.known.body;
+        let mut lives: BTreeSet<Life> = body.members.iter().copied().chain(body.owed.iter().map(|owed| owed.life)).collect();
+        lives.extend(self.fencing.operator_targets());
+        lives.remove(&self.setup.me);
+        lives
+    }
+
+    /// How long this node must watch a life in silence.
+    pub(crate) fn witness_of(&self, life: &Life) -> Witness {
+        // A member of the present view was with every life that this view's line removed while it was in; consents are not given yet.
+        let is_member = self.role == Role::Member && self.known.body.members.contains(&self.setup.me);
+        let was_together = self.known.body.members.contains(life) || self.proposal.was_with(life);
+        if is_member && was_together { Witness::MemberOfLastView } else { Witness::Outsider }
+    }
+
+    pub(crate) fn judge(&self, life: &Life, now_ms: u64) -> Verdict {
+        self.evidences.judge(life, &self.observer, self.timings(), self.witness_of(life), now_ms)
+    }
+
+    pub(crate) fn evidence_of(&self, life: &Life, now_ms: u64) -> Option<Evidence> {
+        match self.judge(life, now_ms) {
+            Verdict::Gone(evidence) => Some(evidence),
+            Verdict::MayLive | Verdict::GoneAt { .. } => None,
+        }
+    }
+
+    /// Gone by the end of its machine or process tree; *left* is not enough here.
+    fn is_dead(&self, life: &Life, now_ms: u64) -> bool {
+        !matches!(self.evidence_of(life, now_ms), None | Some(Evidence::Left | Evidence::IdleRestart))
+    }
+
+    fn forget_settled(&mut self) {
+        let lives = self.watched_lives();
+        self.evidences.keep(|life| lives.contains(life));
+        self.forced.retain(|life| self.known.body.members.contains(life));
+        let nodes = &self.known.body.configuration.nodes;
+        self.additions.retain(|wish| !nodes.iter().any(|node| node.name.eq_ignore_ascii_case(&wish.name)));
+        self.removals.retain(|slot| nodes.iter().any(|node| node.slot == *slot));
+    }
+
+    pub(crate) fn node(&self, slot: SlotIndex) -> Option<&NodeEntry> {
+        self.known.body.configuration.nodes.iter().find(|node| node.slot == slot)
+    }
+
+    pub(crate) fn name_of(&self, slot: SlotIndex) -> String {
+        self.node(slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone())
+    }
+
+    fn publish(&mut self) {
+        self.number += 1;
+        let state = match self.role {
+            Role::Joining | Role::Leaving => NodeState::Joining,
+            Role::Member => NodeState::Member,
+            Role::Recording { .. } | Role::Left => NodeState::Left,
+            Role::Condemned => NodeState::Condemned,
+        };
+        let (left_incarnation, left_view) =
+            if state == NodeState::Left { (self.setup.me.incarnation, self.known.body.view) } else { self.setup.carried_left };
+        self.outputs.push_back(Output::Publish(DaemonPart {
+            number: self.number,
+            incarnation: self.setup.me.incarnation,
+            state,
+            holds: self.holds,
+            view: self.known.body.view,
+            hears: self.hears(),
+            left_incarnation,
+            left_view,
+            ..DaemonPart::default()
+        }));
+    }
+
+    fn say_hello(&mut self, _now_ms: u64) {
+        let state = match self.role {
+            Role::Member => NodeState::Member,
+            Role::Joining | Role::Leaving => NodeState::Joining,
+            Role::Recording { .. } | Role::Left => NodeState::Left,
+            Role::Condemned => NodeState::Condemned,
+        };
+        let hears = self.hears();
+        self.outputs.push_back(Output::SayHello(Hello {
+            life: self.setup.me,
+            state,
+            view: self.known.body.view,
+            recovered: self.recovered,
+            hears,
+            is_leaving: self.is_stopping,
+        }));
+    }
+}

@@ -1,0 +1,323 @@
+//! What: the value that this node puts to the register, and when.
+//! Owns: settling, staggering, back-off; the making of the next view's body.
+//! Invariants: every life that leaves the members is owed or released with its evidence; every owed life stays until released; the
+//!   configuration changes only by a view that satisfies the old and the new quorum.
+//! Does not: decide; two nodes may put different values, the register settles it.
+//! Called by: the membership machine.
+
+use super::{Choice, Membership, NodeEntryWish, Output, Role, quorum, total_votes};
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    format,
+    string::String,
+    vec::Vec,
+};
+use deadbolt_disk_format::{
+    Configuration, Life, NAME_BYTES_MAX, NodeEntry, Owed, Released, SlotIndex, SlotSet, ViewBody, ViewNumber, ViewReason,
+};
+
+/// Views that may follow each other within [`CHURN_WINDOW_MS`] before proposals are held back.
+const CHURN_FREE: usize = 10;
+/// See [`CHURN_FREE`]; chosen, no strong reason.
+const CHURN_WINDOW_MS: u64 = 10_000;
+
+/// What is being proposed, and since when it has been wanted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Proposals {
+    is_in_flight: bool,
+    wanted: Option<Wanted>,
+    /// Lives this life has been in a view with.
+    companions: BTreeSet<Life>,
+    recent_views_ms: VecDeque<u64>,
+}
+
+/// A membership that differs from the present one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Wanted {
+    members: Vec<Life>,
+    since_ms: u64,
+}
+
+impl Proposals {
+    pub(crate) fn handle_ended(&mut self) {
+        self.is_in_flight = false;
+    }
+
+    pub(crate) fn handle_view(&mut self, body: &ViewBody, now_ms: u64) {
+        self.is_in_flight = false;
+        self.wanted = None;
+        self.companions.extend(body.members.iter().copied());
+        self.recent_views_ms.push_back(now_ms);
+        while self.recent_views_ms.front().is_some_and(|at| now_ms.saturating_sub(*at) > CHURN_WINDOW_MS) {
+            self.recent_views_ms.pop_front();
+        }
+    }
+
+    pub(crate) fn was_with(&self, life: &Life) -> bool {
+        self.companions.contains(life)
+    }
+
+    /// How long the wanted members have been the same.
+    fn settled_ms(&mut self, members: Vec<Life>, now_ms: u64) -> u64 {
+        match &self.wanted {
+            Some(wanted) if wanted.members == members => now_ms.saturating_sub(wanted.since_ms),
+            _ => {
+                self.wanted = Some(Wanted { members, since_ms: now_ms });
+                0
+            }
+        }
+    }
+
+    /// Doubles with every view beyond the free ones.
+    fn back_off_ms(&self, poll_ms: u64) -> u64 {
+        let over = self.recent_views_ms.len().saturating_sub(CHURN_FREE).min(6);
+        if over == 0 { 0 } else { poll_ms << over }
+    }
+}
+
+impl Membership {
+    /// Proposes the next view if this node may and something has to change; fences what is owed.
+    pub(crate) fn consider(&mut self, now_ms: u64) {
+        if self.role == Role::Condemned {
+            self.condemn(now_ms);
+        }
+        if self.role == Role::Member {
+            self.fence(now_ms);
+        }
+        if self.proposal.is_in_flight || now_ms >= self.lease_end_ms {
+            return;
+        }
+        let body = if self.is_restart() { self.restart_body(now_ms) } else { self.next_body(now_ms) };
+        if let Some(body) = body {
+            self.proposal.is_in_flight = true;
+            self.outputs.push_back(Output::Propose(body));
+        }
+    }
+
+    fn poll_ms(&self) -> u64 {
+        u64::from(self.timings().poll_ms)
+    }
+
+    /// A member's proposal.
+    fn next_body(&mut self, now_ms: u64) -> Option<ViewBody> {
+        let (choice, lives) = self.choose()?;
+        if !choice.members.contains(self.setup.me.slot) {
+            self.proposal.wanted = None;
+            return None;
+        }
+        let wanted = chosen(&choice, &lives);
+        let present = self.known.body.members.clone();
+        // A member that left by its own word needs no settling: it will not come back.
+        let without_left: Vec<Life> =
+            present.iter().filter(|life| self.evidence_of(life, now_ms).is_none() || wanted.contains(life)).copied().collect();
+        let settled_ms = self.proposal.settled_ms(wanted.clone(), now_ms);
+        let wait_ms = 2 * self.poll_ms() + self.proposal.back_off_ms(self.poll_ms());
+        let members = if wanted == present || settled_ms >= wait_ms { wanted } else { without_left };
+        let body = self.body_with(members, now_ms)?;
+        let rank = body.members.iter().filter(|life| present.contains(life)).position(|life| *life == self.setup.me)?;
+        let stagger_ms = u64::try_from(rank).unwrap_or(u64::MAX) * 2 * self.poll_ms();
+        (settled_ms >= stagger_ms).then_some(body)
+    }
+
+    /// The proposal of a node outside the view, once every member is proved gone or left.
+    fn restart_body(&mut self, now_ms: u64) -> Option<ViewBody> {
+        if self.known.body.view == ViewNumber(0) {
+            return self.initial_body();
+        }
+        let members = self.known.body.members.clone();
+        if !members.iter().all(|life| self.evidence_of(life, now_ms).is_some()) {
+            return None;
+        }
+        let (choice, lives) = self.choose()?;
+        if !choice.members.contains(self.setup.me.slot) {
+            return None;
+        }
+        let chosen = chosen(&choice, &lives);
+        let rank = chosen.iter().position(|life| *life == self.setup.me)?;
+        let settled_ms = self.proposal.settled_ms(chosen.clone(), now_ms);
+        let wait_ms = 2 * self.poll_ms() * (1 + u64::try_from(rank).unwrap_or(u64::MAX)) + self.proposal.back_off_ms(self.poll_ms());
+        if settled_ms < wait_ms { None } else { self.body_with(chosen, now_ms) }
+    }
+
+    fn initial_body(&self) -> Option<ViewBody> {
+        let configuration = self.setup.initial.clone()?;
+        Some(ViewBody {
+            view: ViewNumber(1),
+            predecessor: self.known.digest,
+            proposer: Some(self.setup.me),
+            reason: ViewReason::Initial,
+            members: alloc::vec![self.setup.me],
+            owed: Vec::new(),
+            released: Vec::new(),
+            configuration,
+        })
+    }
+
+    /// The successor of the known view with these members; none when it would say nothing new.
+    fn body_with(&self, members: Vec<Life>, now_ms: u64) -> Option<ViewBody> {
+        let present = &self.known.body;
+        let view = ViewNumber(present.view.0 + 1);
+        let mut owed: Vec<Owed> = Vec::new();
+        let mut released: Vec<Released> = Vec::new();
+        let removed = present.members.iter().filter(|life| !members.contains(life)).map(|life| Owed { life: *life, removed_in: view });
+        // A condemned life that goes on (all who removed it are gone) is owed no more: it lives in the new view.
+        let still_owed = present.owed.iter().filter(|owed| !members.contains(&owed.life)).copied();
+        for entry in still_owed.chain(removed) {
+            match self.evidence_of(&entry.life, now_ms) {
+                Some(evidence) => released.push(Released {
+                    life: entry.life,
+                    evidence,
+                    waited_ms: u32::try_from(now_ms.saturating_sub(self.known.since_ms)).unwrap_or(u32::MAX),
+                    witness: self.setup.me.slot,
+                }),
+                None => owed.push(entry),
+            }
+        }
+        owed.sort_by_key(|entry| (entry.life.slot, entry.removed_in));
+        released.sort_by_key(|entry| entry.life.slot);
+        let configuration = self.next_configuration(&members, &owed);
+        let is_changed = members != present.members || !released.is_empty() || configuration.version != present.configuration.version;
+        let reason = self.reason(&members, &owed, &configuration);
+        is_changed.then_some(ViewBody {
+            view,
+            predecessor: self.known.digest,
+            proposer: Some(self.setup.me),
+            reason,
+            members,
+            owed,
+            released,
+            configuration,
+        })
+    }
+
+    fn reason(&self, members: &[Life], owed: &[Owed], configuration: &Configuration) -> ViewReason {
+        let present = &self.known.body;
+        if self.is_restart() {
+            ViewReason::Restart
+        } else if owed.iter().any(|entry| entry.removed_in.0 > present.view.0) {
+            ViewReason::Remove
+        } else if present.members.iter().any(|life| !members.contains(life)) {
+            ViewReason::Leave
+        } else if members.iter().any(|life| !present.members.contains(life)) {
+            ViewReason::Join
+        } else if configuration.version != present.configuration.version {
+            ViewReason::Configure
+        } else {
+            ViewReason::Release
+        }
+    }
+
+    /// Applies what was asked for, as far as the old and the new quorum both hold.
+    fn next_configuration(&self, members: &[Life], owed: &[Owed]) -> Configuration {
+        let present = &self.known.body.configuration;
+        let mut next = present.clone();
+        let is_away = |slot: SlotIndex| !members.iter().any(|life| life.slot == slot) && !owed.iter().any(|entry| entry.life.slot == slot);
+        next.nodes.retain(|node| !(self.removals.contains(&node.slot) && is_away(node.slot)));
+        if let Some(wish) = self.additions.front() {
+            add_node(&mut next, wish, self.setup.slots, owed);
+        }
+        if next.nodes == present.nodes {
+            return next;
+        }
+        if !next.disk_votes_pinned {
+            next.disk_votes = default_disk_votes(next.nodes.len());
+        }
+        let votes = members
+            .iter()
+            .filter_map(|life| next.nodes.iter().find(|node| node.slot == life.slot))
+            .fold(next.disk_votes, |sum, node| sum.saturating_add(node.votes));
+        if votes < quorum(&next) {
+            return present.clone();
+        }
+        next.version += 1;
+        next
+    }
+
+    /// Why a node cannot be added, if it cannot; asked before the request is taken.
+    #[must_use]
+    pub fn refuse_addition(&self, name: &str, addresses: &[String], occupied: &SlotSet) -> Option<String> {
+        let nodes = &self.known.body.configuration.nodes;
+        if let Err(reason) = check_name(name) {
+            return Some(reason);
+        }
+        if let Some(other) = nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)) {
+            return Some(format!(
+                "the name {name} is taken by node {} in slot {}; choose another name, or remove that node first",
+                other.name, other.slot
+            ));
+        }
+        for address in addresses {
+            if let Some(other) = nodes.iter().find(|node| node.addresses.contains(address)) {
+                return Some(format!("the address {address} is that of node {}; every node needs its own", other.name));
+            }
+        }
+        if free_slot(nodes, &self.known.body.owed, self.setup.slots, occupied).is_none() {
+            return Some(format!(
+                "all {} slots of the device are taken; remove a node with `deadbolt leave`, or format with more slots",
+                self.setup.slots
+            ));
+        }
+        None
+    }
+}
+
+/// Refuses names that the device or people could not tell apart.
+///
+/// # Errors
+/// The reason, for people.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("the node's name is empty; give it 1 to 63 letters, digits, dots, dashes or underscores".into());
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(format!("the node's name has {} bytes; the device carries at most {NAME_BYTES_MAX}", name.len()));
+    }
+    if let Some(found) = name.chars().find(|letter| !(letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_'))) {
+        return Err(format!("the node's name {name:?} contains {found:?}; allowed are letters, digits, dots, dashes and underscores"));
+    }
+    if name.eq_ignore_ascii_case("LOCAL") {
+        return Err("the name LOCAL means `this node` to SBD tools; choose another".into());
+    }
+    Ok(())
+}
+
+/// nodes - 1, so that one survivor with the disk can carry on.
+#[must_use]
+pub fn default_disk_votes(nodes: usize) -> u16 {
+    u16::try_from(nodes.saturating_sub(1)).unwrap_or(u16::MAX)
+}
+
+fn free_slot(nodes: &[NodeEntry], owed: &[Owed], slots: u16, occupied: &SlotSet) -> Option<SlotIndex> {
+    (0..slots).map(SlotIndex).find(|slot| {
+        !occupied.contains(*slot) && !nodes.iter().any(|node| node.slot == *slot) && !owed.iter().any(|entry| entry.life.slot == *slot)
+    })
+}
+
+fn add_node(configuration: &mut Configuration, wish: &NodeEntryWish, slots: u16, owed: &[Owed]) {
+    if let Some(slot) = free_slot(&configuration.nodes, owed, slots, &wish.occupied) {
+        configuration.nodes.push(NodeEntry { slot, votes: wish.votes, name: wish.name.clone(), addresses: wish.addresses.clone() });
+        configuration.nodes.sort_by_key(|node| node.slot);
+    }
+}
+
+fn chosen(choice: &Choice, lives: &BTreeMap<SlotIndex, Life>) -> Vec<Life> {
+    lives.iter().filter(|(slot, _)| choice.members.contains(**slot) || choice.joiners.contains(**slot)).map(|(_, life)| *life).collect()
+}
+
+/// One line about a view, for the journal and the log.
+pub(crate) fn describe(body: &ViewBody) -> String {
+    let names: Vec<String> = body.members.iter().map(|life| name_in(body, life.slot)).collect();
+    let mut text = format!("view {} ({:?}): members {}", body.view, body.reason, names.join(" "));
+    for owed in &body.owed {
+        text.push_str(&format!(", owed {} since view {}", name_in(body, owed.life.slot), owed.removed_in));
+    }
+    for released in &body.released {
+        text.push_str(&format!(", {} gone: {:?}", name_in(body, released.life.slot), released.evidence));
+    }
+    text.push_str(&format!(" (votes {} of {})", total_votes(&body.configuration), quorum(&body.configuration)));
+    text
+}
+
+fn name_in(body: &ViewBody, slot: SlotIndex) -> String {
+    body.configuration.nodes.iter().find(|node| node.slot == slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone())
+}
