@@ -9,6 +9,16 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod beat;
+pub mod head;
+pub mod layout;
+pub mod register;
+pub mod superblock;
 pub mod types;
+pub mod view;
 
+pub use head::{EncodeError, Place, RecordError, RecordType, Unit};
+pub use layout::{Area, LayoutError};
+pub use superblock::{Permission, SuperblockChoice, choose_superblock, read_superblocks};
 pub use types::*;
+pub use view::{decode_body_place, encode_body_place};
