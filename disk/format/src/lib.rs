@@ -12,13 +12,16 @@ extern crate std;
 pub mod beat;
 pub mod head;
 pub mod layout;
+pub mod records;
 pub mod register;
+pub mod sbd;
 pub mod superblock;
 pub mod types;
 pub mod view;
 
 pub use head::{EncodeError, Place, RecordError, RecordType, Unit};
 pub use layout::{Area, LayoutError};
+pub use records::{Requests, Tool, ToolClaim};
 pub use superblock::{Permission, SuperblockChoice, choose_superblock, read_superblocks};
 pub use types::*;
 pub use view::{decode_body_place, encode_body_place};
