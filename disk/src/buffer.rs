@@ -71,14 +71,7 @@ mod tests {
 
     #[test]
     fn is_aligned_and_padded() {
-        for (asked, given) in [
-            (0, 0),
-            (1, 512),
-            (512, 512),
-            (513, 1024),
-            (4096, 4096),
-            (9000, 9216),
-        ] {
+        for (asked, given) in [(0, 0), (1, 512), (512, 512), (513, 1024), (4096, 4096), (9000, 9216)] {
             let buffer = AlignedBuf::zeroed(asked);
             assert_eq!(buffer.len(), given);
             assert_eq!(buffer.as_ptr().addr() % 4096, 0);

@@ -13,12 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 #[must_use]
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME);
-    let spans = now.ok().and_then(|time| {
-        Some((
-            u64::try_from(time.tv_sec()).ok()?,
-            u64::try_from(time.tv_nsec()).ok()?,
-        ))
-    });
+    let spans = now.ok().and_then(|time| Some((u64::try_from(time.tv_sec()).ok()?, u64::try_from(time.tv_nsec()).ok()?)));
     match spans {
         Some((seconds, nanoseconds)) => seconds * 1_000_000_000 + nanoseconds,
         None => panic!("CLOCK_BOOTTIME cannot be read: no lease can be kept on this kernel"),

@@ -103,24 +103,11 @@ pub trait RawDevice: Send + Sync {
         let length = u64::try_from(bytes).unwrap_or(u64::MAX);
         let sector = u64::from(sector_bytes);
         if bytes == 0 || !length.is_multiple_of(sector) || !offset.is_multiple_of(sector) {
-            return Err(IoError::Misaligned {
-                direction,
-                offset,
-                bytes,
-                sector_bytes,
-            });
+            return Err(IoError::Misaligned { direction, offset, bytes, sector_bytes });
         }
         let size_bytes = geometry.size_bytes;
-        if offset
-            .checked_add(length)
-            .is_none_or(|end| end > size_bytes)
-        {
-            return Err(IoError::OutOfRange {
-                direction,
-                offset,
-                bytes,
-                size_bytes,
-            });
+        if offset.checked_add(length).is_none_or(|end| end > size_bytes) {
+            return Err(IoError::OutOfRange { direction, offset, bytes, size_bytes });
         }
         if direction == Direction::Write && !self.is_writable() {
             return Err(IoError::ReadOnly { offset });
@@ -144,10 +131,7 @@ mod ioctls {
     nix::ioctl_read_bad!(read_only, 0x125e, libc::c_int); // BLKROGET, _IO(0x12, 94)
     nix::ioctl_read!(size_bytes, 0x12, 114, usize); // BLKGETSIZE64 is declared with size_t and fills 64 bits
 }
-const _: () = assert!(
-    size_of::<usize>() == 8,
-    "BLKGETSIZE64 is encoded with the size of size_t"
-);
+const _: () = assert!(size_of::<usize>() == 8, "BLKGETSIZE64 is encoded with the size of size_t");
 
 impl Device {
     /// Opens and probes `path`. May block for as long as the device hangs; see [`Device::open_within`].
@@ -159,43 +143,25 @@ impl Device {
         check_file_type(path)?;
         let file = open_direct(path, access)?;
         let geometry = probe(path, &file)?;
-        let read_only = matches!(
-            geometry.kind,
-            DeviceKind::Block {
-                read_only: true,
-                ..
-            }
-        );
+        let read_only = matches!(geometry.kind, DeviceKind::Block { read_only: true, .. });
         if read_only && access == Access::ReadWrite {
             return Err(OpenError::ReadOnly { path: path.into() });
         }
-        Ok(Self {
-            path: path.into(),
-            file,
-            access,
-            geometry,
-        })
+        Ok(Self { path: path.into(), file, access, geometry })
     }
 
     /// [`Device::open`] on a thread of its own, given up after `limit`: for paths that may hang.
     ///
     /// # Errors
     /// [`OpenError::NoAnswer`] when the time is over; the thread stays with the kernel.
-    pub fn open_within(
-        path: impl AsRef<Path>,
-        access: Access,
-        limit: Duration,
-    ) -> Result<Self, OpenError> {
+    pub fn open_within(path: impl AsRef<Path>, access: Access, limit: Duration) -> Result<Self, OpenError> {
         let path = path.as_ref().to_path_buf();
         let (answer, answered) = mpsc::channel();
         let asked = path.clone();
         std::thread::Builder::new()
             .name("deadbolt-open".into())
             .spawn(move || answer.send(Self::open(asked, access)))
-            .map_err(|source| OpenError::Open {
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(|source| OpenError::Open { path: path.clone(), source })?;
         let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         match answered.recv_timeout(limit) {
             Ok(result) => result,
@@ -263,12 +229,7 @@ impl RawDevice for Device {
 }
 
 fn system_offset(direction: Direction, offset: ByteOffset, bytes: usize) -> Result<i64, IoError> {
-    i64::try_from(offset.0).map_err(|_| IoError::Os {
-        direction,
-        offset: offset.0,
-        bytes,
-        errno: libc::EOVERFLOW,
-    })
+    i64::try_from(offset.0).map_err(|_| IoError::Os { direction, offset: offset.0, bytes, errno: libc::EOVERFLOW })
 }
 
 fn again_if_interrupted(mut call: impl FnMut() -> nix::Result<usize>) -> nix::Result<usize> {
@@ -281,35 +242,17 @@ fn again_if_interrupted(mut call: impl FnMut() -> nix::Result<usize>) -> nix::Re
 }
 
 /// What a finished read or write means: all of it, or an error.
-pub(crate) fn judge(
-    direction: Direction,
-    ByteOffset(offset): ByteOffset,
-    bytes: usize,
-    moved: nix::Result<usize>,
-) -> Result<(), IoError> {
+pub(crate) fn judge(direction: Direction, ByteOffset(offset): ByteOffset, bytes: usize, moved: nix::Result<usize>) -> Result<(), IoError> {
     match moved {
         Ok(moved) if moved == bytes => Ok(()),
-        Ok(moved) => Err(IoError::Short {
-            direction,
-            offset,
-            bytes,
-            moved,
-        }),
-        Err(errno) => Err(IoError::Os {
-            direction,
-            offset,
-            bytes,
-            errno: errno as i32,
-        }),
+        Ok(moved) => Err(IoError::Short { direction, offset, bytes, moved }),
+        Err(errno) => Err(IoError::Os { direction, offset, bytes, errno: errno as i32 }),
     }
 }
 
 /// Opening a fifo or a terminal could block or have an effect, so the type is looked at first.
 fn check_file_type(path: &Path) -> Result<(), OpenError> {
-    let metadata = std::fs::metadata(path).map_err(|source| OpenError::Open {
-        path: path.into(),
-        source,
-    })?;
+    let metadata = std::fs::metadata(path).map_err(|source| OpenError::Open { path: path.into(), source })?;
     let file_type = metadata.file_type();
     let found = if file_type.is_block_device() || file_type.is_file() {
         return Ok(());
@@ -322,10 +265,7 @@ fn check_file_type(path: &Path) -> Result<(), OpenError> {
     } else {
         "socket"
     };
-    Err(OpenError::NotADevice {
-        path: path.into(),
-        found,
-    })
+    Err(OpenError::NotADevice { path: path.into(), found })
 }
 
 fn open_direct(path: &Path, access: Access) -> Result<File, OpenError> {
@@ -335,21 +275,13 @@ fn open_direct(path: &Path, access: Access) -> Result<File, OpenError> {
         .custom_flags(libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC)
         .open(path);
     opened.map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL) => OpenError::NoDirectIo {
-            path: path.into(),
-            file_system: crate::device::file_system_of(path),
-        },
+        Some(libc::EINVAL) => OpenError::NoDirectIo { path: path.into(), file_system: crate::device::file_system_of(path) },
         Some(libc::EROFS) => OpenError::ReadOnly { path: path.into() },
         // A read-only block device answers EACCES or EPERM even to root.
-        Some(libc::EACCES | libc::EPERM)
-            if access == Access::ReadWrite && is_read_only_block(path) =>
-        {
+        Some(libc::EACCES | libc::EPERM) if access == Access::ReadWrite && is_read_only_block(path) => {
             OpenError::ReadOnly { path: path.into() }
         }
-        _ => OpenError::Open {
-            path: path.into(),
-            source,
-        },
+        _ => OpenError::Open { path: path.into(), source },
     })
 }
 
@@ -388,19 +320,9 @@ pub(crate) fn file_system_of(path: &Path) -> String {
 }
 
 fn probe(path: &Path, file: &File) -> Result<Geometry, OpenError> {
-    let failed = |what, source| OpenError::Probe {
-        path: path.into(),
-        what,
-        source,
-    };
-    let metadata = file
-        .metadata()
-        .map_err(|source| failed("the file's status", source))?;
-    let identity = Identity {
-        file_system: metadata.dev(),
-        block: metadata.rdev(),
-        inode: metadata.ino(),
-    };
+    let failed = |what, source| OpenError::Probe { path: path.into(), what, source };
+    let metadata = file.metadata().map_err(|source| failed("the file's status", source))?;
+    let identity = Identity { file_system: metadata.dev(), block: metadata.rdev(), inode: metadata.ino() };
     let geometry = if metadata.file_type().is_block_device() {
         probe_block(path, file, identity)?
     } else {
@@ -410,10 +332,7 @@ fn probe(path: &Path, file: &File) -> Result<Geometry, OpenError> {
             physical_sector_bytes: logical,
             size_bytes: metadata.len(),
             kind: DeviceKind::File,
-            identity: Identity {
-                block: 0,
-                ..identity
-            },
+            identity: Identity { block: 0, ..identity },
         }
     };
     if geometry.size_bytes == 0 {
@@ -423,47 +342,31 @@ fn probe(path: &Path, file: &File) -> Result<Geometry, OpenError> {
 }
 
 fn probe_block(path: &Path, file: &File, identity: Identity) -> Result<Geometry, OpenError> {
-    let failed = |what, errno: Errno| OpenError::Probe {
-        path: path.into(),
-        what,
-        source: io::Error::from(errno),
-    };
+    let failed = |what, errno: Errno| OpenError::Probe { path: path.into(), what, source: io::Error::from(errno) };
     let (mut logical, mut physical, mut read_only, mut size) = (0, 0, 0, 0_usize);
     let descriptor = file.as_raw_fd();
     // SAFETY: the descriptor is open for the call, the pointer is to a live local of the type that the request fills.
-    unsafe { ioctls::logical_sector(descriptor, &raw mut logical) }
-        .map_err(|errno| failed("the logical sector", errno))?;
+    unsafe { ioctls::logical_sector(descriptor, &raw mut logical) }.map_err(|errno| failed("the logical sector", errno))?;
     // SAFETY: as above.
-    unsafe { ioctls::physical_sector(descriptor, &raw mut physical) }
-        .map_err(|errno| failed("the physical sector", errno))?;
+    unsafe { ioctls::physical_sector(descriptor, &raw mut physical) }.map_err(|errno| failed("the physical sector", errno))?;
     // SAFETY: as above.
-    unsafe { ioctls::read_only(descriptor, &raw mut read_only) }
-        .map_err(|errno| failed("the read-only flag", errno))?;
+    unsafe { ioctls::read_only(descriptor, &raw mut read_only) }.map_err(|errno| failed("the read-only flag", errno))?;
     // SAFETY: as above; the kernel stores 64 bits, which usize has (proved above).
-    unsafe { ioctls::size_bytes(descriptor, &raw mut size) }
-        .map_err(|errno| failed("the size", errno))?;
+    unsafe { ioctls::size_bytes(descriptor, &raw mut size) }.map_err(|errno| failed("the size", errno))?;
     let logical_sector_bytes = match logical {
         512 | 4096 => logical.unsigned_abs(),
         found => {
-            return Err(OpenError::SectorSize {
-                path: path.into(),
-                found: u64::from(found.unsigned_abs()),
-            });
+            return Err(OpenError::SectorSize { path: path.into(), found: u64::from(found.unsigned_abs()) });
         }
     };
     let loop_folder = sysfs_of(identity.block).map(|folder| folder.join("loop"));
     let is_loop = libc::major(identity.block) == 7;
-    let loop_direct_io =
-        !is_loop || loop_folder.is_some_and(|folder| read_number(&folder.join("dio")) == Some(1));
+    let loop_direct_io = !is_loop || loop_folder.is_some_and(|folder| read_number(&folder.join("dio")) == Some(1));
     Ok(Geometry {
         logical_sector_bytes,
         physical_sector_bytes: physical,
         size_bytes: u64::try_from(size).unwrap_or(u64::MAX),
-        kind: DeviceKind::Block {
-            is_loop,
-            loop_direct_io,
-            read_only: read_only != 0,
-        },
+        kind: DeviceKind::Block { is_loop, loop_direct_io, read_only: read_only != 0 },
         identity,
     })
 }
@@ -482,16 +385,9 @@ fn probe_file_sector(path: &Path, file: &File, size_bytes: u64) -> Result<u32, O
             Err(Errno::EINVAL) => {}
             Err(errno) => {
                 let source = io::Error::from(errno);
-                return Err(OpenError::Probe {
-                    path: path.into(),
-                    what: "the first sector",
-                    source,
-                });
+                return Err(OpenError::Probe { path: path.into(), what: "the first sector", source });
             }
         }
     }
-    Err(OpenError::NoDirectIo {
-        path: path.into(),
-        file_system: file_system_of(path),
-    })
+    Err(OpenError::NoDirectIo { path: path.into(), file_system: file_system_of(path) })
 }

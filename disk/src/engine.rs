@@ -16,6 +16,7 @@ use crate::buffer::AlignedBuf;
 use crate::clock::now_ns;
 use crate::device::RawDevice;
 use crate::error::{Direction, EngineError, IoError};
+use crate::ring::Ring;
 use crate::threads::Threads;
 
 /// Most operations that may be on their way on one device; more are refused. Chosen: far more than a cycle and a
@@ -121,9 +122,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn outstanding(&self) -> MutexGuard<'_, Outstanding> {
-        self.outstanding
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the owner dropped the engine? Then nothing new is issued and nobody is told.
@@ -134,13 +133,7 @@ impl Shared {
     /// An operation came back.
     pub(crate) fn finish(&self, job: &Job, result: Result<Vec<u8>, IoError>) {
         self.outstanding().jobs.remove(&job.serial);
-        self.tell(Completion {
-            tag: job.tag,
-            issued_ns: job.issued_ns,
-            write_done_ns: job.write_done_ns,
-            ended_ns: now_ns(),
-            result,
-        });
+        self.tell(Completion { tag: job.tag, issued_ns: job.issued_ns, write_done_ns: job.write_done_ns, ended_ns: now_ns(), result });
     }
 
     fn tell(&self, completion: Completion) {
@@ -160,7 +153,7 @@ pub(crate) trait Issue: Send + Sync {
 pub struct Engine {
     shared: Arc<Shared>,
     issue: Box<dyn Issue>,
-    refused: Mutex<mpsc::Sender<Completion>>,
+    refused: mpsc::Sender<Completion>,
     backend: Backend,
     fallback_reason: Option<String>,
 }
@@ -180,26 +173,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`]: no thread, or io_uring demanded and refused.
-    pub fn start(
-        device: Arc<dyn RawDevice>,
-        choice: BackendChoice,
-        sink: Sink,
-    ) -> Result<Self, EngineError> {
-        let shared = Arc::new(Shared {
-            device,
-            sink,
-            outstanding: Mutex::default(),
-            stopped: AtomicBool::new(false),
-        });
+    pub fn start(device: Arc<dyn RawDevice>, choice: BackendChoice, sink: Sink) -> Result<Self, EngineError> {
+        let shared = Arc::new(Shared { device, sink, outstanding: Mutex::default(), stopped: AtomicBool::new(false) });
         let refused = start_refuser(&shared)?;
         let (issue, backend, fallback_reason) = start_backend(&shared, choice)?;
-        Ok(Self {
-            shared,
-            issue,
-            refused: Mutex::new(refused),
-            backend,
-            fallback_reason,
-        })
+        Ok(Self { shared, issue, refused, backend, fallback_reason })
     }
 
     /// Hands over one operation. Returns at once; what cannot be issued is answered through the sink like the rest.
@@ -209,19 +187,9 @@ impl Engine {
             Ok(job) => self.issue.issue(job),
             Err(error) => {
                 let result = Err(error);
-                let completion = Completion {
-                    tag,
-                    issued_ns,
-                    write_done_ns: None,
-                    ended_ns: issued_ns,
-                    result,
-                };
+                let completion = Completion { tag, issued_ns, write_done_ns: None, ended_ns: issued_ns, result };
                 // The receiver lives as long as this sender: a failure cannot happen, and would lose only a refusal.
-                let _ = self
-                    .refused
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .send(completion);
+                let _ = self.refused.send(completion);
             }
         }
     }
@@ -255,12 +223,9 @@ impl Engine {
         let (write, read) = match operation {
             Operation::Read { offset, bytes } => (None, Some((offset, bytes))),
             Operation::Write { offset, data } => (Some((offset, data)), None),
-            Operation::WriteThenRead {
-                write_offset,
-                data,
-                read_offset,
-                read_bytes,
-            } => (Some((write_offset, data)), Some((read_offset, read_bytes))),
+            Operation::WriteThenRead { write_offset, data, read_offset, read_bytes } => {
+                (Some((write_offset, data)), Some((read_offset, read_bytes)))
+            }
         };
         if let Some((offset, data)) = &write {
             device.check(Direction::Write, *offset, data.len())?;
@@ -271,21 +236,12 @@ impl Engine {
         let write = write.map(|(offset, data)| (offset, AlignedBuf::copy_of(&data)));
         let mut outstanding = self.shared.outstanding();
         if outstanding.jobs.len() >= OUTSTANDING_MAX {
-            return Err(IoError::TooMany {
-                outstanding: outstanding.jobs.len(),
-            });
+            return Err(IoError::TooMany { outstanding: outstanding.jobs.len() });
         }
         let serial = outstanding.next_serial;
         outstanding.next_serial += 1;
         outstanding.jobs.insert(serial, (tag, issued_ns));
-        Ok(Job {
-            serial,
-            tag,
-            issued_ns,
-            write_done_ns: None,
-            write,
-            read,
-        })
+        Ok(Job { serial, tag, issued_ns, write_done_ns: None, write, read })
     }
 }
 
@@ -321,18 +277,13 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
 type Started = (Box<dyn Issue>, Backend, Option<String>);
 
 fn start_backend(shared: &Arc<Shared>, choice: BackendChoice) -> Result<Started, EngineError> {
-    let threads = |reason| {
-        Ok((
-            Box::new(Threads::start(shared)?) as Box<dyn Issue>,
-            Backend::Threads,
-            reason,
-        ))
-    };
-    match choice {
-        BackendChoice::Threads => threads(None),
-        BackendChoice::Auto => threads(Some("this build has no io_uring back end".into())),
-        BackendChoice::IoUring => Err(EngineError::IoUringRefused {
-            reason: "this build has no io_uring back end".into(),
-        }),
+    let threads = |reason| Ok((Box::new(Threads::start(shared)?) as Box<dyn Issue>, Backend::Threads, reason));
+    if choice == BackendChoice::Threads {
+        return threads(None);
+    }
+    match Ring::start(shared) {
+        Ok(ring) => Ok((Box::new(ring), Backend::IoUring, None)),
+        Err(reason) if choice == BackendChoice::Auto => threads(Some(reason)),
+        Err(reason) => Err(EngineError::IoUringRefused { reason }),
     }
 }

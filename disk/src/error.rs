@@ -42,9 +42,7 @@ pub enum IoError {
         errno: i32,
     },
     /// Fewer bytes were moved than asked for: the device is shorter than it was when it was opened.
-    #[error(
-        "{direction} at offset {offset} moved {moved} of {bytes} bytes; the device has shrunk or been replaced: open it again"
-    )]
+    #[error("{direction} at offset {offset} moved {moved} of {bytes} bytes; the device has shrunk or been replaced: open it again")]
     Short {
         /// Read or write.
         direction: Direction,
@@ -56,9 +54,7 @@ pub enum IoError {
         moved: usize,
     },
     /// Not on sector boundaries; nothing was issued.
-    #[error(
-        "{direction} of {bytes} bytes at offset {offset} is not a whole number of {sector_bytes} byte sectors; nothing was done"
-    )]
+    #[error("{direction} of {bytes} bytes at offset {offset} is not a whole number of {sector_bytes} byte sectors; nothing was done")]
     Misaligned {
         /// Read or write.
         direction: Direction,
@@ -70,9 +66,7 @@ pub enum IoError {
         sector_bytes: u32,
     },
     /// Past the end of the device; nothing was issued.
-    #[error(
-        "{direction} of {bytes} bytes at offset {offset} lies beyond the device's {size_bytes} bytes; nothing was done"
-    )]
+    #[error("{direction} of {bytes} bytes at offset {offset} lies beyond the device's {size_bytes} bytes; nothing was done")]
     OutOfRange {
         /// Read or write.
         direction: Direction,
@@ -90,9 +84,7 @@ pub enum IoError {
         offset: u64,
     },
     /// The device does not return what it was given; nothing was issued.
-    #[error(
-        "{outstanding} operations have not come back from the device, no more are taken; the device hangs, or is far too slow"
-    )]
+    #[error("{outstanding} operations have not come back from the device, no more are taken; the device hangs, or is far too slow")]
     TooMany {
         /// Operations that have not come back.
         outstanding: usize,

@@ -10,6 +10,7 @@ mod device;
 mod engine;
 mod error;
 mod memory;
+mod ring;
 mod threads;
 
 pub use buffer::AlignedBuf;

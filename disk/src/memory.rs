@@ -64,13 +64,7 @@ impl Fault {
     /// A fault of the whole device that lasts until it is cleared.
     #[must_use]
     pub fn new(touches: Touches, kind: FaultKind) -> Self {
-        Self {
-            touches,
-            from: 0,
-            end: u64::MAX,
-            times: None,
-            kind,
-        }
+        Self { touches, from: 0, end: u64::MAX, times: None, kind }
     }
 
     /// Only operations that touch this range.
@@ -130,22 +124,13 @@ impl MemoryDevice {
             physical_sector_bytes: sector_bytes,
             size_bytes: u64::try_from(size_bytes).unwrap_or(u64::MAX),
             kind: DeviceKind::Memory,
-            identity: Identity {
-                file_system: 0,
-                block: 0,
-                inode,
-            },
+            identity: Identity { file_system: 0, block: 0, inode },
         };
         Self::over(content, geometry)
     }
 
     fn over(content: Arc<Mutex<Vec<u8>>>, geometry: Geometry) -> Self {
-        Self {
-            content,
-            geometry,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
+        Self { content, geometry, state: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Another path to the same content, without faults of its own: what another node sees.
@@ -156,8 +141,7 @@ impl MemoryDevice {
 
     /// Adds a fault to this path; of several that meet an operation the oldest acts.
     pub fn inject(&self, fault: Fault) {
-        let frozen =
-            matches!(fault.kind, FaultKind::Stale).then(|| Arc::new(locked(&self.content).clone()));
+        let frozen = matches!(fault.kind, FaultKind::Stale).then(|| Arc::new(locked(&self.content).clone()));
         locked(&self.state).faults.push((fault, frozen));
     }
 
@@ -170,9 +154,7 @@ impl MemoryDevice {
     /// Removes hangs from this path; what hung is done now, in no particular order.
     pub fn release_hung(&self) {
         let mut state = locked(&self.state);
-        state
-            .faults
-            .retain(|(fault, _)| fault.kind != FaultKind::Hang);
+        state.faults.retain(|(fault, _)| fault.kind != FaultKind::Hang);
         state.released += 1;
         drop(state);
         self.changed.notify_all();
@@ -198,26 +180,15 @@ impl MemoryDevice {
     /// Rot: flips one bit of the content.
     pub fn flip_bit(&self, offset: ByteOffset, bit: u8) {
         let mut content = locked(&self.content);
-        if let Some(byte) = usize::try_from(offset.0)
-            .ok()
-            .and_then(|index| content.get_mut(index))
-        {
+        if let Some(byte) = usize::try_from(offset.0).ok().and_then(|index| content.get_mut(index)) {
             *byte ^= 1 << (bit % 8);
         }
     }
 
     /// The fault that acts on an operation, if any; waits while it is a hang.
-    fn meet(
-        &self,
-        direction: Direction,
-        offset: u64,
-        bytes: usize,
-    ) -> Option<(FaultKind, Option<Arc<Vec<u8>>>)> {
+    fn meet(&self, direction: Direction, offset: u64, bytes: usize) -> Option<(FaultKind, Option<Arc<Vec<u8>>>)> {
         let mut state = locked(&self.state);
-        let (fault, frozen) = state
-            .faults
-            .iter_mut()
-            .find(|(fault, _)| fault.meets(direction, offset, bytes))?;
+        let (fault, frozen) = state.faults.iter_mut().find(|(fault, _)| fault.meets(direction, offset, bytes))?;
         if let Some(times) = &mut fault.times {
             *times -= 1;
         }
@@ -227,10 +198,7 @@ impl MemoryDevice {
         }
         state.hung += 1;
         let seen = state.released;
-        let mut state = self
-            .changed
-            .wait_while(state, |state| state.released == seen)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changed.wait_while(state, |state| state.released == seen).unwrap_or_else(PoisonError::into_inner);
         state.hung -= 1;
         None
     }
@@ -248,10 +216,7 @@ fn store(content: &mut [u8], offset: u64, data: &[u8]) {
 }
 
 fn load(content: &[u8], offset: u64, buffer: &mut [u8]) {
-    let room = usize::try_from(offset)
-        .ok()
-        .and_then(|start| content.get(start..))
-        .unwrap_or(&[]);
+    let room = usize::try_from(offset).ok().and_then(|start| content.get(start..)).unwrap_or(&[]);
     let bytes = buffer.len().min(room.len());
     buffer[..bytes].copy_from_slice(&room[..bytes]);
 }
@@ -271,12 +236,7 @@ impl RawDevice for MemoryDevice {
         let ByteOffset(mut place) = offset;
         match self.meet(direction, place, bytes) {
             Some((FaultKind::Error(errno), _)) => {
-                return Err(IoError::Os {
-                    direction,
-                    offset: place,
-                    bytes,
-                    errno,
-                });
+                return Err(IoError::Os { direction, offset: place, bytes, errno });
             }
             Some((FaultKind::Stale, Some(frozen))) => {
                 load(&frozen, place, buffer);
@@ -297,20 +257,12 @@ impl RawDevice for MemoryDevice {
         let mut failure = None;
         match self.meet(direction, place, bytes).map(|(kind, _)| kind) {
             Some(FaultKind::Error(errno)) => {
-                return Err(IoError::Os {
-                    direction,
-                    offset: place,
-                    bytes,
-                    errno,
-                });
+                return Err(IoError::Os { direction, offset: place, bytes, errno });
             }
             Some(FaultKind::ReadOnly) => return Err(IoError::ReadOnly { offset: place }),
             Some(FaultKind::Lost) => return Ok(()),
             Some(FaultKind::Misdirected { to }) => place = to.0,
-            Some(FaultKind::Torn {
-                new_bytes,
-                acknowledged,
-            }) => {
+            Some(FaultKind::Torn { new_bytes, acknowledged }) => {
                 kept = (new_bytes - new_bytes % 512).min(bytes);
                 failure = (!acknowledged).then_some(libc::EIO);
             }
@@ -318,12 +270,7 @@ impl RawDevice for MemoryDevice {
         }
         store(&mut locked(&self.content), place, &buffer[..kept]);
         match failure {
-            Some(errno) => Err(IoError::Os {
-                direction,
-                offset: place,
-                bytes,
-                errno,
-            }),
+            Some(errno) => Err(IoError::Os { direction, offset: place, bytes, errno }),
             None => Ok(()),
         }
     }

@@ -43,10 +43,7 @@ impl Queue {
 
     fn pop(&self) -> Option<Job> {
         let state = self.state();
-        let mut state = self
-            .filled
-            .wait_while(state, |(jobs, closed)| jobs.is_empty() && !*closed)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.filled.wait_while(state, |(jobs, closed)| jobs.is_empty() && !*closed).unwrap_or_else(PoisonError::into_inner);
         if state.1 { None } else { state.0.pop_front() }
     }
 }
@@ -60,10 +57,7 @@ pub(crate) struct Threads {
 impl Threads {
     pub(crate) fn start(shared: &Arc<Shared>) -> Result<Self, EngineError> {
         // Made first, so that the threads end by its drop when a later one cannot be started.
-        let threads = Self {
-            writes: Arc::default(),
-            reads: Arc::default(),
-        };
+        let threads = Self { writes: Arc::default(), reads: Arc::default() };
         for _ in 0..READERS {
             let (shared, reads) = (Arc::clone(shared), Arc::clone(&threads.reads));
             spawn("deadbolt-read", move || {
@@ -72,11 +66,7 @@ impl Threads {
                 }
             })?;
         }
-        let (shared, writes, reads) = (
-            Arc::clone(shared),
-            Arc::clone(&threads.writes),
-            Arc::clone(&threads.reads),
-        );
+        let (shared, writes, reads) = (Arc::clone(shared), Arc::clone(&threads.writes), Arc::clone(&threads.reads));
         spawn("deadbolt-write", move || {
             while let Some(job) = writes.pop() {
                 write(&shared, &reads, job);
@@ -127,9 +117,6 @@ fn read(shared: &Shared, job: &Job) {
         return;
     };
     let mut buffer = AlignedBuf::zeroed(bytes);
-    let result = shared
-        .device
-        .read_at(offset, &mut buffer)
-        .map(|()| buffer[..bytes].to_vec());
+    let result = shared.device.read_at(offset, &mut buffer).map(|()| buffer[..bytes].to_vec());
     shared.finish(job, result);
 }

@@ -24,19 +24,14 @@ pub fn engine(device: Arc<dyn RawDevice>, choice: BackendChoice) -> (Engine, Rec
 
 /// The next completion.
 pub fn next(receiver: &Receiver<Completion>) -> Completion {
-    receiver
-        .recv_timeout(PATIENCE)
-        .expect("a completion should have come")
+    receiver.recv_timeout(PATIENCE).expect("a completion should have come")
 }
 
 /// Waits for a condition that another thread brings about.
 pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let end = std::time::Instant::now() + PATIENCE;
     while !condition() {
-        assert!(
-            std::time::Instant::now() < end,
-            "{what}: not in {PATIENCE:?}"
-        );
+        assert!(std::time::Instant::now() < end, "{what}: not in {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
