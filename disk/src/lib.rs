@@ -9,7 +9,9 @@ mod clock;
 mod device;
 mod engine;
 mod error;
+mod loops;
 mod memory;
+mod preflight;
 mod ring;
 mod threads;
 
@@ -19,4 +21,6 @@ pub use deadbolt_disk_format::ByteOffset;
 pub use device::{Access, Device, DeviceKind, Geometry, Identity, RawDevice};
 pub use engine::{Backend, BackendChoice, Completion, Engine, OUTSTANDING_MAX, Operation, Sink};
 pub use error::{Direction, EngineError, IoError, OpenError};
+pub use loops::{Detached, LoopDevice, LoopError, LoopOptions, attach_loop, detach_loop};
 pub use memory::{Fault, FaultKind, MemoryDevice, Touches};
+pub use preflight::{Finding, Severity, preflight, same_storage};
