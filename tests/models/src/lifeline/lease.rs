@@ -120,10 +120,7 @@ struct State {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
-    Tick {
-        node_misses: bool,
-        observer_doubles: bool,
-    },
+    Tick { node_misses: bool, observer_doubles: bool },
     IssueBeat,
     LandBeat,
     CompleteBeat,
@@ -142,9 +139,7 @@ impl Lease {
     /// Ticks of silence after which a read may confirm.
     fn verdict_after(&self) -> u8 {
         match self.guard {
-            Guard::Watchdog { .. } if self.mistake != Mistake::LingerForgotten => {
-                self.wait + self.linger
-            }
+            Guard::Watchdog { .. } if self.mistake != Mistake::LingerForgotten => self.wait + self.linger,
             Guard::Checked | Guard::Ideal | Guard::Watchdog { .. } => self.wait,
         }
     }
@@ -154,15 +149,8 @@ impl Lease {
         state.linger = self.linger + 1;
         state.lease = None;
         state.cycle = match state.cycle {
-            Cycle::Writing {
-                is_landed: false, ..
-            } => Cycle::Writing {
-                age: 0,
-                is_landed: false,
-            },
-            Cycle::Idle { .. } | Cycle::Writing { .. } | Cycle::Reading { .. } => {
-                Cycle::Idle { age: 0 }
-            }
+            Cycle::Writing { is_landed: false, .. } => Cycle::Writing { age: 0, is_landed: false },
+            Cycle::Idle { .. } | Cycle::Writing { .. } | Cycle::Reading { .. } => Cycle::Idle { age: 0 },
         };
         state.fed_age = 0;
         state.is_checked = false;
@@ -171,9 +159,7 @@ impl Lease {
     fn may_act(&self, state: &State) -> bool {
         match self.guard {
             Guard::Checked => state.lease.is_some(),
-            Guard::Ideal | Guard::Watchdog { .. } => {
-                state.machine == Machine::On || state.linger > 0
-            }
+            Guard::Ideal | Guard::Watchdog { .. } => state.machine == Machine::On || state.linger > 0,
         }
     }
 
@@ -218,25 +204,14 @@ impl Lease {
             state.lease = state.lease.and_then(|left| left.checked_sub(1));
             let cap = self.lease + 1;
             state.cycle = match state.cycle {
-                Cycle::Idle { age } if self.health.is_some() => Cycle::Idle {
-                    age: cap.min(age + 1),
-                },
-                Cycle::Writing { age, is_landed } => Cycle::Writing {
-                    age: cap.min(age + 1),
-                    is_landed,
-                },
-                Cycle::Reading { age } => Cycle::Reading {
-                    age: cap.min(age + 1),
-                },
+                Cycle::Idle { age } if self.health.is_some() => Cycle::Idle { age: cap.min(age + 1) },
+                Cycle::Writing { age, is_landed } => Cycle::Writing { age: cap.min(age + 1), is_landed },
+                Cycle::Reading { age } => Cycle::Reading { age: cap.min(age + 1) },
                 idle @ Cycle::Idle { .. } => idle,
             };
         }
         state.node_since_miss = since(state.node_since_miss, node_misses, self.node_misses);
-        state.observer_since_double = since(
-            state.observer_since_double,
-            observer_doubles,
-            self.observer_doubles,
-        );
+        state.observer_since_double = since(state.observer_since_double, observer_doubles, self.observer_doubles);
         if !state.is_gone {
             let cap = self.verdict_after();
             let step = if observer_doubles { 2 } else { 1 };
@@ -254,11 +229,7 @@ impl Lease {
         if state.lease.is_none() && self.mistake != Mistake::LateCycleExtends {
             return;
         }
-        let age = if self.mistake == Mistake::LeaseFromCompletion {
-            0
-        } else {
-            age
-        };
+        let age = if self.mistake == Mistake::LeaseFromCompletion { 0 } else { age };
         if let Some(left) = self.lease.checked_sub(age) {
             state.lease = Some(state.lease.map_or(left, |old| old.max(left)));
         }
@@ -270,11 +241,8 @@ impl Lease {
             Sample::New => state.silent = read.age,
             Sample::Stale if self.mistake != Mistake::StalePathBelieved => {}
             Sample::Same | Sample::Stale => {
-                let is_over = if self.mistake == Mistake::VerdictByEndOfRead {
-                    state.silent >= self.verdict_after()
-                } else {
-                    read.is_confirming
-                };
+                let is_over =
+                    if self.mistake == Mistake::VerdictByEndOfRead { state.silent >= self.verdict_after() } else { read.is_confirming };
                 if is_over {
                     state.is_gone = true;
                     state.silent = 0;
@@ -288,12 +256,8 @@ impl Lease {
         let is_on = state.machine == Machine::On;
         match state.cycle {
             Cycle::Idle { .. } if is_on => actions.push(Action::IssueBeat),
-            Cycle::Writing {
-                is_landed: false, ..
-            } if is_on || state.linger > 0 => actions.push(Action::LandBeat),
-            Cycle::Writing {
-                is_landed: true, ..
-            } if is_on => actions.push(Action::CompleteBeat),
+            Cycle::Writing { is_landed: false, .. } if is_on || state.linger > 0 => actions.push(Action::LandBeat),
+            Cycle::Writing { is_landed: true, .. } if is_on => actions.push(Action::CompleteBeat),
             Cycle::Reading { .. } if is_on => actions.push(Action::CompleteCycle),
             Cycle::Idle { .. } | Cycle::Writing { .. } | Cycle::Reading { .. } => {}
         }
@@ -312,39 +276,23 @@ impl Lease {
             return;
         }
         if self.may_path_be_stale {
-            actions.push(if state.is_path_stale {
-                Action::PathTurnsFresh
-            } else {
-                Action::PathTurnsStale
-            });
+            actions.push(if state.is_path_stale { Action::PathTurnsFresh } else { Action::PathTurnsStale });
         }
         actions.push(match state.read {
             None => Action::IssueRead,
             Some(Read { sample: None, .. }) => Action::SampleRead,
-            Some(Read {
-                sample: Some(_), ..
-            }) => Action::EndRead,
+            Some(Read { sample: Some(_), .. }) => Action::EndRead,
         });
     }
 
     fn apply_node(&self, next: &mut State, action: Action) {
         match (action, next.cycle) {
             (Action::IssueBeat, _) => {
-                next.cycle = Cycle::Writing {
-                    age: 0,
-                    is_landed: false,
-                };
+                next.cycle = Cycle::Writing { age: 0, is_landed: false };
             }
             (Action::LandBeat, Cycle::Writing { age, .. }) => {
                 next.is_beat_new = true;
-                next.cycle = if next.machine == Machine::On {
-                    Cycle::Writing {
-                        age,
-                        is_landed: true,
-                    }
-                } else {
-                    Cycle::Idle { age: 0 }
-                };
+                next.cycle = if next.machine == Machine::On { Cycle::Writing { age, is_landed: true } } else { Cycle::Idle { age: 0 } };
             }
             (Action::CompleteBeat, Cycle::Writing { age, .. }) => {
                 next.cycle = Cycle::Reading { age };
@@ -395,15 +343,11 @@ impl Model for Lease {
             return;
         }
         let may_miss = self.node_misses > 0 && state.node_since_miss >= self.node_misses;
-        let may_double =
-            self.observer_doubles > 0 && state.observer_since_double >= self.observer_doubles;
+        let may_double = self.observer_doubles > 0 && state.observer_since_double >= self.observer_doubles;
         for node_misses in [false, true] {
             for observer_doubles in [false, true] {
                 if (!node_misses || may_miss) && (!observer_doubles || may_double) {
-                    actions.push(Action::Tick {
-                        node_misses,
-                        observer_doubles,
-                    });
+                    actions.push(Action::Tick { node_misses, observer_doubles });
                 }
             }
         }
@@ -412,18 +356,11 @@ impl Model for Lease {
     fn next_state(&self, state: &State, action: Action) -> Option<State> {
         let mut next = state.clone();
         match action {
-            Action::Tick {
-                node_misses,
-                observer_doubles,
-            } => self.tick(&mut next, node_misses, observer_doubles),
+            Action::Tick { node_misses, observer_doubles } => self.tick(&mut next, node_misses, observer_doubles),
             Action::PathTurnsStale => next.is_path_stale = true,
             Action::PathTurnsFresh => next.is_path_stale = false,
             Action::IssueRead => {
-                next.read = Some(Read {
-                    is_confirming: state.silent >= self.verdict_after(),
-                    age: 0,
-                    sample: None,
-                });
+                next.read = Some(Read { is_confirming: state.silent >= self.verdict_after(), age: 0, sample: None });
             }
             Action::SampleRead => {
                 let sample = match (state.is_path_stale, state.is_beat_new) {
@@ -434,10 +371,7 @@ impl Model for Lease {
                 if sample == Sample::New {
                     next.is_beat_new = false;
                 }
-                next.read = state.read.map(|read| Read {
-                    sample: Some(sample),
-                    ..read
-                });
+                next.read = state.read.map(|read| Read { sample: Some(sample), ..read });
             }
             Action::EndRead => {
                 let read = state.read?;
@@ -455,28 +389,18 @@ impl Model for Lease {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        let mut properties = vec![Property::always(S5, |model: &Self, state: &State| {
-            !state.is_gone || !model.may_act(state)
-        })];
+        let mut properties = vec![Property::always(S5, |model: &Self, state: &State| !state.is_gone || !model.may_act(state))];
         if self.health.is_some() {
             // The observer's verdict is out of reach here, and that is the point.
-            properties.push(Property::always(HEALTHY, |_, state: &State| {
-                state.machine != Machine::Reset && !state.is_gone
-            }));
+            properties.push(Property::always(HEALTHY, |_, state: &State| state.machine != Machine::Reset && !state.is_gone));
             return properties;
         }
-        properties.push(Property::sometimes("gone is said", |_, state: &State| {
-            state.is_gone
-        }));
+        properties.push(Property::sometimes("gone is said", |_, state: &State| state.is_gone));
         if self.guard != Guard::Checked {
-            properties.push(Property::sometimes(
-                "a node is reset",
-                |_, state: &State| state.machine == Machine::Reset,
-            ));
-            properties.push(Property::sometimes(
-                "a crashed node is said gone",
-                |_, state: &State| state.machine == Machine::Crashed && state.is_gone,
-            ));
+            properties.push(Property::sometimes("a node is reset", |_, state: &State| state.machine == Machine::Reset));
+            properties.push(Property::sometimes("a crashed node is said gone", |_, state: &State| {
+                state.machine == Machine::Crashed && state.is_gone
+            }));
         }
         properties
     }
@@ -496,16 +420,7 @@ const CHECKED: Lease = Lease {
 };
 
 /// T 2, L 6, W 7, D 1, margin 2 T.
-const WATCHDOG: Lease = Lease {
-    lease: 6,
-    wait: 7,
-    guard: Guard::Watchdog {
-        reset: 2,
-        margin: 4,
-    },
-    linger: 1,
-    ..CHECKED
-};
+const WATCHDOG: Lease = Lease { lease: 6, wait: 7, guard: Guard::Watchdog { reset: 2, margin: 4 }, linger: 1, ..CHECKED };
 
 fn run(model: &Lease, scale: Scale) -> crate::Outcome {
     search(model.clone(), scale)
@@ -521,75 +436,36 @@ fn mistake(name: &'static str, property: &'static str, model: Lease) -> Case {
 
 /// The rules that must hold.
 pub(crate) fn rules() -> Vec<Case> {
-    let drift = |wait, observer_doubles| Lease {
-        wait,
-        node_misses: 4,
-        observer_doubles,
-        ..CHECKED
-    };
+    let drift = |wait, observer_doubles| Lease { wait, node_misses: 4, observer_doubles, ..CHECKED };
     vec![
         case("lease: confirming read issued after r0 + W", CHECKED),
         case("lease: a slow node's clock, drift 1/4, W 7", drift(7, 0)),
         case("lease: both clocks drift by 1/4, W 9", drift(9, 4)),
         case("lease: watchdog, margin 2 T", WATCHDOG),
-        case(
-            "lease: watchdog, margin 2 T, both clocks drift by 1/4",
-            Lease {
-                wait: 12,
-                node_misses: 4,
-                observer_doubles: 4,
-                ..WATCHDOG
-            },
-        ),
-        case(
-            "lease: a path that turns stale is not counted",
-            Lease {
-                may_path_be_stale: true,
-                ..WATCHDOG
-            },
-        ),
+        case("lease: watchdog, margin 2 T, both clocks drift by 1/4", Lease { wait: 12, node_misses: 4, observer_doubles: 4, ..WATCHDOG }),
+        case("lease: a path that turns stale is not counted", Lease { may_path_be_stale: true, ..WATCHDOG }),
         case(
             "lease: counted from completion, killed at its end, W 2 L + 1",
-            Lease {
-                wait: 9,
-                guard: Guard::Ideal,
-                mistake: Mistake::LeaseFromCompletion,
-                ..CHECKED
-            },
+            Lease { wait: 9, guard: Guard::Ideal, mistake: Mistake::LeaseFromCompletion, ..CHECKED },
         ),
-        Case::holds(
-            "lease: watchdog of 3 or 2, L 9, D 2, drift, stale paths",
-            |scale| {
-                run(
-                    &Lease {
-                        lease: scale.pick(6, 9),
-                        wait: scale.pick(12, 18),
-                        guard: Guard::Watchdog {
-                            reset: scale.pick(2, 3),
-                            margin: scale.pick(4, 6),
-                        },
-                        linger: 2,
-                        node_misses: 4,
-                        observer_doubles: 4,
-                        may_path_be_stale: true,
-                        ..CHECKED
-                    },
-                    scale,
-                )
-            },
-        ),
+        Case::holds("lease: watchdog of 3 or 2, L 9, D 2, drift, stale paths", |scale| {
+            run(
+                &Lease {
+                    lease: scale.pick(6, 9),
+                    wait: scale.pick(12, 18),
+                    guard: Guard::Watchdog { reset: scale.pick(2, 3), margin: scale.pick(4, 6) },
+                    linger: 2,
+                    node_misses: 4,
+                    observer_doubles: 4,
+                    may_path_be_stale: true,
+                    ..CHECKED
+                },
+                scale,
+            )
+        }),
         case(
             "lease: L - 2 T >= poll + cycle + feed never resets a healthy node",
-            Lease {
-                lease: 7,
-                wait: 8,
-                health: Some(Health {
-                    poll: 1,
-                    cycle: 1,
-                    feed: 1,
-                }),
-                ..WATCHDOG
-            },
+            Lease { lease: 7, wait: 8, health: Some(Health { poll: 1, cycle: 1, feed: 1 }), ..WATCHDOG },
         ),
     ]
 }
@@ -599,109 +475,32 @@ pub(crate) fn mistakes() -> Vec<Case> {
     let planted = |mistake| Lease { mistake, ..CHECKED };
     vec![
         mistake("lease: W equal to L", S5, Lease { wait: 4, ..CHECKED }),
-        mistake(
-            "lease: verdict at the end of a read issued earlier, W 5",
-            S5,
-            planted(Mistake::VerdictByEndOfRead),
-        ),
-        mistake(
-            "lease: verdict at the end of a read issued earlier, W 8",
-            S5,
-            Lease {
-                wait: 8,
-                ..planted(Mistake::VerdictByEndOfRead)
-            },
-        ),
-        mistake(
-            "lease: observer counts from the issue of its read, W 5",
-            S5,
-            planted(Mistake::ObserverFromIssue),
-        ),
-        mistake(
-            "lease: observer counts from the issue of its read, W 12",
-            S5,
-            Lease {
-                wait: 12,
-                ..planted(Mistake::ObserverFromIssue)
-            },
-        ),
-        mistake(
-            "lease: counted from completion, W 5",
-            S5,
-            planted(Mistake::LeaseFromCompletion),
-        ),
+        mistake("lease: verdict at the end of a read issued earlier, W 5", S5, planted(Mistake::VerdictByEndOfRead)),
+        mistake("lease: verdict at the end of a read issued earlier, W 8", S5, Lease { wait: 8, ..planted(Mistake::VerdictByEndOfRead) }),
+        mistake("lease: observer counts from the issue of its read, W 5", S5, planted(Mistake::ObserverFromIssue)),
+        mistake("lease: observer counts from the issue of its read, W 12", S5, Lease { wait: 12, ..planted(Mistake::ObserverFromIssue) }),
+        mistake("lease: counted from completion, W 5", S5, planted(Mistake::LeaseFromCompletion)),
         mistake(
             "lease: counted from completion, killed at its end, W 5",
             S5,
-            Lease {
-                guard: Guard::Ideal,
-                ..planted(Mistake::LeaseFromCompletion)
-            },
+            Lease { guard: Guard::Ideal, ..planted(Mistake::LeaseFromCompletion) },
         ),
+        mistake("lease: a late cycle extends the lease", S5, planted(Mistake::LateCycleExtends)),
+        mistake("lease: a late cycle extends the lease, W 12", S5, Lease { wait: 12, ..planted(Mistake::LateCycleExtends) }),
+        mistake("lease: check and feed apart, margin T", S5, Lease { guard: Guard::Watchdog { reset: 2, margin: 2 }, ..WATCHDOG }),
         mistake(
-            "lease: a late cycle extends the lease",
+            "lease: check and feed apart, margin one tick below 2 T",
             S5,
-            planted(Mistake::LateCycleExtends),
+            Lease { guard: Guard::Watchdog { reset: 2, margin: 3 }, ..WATCHDOG },
         ),
-        mistake(
-            "lease: a late cycle extends the lease, W 12",
-            S5,
-            Lease {
-                wait: 12,
-                ..planted(Mistake::LateCycleExtends)
-            },
-        ),
-        mistake(
-            "lease: check and feed apart, margin T",
-            S5,
-            Lease {
-                guard: Guard::Watchdog {
-                    reset: 2,
-                    margin: 2,
-                },
-                ..WATCHDOG
-            },
-        ),
-        mistake(
-            "lease: D forgotten in the verdict",
-            S5,
-            Lease {
-                mistake: Mistake::LingerForgotten,
-                ..WATCHDOG
-            },
-        ),
-        mistake(
-            "lease: a stale path is believed",
-            S5,
-            Lease {
-                may_path_be_stale: true,
-                mistake: Mistake::StalePathBelieved,
-                ..WATCHDOG
-            },
-        ),
-        mistake(
-            "lease: both clocks drift by 1/4, W 8",
-            S5,
-            Lease {
-                wait: 8,
-                node_misses: 4,
-                observer_doubles: 4,
-                ..CHECKED
-            },
-        ),
+        mistake("lease: a slow node's clock, drift 1/4, W 6", S5, Lease { wait: 6, node_misses: 4, ..CHECKED }),
+        mistake("lease: D forgotten in the verdict", S5, Lease { mistake: Mistake::LingerForgotten, ..WATCHDOG }),
+        mistake("lease: a stale path is believed", S5, Lease { may_path_be_stale: true, mistake: Mistake::StalePathBelieved, ..WATCHDOG }),
+        mistake("lease: both clocks drift by 1/4, W 8", S5, Lease { wait: 8, node_misses: 4, observer_doubles: 4, ..CHECKED }),
         mistake(
             "lease: L - 2 T too small for poll + cycle + feed",
             HEALTHY,
-            Lease {
-                lease: 5,
-                wait: 6,
-                health: Some(Health {
-                    poll: 2,
-                    cycle: 2,
-                    feed: 1,
-                }),
-                ..WATCHDOG
-            },
+            Lease { lease: 5, wait: 6, health: Some(Health { poll: 2, cycle: 2, feed: 1 }), ..WATCHDOG },
         ),
     ]
 }

@@ -7,6 +7,7 @@
 use crate::Case;
 
 mod lease;
+mod pill;
 
 /// The rules of lease, watchdog and observer.
 pub fn lease_rules() -> Vec<Case> {
@@ -18,10 +19,17 @@ pub fn lease_mistakes() -> Vec<Case> {
     lease::mistakes()
 }
 
+/// The rules of pill and acknowledgement.
+pub fn pill_rules() -> Vec<Case> {
+    pill::rules()
+}
+
+/// The mistakes planted in pill and acknowledgement.
+pub fn pill_mistakes() -> Vec<Case> {
+    pill::mistakes()
+}
+
 /// Every case of the lifeline.
 pub fn cases() -> Vec<Case> {
-    [lease_rules(), lease_mistakes()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [lease_rules(), lease_mistakes(), pill_rules(), pill_mistakes()].into_iter().flatten().collect()
 }
