@@ -13,6 +13,7 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
 pub mod lifeline;
 pub mod register;
+pub mod removal;
 
 /// States a quick search may visit; a model above it belongs into the full horizons.
 pub const QUICK_STATES_MAX: usize = 2_000_000;
@@ -79,12 +80,7 @@ where
 {
     let started = Instant::now();
     let generated_max = scale.states_max().saturating_mul(GENERATED_PER_STATE);
-    let checker = model
-        .checker()
-        .finish_when(HasDiscoveries::AnyFailures)
-        .target_state_count(generated_max)
-        .spawn_bfs()
-        .join();
+    let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).target_state_count(generated_max).spawn_bfs().join();
     let discoveries = checker.discoveries();
     let mut violated = BTreeMap::new();
     let mut unreached = Vec::new();
@@ -96,8 +92,7 @@ where
                 let steps = steps.iter().map(|action| format!("{action:?}")).collect();
                 violated.insert(property.name, steps);
             }
-            (Expectation::Sometimes, Some(_))
-            | (Expectation::Always | Expectation::Eventually, None) => {}
+            (Expectation::Sometimes, Some(_)) | (Expectation::Always | Expectation::Eventually, None) => {}
         }
     }
     Outcome {
@@ -122,66 +117,33 @@ pub struct Case {
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Case")
-            .field("name", &self.name)
-            .field("expect", &self.expect)
-            .finish_non_exhaustive()
+        f.debug_struct("Case").field("name", &self.name).field("expect", &self.expect).finish_non_exhaustive()
     }
 }
 
 impl Case {
     /// A case whose rules must hold.
-    pub fn holds(
-        name: &'static str,
-        run: impl Fn(Scale) -> Outcome + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            name,
-            expect: Expect::Holds,
-            run: Box::new(run),
-        }
+    pub fn holds(name: &'static str, run: impl Fn(Scale) -> Outcome + Send + Sync + 'static) -> Self {
+        Self { name, expect: Expect::Holds, run: Box::new(run) }
     }
 
     /// A case with a planted mistake that must violate `property`.
-    pub fn found(
-        name: &'static str,
-        property: &'static str,
-        run: impl Fn(Scale) -> Outcome + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            name,
-            expect: Expect::Found(property),
-            run: Box::new(run),
-        }
+    pub fn found(name: &'static str, property: &'static str, run: impl Fn(Scale) -> Outcome + Send + Sync + 'static) -> Self {
+        Self { name, expect: Expect::Found(property), run: Box::new(run) }
     }
 
     /// Runs the case: one line for people, or why the verdict is not the expected one.
     pub fn judge(&self, scale: Scale) -> Result<String, String> {
         let outcome = (self.run)(scale);
-        let figures = format!(
-            "{}: {} states, depth {}, {:.1} s",
-            self.name,
-            outcome.states,
-            outcome.depth,
-            outcome.elapsed.as_secs_f64()
-        );
+        let figures = format!("{}: {} states, depth {}, {:.1} s", self.name, outcome.states, outcome.depth, outcome.elapsed.as_secs_f64());
         if outcome.states > scale.states_max() {
-            return Err(format!(
-                "{figures}: more states than the bound of {}",
-                scale.states_max()
-            ));
+            return Err(format!("{figures}: more states than the bound of {}", scale.states_max()));
         }
         match self.expect {
             Expect::Holds => judge_holds(&figures, &outcome),
             Expect::Found(property) => match outcome.violated.get(property) {
-                Some(trace) => Ok(format!(
-                    "{figures}: {property} violated in {} steps, as planted",
-                    trace.len()
-                )),
-                None => Err(format!(
-                    "{figures}: the planted mistake was not found ({property}); violated: {:?}",
-                    outcome.violated
-                )),
+                Some(trace) => Ok(format!("{figures}: {property} violated in {} steps, as planted", trace.len())),
+                None => Err(format!("{figures}: the planted mistake was not found ({property}); violated: {:?}", outcome.violated)),
             },
         }
     }
@@ -189,22 +151,13 @@ impl Case {
 
 fn judge_holds(figures: &str, outcome: &Outcome) -> Result<String, String> {
     if let Some((property, trace)) = outcome.violated.iter().next() {
-        return Err(format!(
-            "{figures}: {property} violated in {} steps:\n  {}",
-            trace.len(),
-            trace.join("\n  ")
-        ));
+        return Err(format!("{figures}: {property} violated in {} steps:\n  {}", trace.len(), trace.join("\n  ")));
     }
     if !outcome.is_complete {
-        return Err(format!(
-            "{figures}: the search hit its bound before the end"
-        ));
+        return Err(format!("{figures}: the search hit its bound before the end"));
     }
     if !outcome.unreached.is_empty() {
-        return Err(format!(
-            "{figures}: proves nothing, never reached: {:?}",
-            outcome.unreached
-        ));
+        return Err(format!("{figures}: proves nothing, never reached: {:?}", outcome.unreached));
     }
     Ok(format!("{figures}: holds"))
 }
@@ -212,10 +165,7 @@ fn judge_holds(figures: &str, outcome: &Outcome) -> Result<String, String> {
 /// Every case of every model, in the order of the report.
 pub fn all_cases() -> Vec<Case> {
     // Each model's module adds its line here.
-    [lifeline::cases(), register::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [lifeline::cases(), register::cases(), removal::cases()].into_iter().flatten().collect()
 }
 
 /// Runs every case and panics with all wrong verdicts together.

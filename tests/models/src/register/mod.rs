@@ -28,150 +28,34 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::holds("register: two proposers, views in sequence", move |scale| {
             let views = scale.pick(2, 3);
-            search(
-                Register {
-                    views,
-                    rounds: scale.pick(2, 3),
-                    ..base()
-                },
-                scale,
-            )
+            search(Register { views, rounds: scale.pick(2, 3), ..base() }, scale)
         }),
-        Case::holds(
-            "register: crash, the old life's writes finished first",
-            move |scale| {
-                let crashes = scale.pick(1, 2);
-                search(
-                    Register {
-                        views: 2,
-                        crashes,
-                        are_reads_split: false,
-                        ..base()
-                    },
-                    scale,
-                )
-            },
-        ),
+        Case::holds("register: crash, the old life's writes finished first", move |scale| {
+            let crashes = scale.pick(1, 2);
+            search(Register { views: 2, crashes, are_reads_split: false, ..base() }, scale)
+        }),
         Case::holds("register: two crashes, units read apart", move |scale| {
-            search(
-                Register {
-                    crashes: 2,
-                    rounds: scale.pick(2, 3),
-                    ..base()
-                },
-                scale,
-            )
+            search(Register { crashes: 2, rounds: scale.pick(2, 3), ..base() }, scale)
         }),
         Case::holds("register: three proposers", move |scale| {
             let nodes = 3;
-            search(
-                Register {
-                    nodes,
-                    are_reads_split: scale.pick(false, true),
-                    ..base()
-                },
-                scale,
-            )
+            search(Register { nodes, are_reads_split: scale.pick(false, true), ..base() }, scale)
         }),
         Case::holds("register: three proposers, one crash", move |scale| {
             let rounds = scale.pick(1, 2);
-            search(
-                Register {
-                    nodes: 3,
-                    rounds,
-                    crashes: 1,
-                    crashing_nodes: 1,
-                    are_reads_split: false,
-                    ..base()
-                },
-                scale,
-            )
+            search(Register { nodes: 3, rounds, crashes: 1, crashing_nodes: 1, are_reads_split: false, ..base() }, scale)
         }),
-        mistake(
-            "register: a later view's ballot read as empty",
-            S1,
-            Register {
-                mistake: Mistake::LaterViewReadAsEmpty,
-                ..two()
-            },
-        ),
-        mistake(
-            "register: accepted value ignored",
-            S1,
-            Register {
-                mistake: Mistake::AcceptedValueIgnored,
-                ..base()
-            },
-        ),
-        mistake(
-            "register: no scan after the accepting write",
-            S1,
-            Register {
-                mistake: Mistake::NoScanAfterAccept,
-                ..base()
-            },
-        ),
-        mistake(
-            "register: scan beside the write",
-            S1,
-            Register {
-                mistake: Mistake::ScanBeforeLanding,
-                ..base()
-            },
-        ),
-        mistake(
-            "register: ballot before the own record",
-            LEARNS,
-            Register {
-                mistake: Mistake::BallotBeforeRecord,
-                ..two()
-            },
-        ),
-        mistake(
-            "register: crash, one unit",
-            S1,
-            Register {
-                units: Units::One,
-                crashes: 1,
-                ..base()
-            },
-        ),
-        mistake(
-            "register: crash, two in turn",
-            S1,
-            Register {
-                units: Units::InTurn,
-                crashes: 1,
-                ..base()
-            },
-        ),
-        mistake(
-            "register: crash, two in turn, own unit re-checked",
-            S1,
-            Register {
-                units: Units::InTurnRechecked,
-                crashes: 1,
-                ..base()
-            },
-        ),
+        mistake("register: a later view's ballot read as empty", S1, Register { mistake: Mistake::LaterViewReadAsEmpty, ..two() }),
+        mistake("register: accepted value ignored", S1, Register { mistake: Mistake::AcceptedValueIgnored, ..base() }),
+        mistake("register: no scan after the accepting write", S1, Register { mistake: Mistake::NoScanAfterAccept, ..base() }),
+        mistake("register: scan beside the write", S1, Register { mistake: Mistake::ScanBeforeLanding, ..base() }),
+        mistake("register: ballot before the own record", LEARNS, Register { mistake: Mistake::BallotBeforeRecord, ..two() }),
+        mistake("register: crash, one unit", S1, Register { units: Units::One, crashes: 1, ..base() }),
+        mistake("register: crash, two in turn", S1, Register { units: Units::InTurn, crashes: 1, ..base() }),
+        mistake("register: crash, two in turn, own unit re-checked", S1, Register { units: Units::InTurnRechecked, crashes: 1, ..base() }),
         Case::holds("register: one crash, both units written", move |scale| {
-            search(
-                Register {
-                    units: Units::Both,
-                    crashes: 1,
-                    ..base()
-                },
-                scale,
-            )
+            search(Register { units: Units::Both, crashes: 1, ..base() }, scale)
         }),
-        mistake(
-            "register: two crashes, both units written",
-            S1,
-            Register {
-                units: Units::Both,
-                crashes: 2,
-                ..base()
-            },
-        ),
+        mistake("register: two crashes, both units written", S1, Register { units: Units::Both, crashes: 2, ..base() }),
     ]
 }

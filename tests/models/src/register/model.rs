@@ -177,11 +177,7 @@ pub(crate) enum Action {
 }
 
 fn newest(units: &[Ballot; UNITS]) -> Ballot {
-    if units[1].sequence > units[0].sequence {
-        units[1]
-    } else {
-        units[0]
-    }
+    if units[1].sequence > units[0].sequence { units[1] } else { units[0] }
 }
 
 impl Register {
@@ -197,26 +193,17 @@ impl Register {
     /// The smallest ballot number of `node` above `floor`, if the horizon has one.
     fn next_ballot(&self, node: usize, floor: u8) -> Option<u8> {
         let node = u8::try_from(node).ok()?;
-        (0..self.rounds)
-            .map(|round| 1 + round * self.count() + node)
-            .find(|ballot| *ballot > floor)
+        (0..self.rounds).map(|round| 1 + round * self.count() + node).find(|ballot| *ballot > floor)
     }
 
     fn unit_of(&self, sequence: u8) -> u8 {
-        if self.units == Units::One {
-            0
-        } else {
-            sequence % 2
-        }
+        if self.units == Units::One { 0 } else { sequence % 2 }
     }
 
     fn issue_vote(&self, node: &mut Node, mut ballot: Ballot) {
         ballot.sequence = node.ballot.sequence + 1;
         node.ballot = ballot;
-        node.vote = Some(Write::Vote {
-            unit: self.unit_of(ballot.sequence),
-            ballot,
-        });
+        node.vote = Some(Write::Vote { unit: self.unit_of(ballot.sequence), ballot });
         node.is_copy_due = self.units == Units::Both;
         node.scan = Default::default();
     }
@@ -226,11 +213,7 @@ impl Register {
         let entered = self.next_ballot(i, node.floor)?;
         let view = node.known + 1;
         let old = node.ballot;
-        let mut ballot = Ballot {
-            view,
-            entered,
-            ..Ballot::default()
-        };
+        let mut ballot = Ballot { view, entered, ..Ballot::default() };
         if old.view == view {
             ballot.accepted = old.accepted;
             ballot.value = old.value;
@@ -270,9 +253,7 @@ impl Register {
     fn evaluate(&self, state: &mut State, i: usize) {
         let node = &mut state.nodes[i];
         let is_own_read = self.units == Units::InTurnRechecked;
-        let is_complete = (0..self.nodes)
-            .filter(|j| *j != i || is_own_read)
-            .all(|j| node.scan[j].iter().all(Option::is_some));
+        let is_complete = (0..self.nodes).filter(|j| *j != i || is_own_read).all(|j| node.scan[j].iter().all(Option::is_some));
         if !is_complete || node.vote.is_some() {
             return;
         }
@@ -280,13 +261,8 @@ impl Register {
         let mine = node.ballot;
         let others: Vec<Ballot> = (0..self.nodes).filter(|j| *j != i).map(read).collect();
         let is_own_lost = is_own_read && read(i) != mine;
-        let later = others.iter().any(|other| other.view > mine.view)
-            && self.mistake != Mistake::LaterViewReadAsEmpty;
-        let rivals: Vec<Ballot> = others
-            .iter()
-            .copied()
-            .filter(|other| other.view == mine.view)
-            .collect();
+        let later = others.iter().any(|other| other.view > mine.view) && self.mistake != Mistake::LaterViewReadAsEmpty;
+        let rivals: Vec<Ballot> = others.iter().copied().filter(|other| other.view == mine.view).collect();
         let highest = rivals.iter().map(|rival| rival.entered).max().unwrap_or(0);
         node.scan = Default::default();
         if later {
@@ -304,11 +280,7 @@ impl Register {
     fn accept(&self, state: &mut State, i: usize, rivals: &[Ballot]) {
         let node = &mut state.nodes[i];
         let mut ballot = node.ballot;
-        let adopted = rivals
-            .iter()
-            .chain([&node.ballot])
-            .max_by_key(|rival| rival.accepted)
-            .filter(|rival| rival.accepted > 0);
+        let adopted = rivals.iter().chain([&node.ballot]).max_by_key(|rival| rival.accepted).filter(|rival| rival.accepted > 0);
         ballot.value = match adopted {
             Some(rival) if self.mistake != Mistake::AcceptedValueIgnored => rival.value,
             _ => self.value_of(i, node.life),
@@ -352,12 +324,7 @@ impl Register {
         let node = std::mem::take(&mut state.nodes[i]);
         state.nodes[i].life = node.life + 1;
         let owner = u8::try_from(i).unwrap_or(u8::MAX);
-        state.orphans.extend(
-            node.vote
-                .into_iter()
-                .chain(node.record)
-                .map(|write| (owner, write)),
-        );
+        state.orphans.extend(node.vote.into_iter().chain(node.record).map(|write| (owner, write)));
         state.orphans.sort_unstable();
         state.crashes += 1;
     }
@@ -368,29 +335,19 @@ impl Register {
         node.stage = Stage::Idle;
         node.known = state.records[i].view;
         node.ballot = own;
-        node.floor = if own.view == node.known + 1 {
-            own.entered
-        } else {
-            0
-        };
+        node.floor = if own.view == node.known + 1 { own.entered } else { 0 };
         if own.view > node.known + 1 {
             node.stage = Stage::Learn;
         }
     }
 
     fn may_start(&self, node: &Node) -> bool {
-        node.stage == Stage::Idle
-            && node.known < self.views
-            && (node.record.is_none() || self.mistake == Mistake::BallotBeforeRecord)
+        node.stage == Stage::Idle && node.known < self.views && (node.record.is_none() || self.mistake == Mistake::BallotBeforeRecord)
     }
 
     fn may_restart(&self, state: &State, i: usize) -> bool {
         state.nodes[i].stage == Stage::Down
-            && (self.units != Units::WaitForOldWrites
-                || state
-                    .orphans
-                    .iter()
-                    .all(|(owner, _)| usize::from(*owner) != i))
+            && (self.units != Units::WaitForOldWrites || state.orphans.iter().all(|(owner, _)| usize::from(*owner) != i))
     }
 
     fn may_read(&self, node: &Node, i: usize, j: usize) -> bool {
@@ -413,10 +370,7 @@ impl Register {
             actions.push(Action::LandRecord(i));
         }
         let has_news = state.records.iter().any(|record| record.view > node.known);
-        if is_up
-            && node.record.is_none()
-            && (node.stage == Stage::Learn || (node.stage == Stage::Idle && has_news))
-        {
+        if is_up && node.record.is_none() && (node.stage == Stage::Learn || (node.stage == Stage::Idle && has_news)) {
             actions.push(Action::Learn(i));
         }
         if is_up && state.crashes < self.crashes && i < self.crashing_nodes {
@@ -428,17 +382,9 @@ impl Register {
         for j in (0..self.nodes).filter(|j| self.may_read(node, i, *j)) {
             if self.are_reads_split {
                 let missing = (0..UNITS).filter(|unit| node.scan[j][*unit].is_none());
-                actions.extend(missing.map(|unit| Action::Read {
-                    reader: i,
-                    of: j,
-                    unit: Some(unit),
-                }));
+                actions.extend(missing.map(|unit| Action::Read { reader: i, of: j, unit: Some(unit) }));
             } else if node.scan[j][0].is_none() {
-                actions.push(Action::Read {
-                    reader: i,
-                    of: j,
-                    unit: None,
-                });
+                actions.push(Action::Read { reader: i, of: j, unit: None });
             }
         }
     }
@@ -512,28 +458,15 @@ impl Model for Register {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::always(super::S1, |_, state: &State| {
-                state.decided.iter().all(|values| values.count_ones() <= 1)
-            }),
-            Property::sometimes("the last view is decided", |model: &Self, state: &State| {
-                state.decided[usize::from(model.views)] != 0
-            }),
+            Property::always(super::S1, |_, state: &State| state.decided.iter().all(|values| values.count_ones() <= 1)),
+            Property::sometimes("the last view is decided", |model: &Self, state: &State| state.decided[usize::from(model.views)] != 0),
         ];
-        if matches!(self.mistake, Mistake::None | Mistake::BallotBeforeRecord)
-            && self.units == Units::WaitForOldWrites
-        {
-            properties.push(Property::always(super::LEARNS, |_, state: &State| {
-                !state.has_nothing_to_learn
-            }));
-            properties.push(Property::always(super::S4, |_, state: &State| {
-                !state.has_fallen
-            }));
+        if matches!(self.mistake, Mistake::None | Mistake::BallotBeforeRecord) && self.units == Units::WaitForOldWrites {
+            properties.push(Property::always(super::LEARNS, |_, state: &State| !state.has_nothing_to_learn));
+            properties.push(Property::always(super::S4, |_, state: &State| !state.has_fallen));
         }
         if self.crashes > 0 {
-            properties.push(Property::sometimes(
-                "a restarted life decides",
-                |_, state: &State| state.has_restarted_decider,
-            ));
+            properties.push(Property::sometimes("a restarted life decides", |_, state: &State| state.has_restarted_decider));
         }
         properties
     }
