@@ -7,8 +7,8 @@
 use crate::head::{Field, Head, Place, RecordError, RecordType, Unit, check_reserved, fields, open_short, put, seal_short};
 use crate::head::{bytes_of, u8_of, u16_of, u32_of, u64_of};
 use crate::types::{
-    Acknowledgement, Beat, DAEMON_PART_BYTES, DaemonPart, Incarnation, NodeState, Rule, SLOTS_MAX, SlotIndex, SlotSet, ViewNumber,
-    Vouch, WatchdogKind,
+    Acknowledgement, Beat, DAEMON_PART_BYTES, DaemonPart, Incarnation, NodeState, Rule, SLOTS_MAX, SlotIndex, SlotSet, ViewNumber, Vouch,
+    WatchdogKind,
 };
 use alloc::vec::Vec;
 
@@ -216,7 +216,8 @@ impl Beat {
             sequence: self.beat,
         };
         let mut flags = 0;
-        for (is_set, flag) in [(self.is_stopped, FLAG_STOPPED), (self.is_idle, FLAG_IDLE), (self.acknowledged.is_some(), FLAG_ACKNOWLEDGED)] {
+        for (is_set, flag) in [(self.is_stopped, FLAG_STOPPED), (self.is_idle, FLAG_IDLE), (self.acknowledged.is_some(), FLAG_ACKNOWLEDGED)]
+        {
             if is_set {
                 flags |= flag;
             }

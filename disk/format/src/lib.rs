@@ -15,6 +15,7 @@ pub mod layout;
 pub mod records;
 pub mod register;
 pub mod sbd;
+pub mod signatures;
 pub mod superblock;
 pub mod types;
 pub mod view;

@@ -33,15 +33,7 @@ fields! {
 
 /// Head of a short record that a life writes at a place.
 pub(crate) fn head_of(record: RecordType, place: &Place, life: &Life, sequence: u64) -> Head {
-    Head {
-        record,
-        body_bytes: 0,
-        body_checksum: 0,
-        place: *place,
-        boot: life.boot,
-        incarnation: life.incarnation,
-        sequence,
-    }
+    Head { record, body_bytes: 0, body_checksum: 0, place: *place, boot: life.boot, incarnation: life.incarnation, sequence }
 }
 /// The life that a head names.
 pub(crate) fn life_of(head: &Head) -> Life {

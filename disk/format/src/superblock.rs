@@ -5,13 +5,11 @@
 //! Does not: open devices; the caller hands in what it read.
 //! Called by: format, fsck, every start of a node.
 
+use crate::head::Field;
 use crate::head::{EncodeError, Head, Place, RecordError, RecordType, Unit, check_place, decode_head, fields, open_short_rest};
 use crate::head::{bytes_of, put, put_string, seal_short, string_of, u8_of, u16_of, u32_of, u64_of};
-use crate::head::Field;
 use crate::layout::{AREA_ALIGN_BYTES, SBD_AREA_BYTES, last_superblock};
-use crate::types::{
-    BootId, ByteOffset, ClusterUuid, DEVICES_MAX, DeviceUuid, Incarnation, Layout, SlotIndex, Superblock, UNIT_BYTES,
-};
+use crate::types::{BootId, ByteOffset, ClusterUuid, DEVICES_MAX, DeviceUuid, Incarnation, Layout, SlotIndex, Superblock, UNIT_BYTES};
 use crate::view::{timings_of_words, timings_words};
 use alloc::vec::Vec;
 
@@ -314,9 +312,8 @@ pub fn choose_superblock(copies: &[Result<Superblock, RecordError>; 4]) -> Super
     if let Some((two, _)) = good.iter().find(|(_, found)| contradicts(found)) {
         return SuperblockChoice::Forked { one: *first, two: *two };
     }
-    let is_newer = |found: &Superblock| {
-        found.cluster == agreed.cluster && found.device == agreed.device && found.generation > agreed.generation
-    };
+    let is_newer =
+        |found: &Superblock| found.cluster == agreed.cluster && found.device == agreed.device && found.generation > agreed.generation;
     SuperblockChoice::Agreed {
         superblock: (*agreed).clone(),
         copies: [0, 1, 2, 3].map(|index| good.iter().any(|(other, found)| *other == index && found == agreed)),
@@ -329,7 +326,8 @@ fn choose_single(copies: &[Result<Superblock, RecordError>; 4], good: &[(usize, 
         let is_foreign = |copy: &Result<Superblock, RecordError>| matches!(copy, Err(RecordError::NotARecord { .. }));
         return if copies.iter().all(is_foreign) { SuperblockChoice::Absent } else { SuperblockChoice::Damaged };
     };
-    let is_other = |found: &Superblock| found.cluster != newest.cluster || found.device != newest.device || found.generation == newest.generation;
+    let is_other =
+        |found: &Superblock| found.cluster != newest.cluster || found.device != newest.device || found.generation == newest.generation;
     match good.iter().find(|(index, found)| index != copy && is_other(found)) {
         Some((two, _)) => SuperblockChoice::Forked { one: *copy, two: *two },
         None => SuperblockChoice::Alone { superblock: (*newest).clone(), copy: *copy },

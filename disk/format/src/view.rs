@@ -8,8 +8,8 @@ use crate::head::{Cursor, EncodeError, HEAD_BYTES, Head, Place, RecordError, Rec
 use crate::head::{check_place, check_reserved, check_zero, decode_head, fields, push, seal_head};
 use crate::register::life_of;
 use crate::types::{
-    BootId, Configuration, Digest, Evidence, Incarnation, Life, NAME_BYTES_MAX, NodeEntry, Owed, Released, SLOTS_MAX, SlotIndex,
-    Timings, ViewBody, ViewNumber, ViewReason,
+    BootId, Configuration, Digest, Evidence, Incarnation, Life, NAME_BYTES_MAX, NodeEntry, Owed, Released, SLOTS_MAX, SlotIndex, Timings,
+    ViewBody, ViewNumber, ViewReason,
 };
 use alloc::{string::String, vec, vec::Vec};
 use core::cmp::Ordering;
