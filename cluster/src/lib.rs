@@ -1,1 +1,9 @@
-//! Membership daemon: links, configuration, control socket, supervisor, wiring.
+//! What: the membership daemon and the supervisor of a node: everything that opens something around the pure machines.
+//! Owns: links, node directory, control socket, wiring, the process tree of a node.
+//! Invariants: decisions are made in the cores; nothing here waits for a disk on the daemon's loop.
+//! Does not: decide membership, grant locks, or write the node's beat.
+//! Called by: the programs `deadboltd` and `deadbolt`.
+
+pub mod config;
+pub mod links;
+pub mod seal;

@@ -315,7 +315,7 @@ mod tests {
         let five = derive(&Wishes::stall(5000)).unwrap();
         assert_eq!((five.lease_ms, five.expiry_ms, five.poll_ms, five.watchdog_ms), (8260, 8440, 250, 2000));
         let one = derive(&Wishes::stall(1000)).unwrap();
-        assert_eq!((one.lease_ms, one.expiry_ms, one.poll_ms, one.watchdog_ms), (3110, 3190, 100, 1000));
+        assert_eq!((one.lease_ms, one.expiry_ms, one.poll_ms, one.watchdog_ms), (3080, 3160, 100, 1000));
     }
 
     #[test]

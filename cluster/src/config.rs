@@ -1,0 +1,259 @@
+//! What: a node's own file and the cluster key beside it.
+//! Owns: the node directory's layout, its file modes, the refusal of keys that others may read.
+//! Invariants: nothing that nodes must agree on stands here; that is on the disk.
+//! Does not: hold nodes, votes or timings.
+//! Called by: every verb that starts or asks a node. docs/node.toml.example lists every key.
+
+use crate::seal::{ClusterKey, KeyError};
+use serde::{Deserialize, Serialize};
+use std::{
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Where a node lives unless told otherwise.
+pub const DEFAULT_DIRECTORY: &str = "/var/lib/deadbolt";
+
+/// A node's own file, `node.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeFile {
+    /// Its name, as in the cluster's configuration.
+    pub name: String,
+    /// Paths of the cluster's devices, in their order.
+    pub devices: Vec<PathBuf>,
+    /// Its addresses, `ip:port`; what it binds.
+    pub addresses: Vec<String>,
+    /// Path of a watchdog device, or `process`.
+    #[serde(default = "default_watchdog")]
+    pub watchdog: String,
+    /// Name of the watchdog's driver, for its lateness; empty: read from the kernel.
+    #[serde(default)]
+    pub watchdog_driver: String,
+    /// Other nodes of this cluster run on this machine and share its device.
+    #[serde(default)]
+    pub shared_device: bool,
+    /// Run the node in a PID namespace of its own (needs root).
+    #[serde(default)]
+    pub pid_namespace: bool,
+    /// Go on without locked memory and real-time priority.
+    #[serde(default)]
+    pub allow_unprotected: bool,
+    /// What a reset does: start the node's tree again, or leave it down.
+    #[serde(default = "default_restart")]
+    pub restart_after_reset: bool,
+    /// Group that may use `lock`, `locks`, `status`, `why`; empty: root (or the owner) only.
+    #[serde(default)]
+    pub group: String,
+}
+
+fn default_watchdog() -> String {
+    "/dev/watchdog".into()
+}
+
+const fn default_restart() -> bool {
+    true
+}
+
+/// Why a node directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no node here.
+    #[error("{} holds no node (no node.toml); run `deadbolt init` or `deadbolt join`, or name the directory with --dir", directory.display())]
+    NoNode {
+        /// Where.
+        directory: PathBuf,
+    },
+    /// There is a node here already.
+    #[error("{} holds node {name} already; use another directory with --dir, or `deadbolt leave` first", directory.display())]
+    NodeExists {
+        /// Where.
+        directory: PathBuf,
+        /// Who.
+        name: String,
+    },
+    /// The file is not valid.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// Which.
+        path: PathBuf,
+        /// Why, with the line.
+        reason: String,
+    },
+    /// The key is readable by others.
+    #[error("{} has mode {mode:03o}: others may read the cluster key; run `chmod 600` on it", path.display())]
+    KeyExposed {
+        /// Which.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The key is not one.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: KeyError,
+    },
+}
+
+/// A node's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeDirectory(pub PathBuf);
+
+impl NodeDirectory {
+    /// The control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.0.join("control.sock")
+    }
+    /// The lock service's socket.
+    #[must_use]
+    pub fn lock_socket(&self) -> PathBuf {
+        self.0.join("lock.sock")
+    }
+    /// The supervisor's socket.
+    #[must_use]
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.0.join("supervisor.sock")
+    }
+    /// The log of supervisor, sbd and daemon.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.0.join("deadbolt.log")
+    }
+    /// The node's own file.
+    #[must_use]
+    pub fn node_file(&self) -> PathBuf {
+        self.0.join("node.toml")
+    }
+    /// The cluster key.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.0.join("cluster.key")
+    }
+
+    /// Reads the node's own file.
+    ///
+    /// # Errors
+    /// No node here, or a file that is not valid.
+    pub fn read_node(&self) -> Result<NodeFile, ConfigError> {
+        let path = self.node_file();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ConfigError::NoNode { directory: self.0.clone() }),
+            Err(source) => return Err(ConfigError::File { path, source }),
+        };
+        toml::from_str(&text).map_err(|error| ConfigError::Invalid { path, reason: error.to_string() })
+    }
+
+    /// Reads the key; refuses one that others may read.
+    ///
+    /// # Errors
+    /// No key, an exposed one, or not a key.
+    pub fn read_key(&self) -> Result<ClusterKey, ConfigError> {
+        read_key_file(&self.key_file())
+    }
+
+    /// Makes the directory (mode 700) with the node's file and key; refuses to replace a node.
+    ///
+    /// # Errors
+    /// There is a node, or a file cannot be written.
+    pub fn create(&self, node: &NodeFile, key: &ClusterKey) -> Result<(), ConfigError> {
+        if let Ok(existing) = self.read_node() {
+            return Err(ConfigError::NodeExists { directory: self.0.clone(), name: existing.name });
+        }
+        std::fs::create_dir_all(&self.0).map_err(|source| ConfigError::File { path: self.0.clone(), source })?;
+        let mode = if node.group.is_empty() { 0o700 } else { 0o750 };
+        let set = std::fs::set_permissions(&self.0, std::fs::Permissions::from_mode(mode));
+        set.map_err(|source| ConfigError::File { path: self.0.clone(), source })?;
+        write_private(&self.key_file(), &format!("{}\n", key.to_text()))?;
+        let text = toml::to_string(node).map_err(|error| ConfigError::Invalid { path: self.node_file(), reason: error.to_string() })?;
+        write_private(&self.node_file(), &text)
+    }
+
+    /// Takes the node's file and key away again.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove(&self) -> Result<(), ConfigError> {
+        for path in [self.node_file(), self.key_file()] {
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(ConfigError::File { path, source }),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a key from a file that only its owner may read.
+///
+/// # Errors
+/// See [`NodeDirectory::read_key`].
+pub fn read_key_file(path: &Path) -> Result<ClusterKey, ConfigError> {
+    let file = |source| ConfigError::File { path: path.to_path_buf(), source };
+    let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(ConfigError::KeyExposed { path: path.to_path_buf(), mode });
+    }
+    let text = std::fs::read_to_string(path).map_err(file)?;
+    ClusterKey::parse(&text).map_err(|source| ConfigError::Key { path: path.to_path_buf(), source })
+}
+
+/// Writes a file of mode 600, whole or not at all.
+fn write_private(path: &Path, text: &str) -> Result<(), ConfigError> {
+    let partial = path.with_extension("partial");
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)
+    };
+    write().map_err(|source| ConfigError::File { path: path.to_path_buf(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeFile {
+        NodeFile {
+            name: "a".into(),
+            devices: vec!["/dev/x".into()],
+            addresses: vec!["127.0.0.1:7001".into()],
+            watchdog: "process".into(),
+            watchdog_driver: String::new(),
+            shared_device: true,
+            pid_namespace: false,
+            allow_unprotected: true,
+            restart_after_reset: true,
+            group: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_node_is_written_once_and_read_again() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = NodeDirectory(temporary.path().join("n"));
+        assert!(matches!(directory.read_node(), Err(ConfigError::NoNode { .. })));
+        let key = ClusterKey::draw().unwrap();
+        directory.create(&node(), &key).unwrap();
+        assert_eq!(directory.read_node().unwrap(), node());
+        assert_eq!(directory.read_key().unwrap().bytes(), key.bytes());
+        assert!(matches!(directory.create(&node(), &key), Err(ConfigError::NodeExists { .. })));
+        std::fs::set_permissions(directory.key_file(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(directory.read_key(), Err(ConfigError::KeyExposed { mode: 0o644, .. })));
+    }
+}
