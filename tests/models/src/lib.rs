@@ -5,7 +5,7 @@
 //! Does not: know what any model says; does not touch a clock except to print how long a search took.
 //! Called by: tests/*.rs (quick horizons) and the `models` program (`cargo xtask models`, full horizons).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,8 @@ pub struct Outcome {
     pub violated: BTreeMap<&'static str, Vec<String>>,
     /// `sometimes` properties that no state reached.
     pub unreached: Vec<&'static str>,
+    /// States from which the goal cannot be reached any more; counted by [`search_dead_ends`] only.
+    pub dead_ends: Option<usize>,
 }
 
 /// Searches `model` breadth first, by one thread, so that the first counterexample is a shortest one.
@@ -102,7 +104,82 @@ where
         is_complete: violated.is_empty() && checker.state_count() < generated_max,
         violated,
         unreached,
+        dead_ends: None,
     }
+}
+
+/// Visits every state of `model` and counts those from which no state with `is_goal` can be reached: whatever happens
+/// next, they are stuck. `property` names the verdict; the model's own properties are not judged.
+pub fn search_dead_ends<M>(model: &M, property: &'static str, scale: Scale, is_goal: impl Fn(&M::State) -> bool) -> Outcome
+where
+    M: Model,
+    M::State: Clone + Eq + std::hash::Hash,
+    M::Action: Clone + fmt::Debug,
+{
+    let started = Instant::now();
+    let mut states: Vec<M::State> = Vec::new();
+    let mut known: HashMap<M::State, usize> = HashMap::new();
+    // How each state was first reached: predecessor, action, steps.
+    let mut reached: Vec<(usize, String, usize)> = Vec::new();
+    let mut predecessors: Vec<Vec<usize>> = Vec::new();
+    for state in model.init_states() {
+        known.insert(state.clone(), states.len());
+        states.push(state);
+        reached.push((usize::MAX, String::new(), 0));
+        predecessors.push(Vec::new());
+    }
+    let mut next_index = 0;
+    while next_index < states.len() && states.len() <= scale.states_max() {
+        let state = states[next_index].clone();
+        if !is_goal(&state) {
+            for (action, next) in model.next_steps(&state) {
+                let index = *known.entry(next.clone()).or_insert_with(|| {
+                    states.push(next);
+                    reached.push((next_index, format!("{action:?}"), reached[next_index].2 + 1));
+                    predecessors.push(Vec::new());
+                    states.len() - 1
+                });
+                predecessors[index].push(next_index);
+            }
+        }
+        next_index += 1;
+    }
+    let is_complete = next_index == states.len();
+    let mut is_live: Vec<bool> = states.iter().map(is_goal).collect();
+    let mut open: Vec<usize> = (0..states.len()).filter(|index| is_live[*index]).collect();
+    while let Some(index) = open.pop() {
+        for before in &predecessors[index] {
+            if !is_live[*before] {
+                is_live[*before] = true;
+                open.push(*before);
+            }
+        }
+    }
+    let dead_ends = is_live.iter().filter(|is_live| !**is_live).count();
+    let mut violated = BTreeMap::new();
+    if is_complete && let Some(first) = is_live.iter().position(|is_live| !is_live) {
+        violated.insert(property, trace(&reached, first));
+    }
+    Outcome {
+        states: states.len(),
+        depth: reached.last().map_or(0, |last| last.2),
+        elapsed: started.elapsed(),
+        is_complete,
+        violated,
+        unreached: Vec::new(),
+        dead_ends: Some(dead_ends),
+    }
+}
+
+fn trace(reached: &[(usize, String, usize)], last: usize) -> Vec<String> {
+    let mut steps = Vec::new();
+    let mut index = last;
+    while let Some((before, action, _)) = reached.get(index).filter(|entry| entry.2 > 0) {
+        steps.push(action.clone());
+        index = *before;
+    }
+    steps.reverse();
+    steps
 }
 
 /// One search with its expected verdict.
@@ -135,7 +212,11 @@ impl Case {
     /// Runs the case: one line for people, or why the verdict is not the expected one.
     pub fn judge(&self, scale: Scale) -> Result<String, String> {
         let outcome = (self.run)(scale);
-        let figures = format!("{}: {} states, depth {}, {:.1} s", self.name, outcome.states, outcome.depth, outcome.elapsed.as_secs_f64());
+        let mut figures =
+            format!("{}: {} states, depth {}, {:.1} s", self.name, outcome.states, outcome.depth, outcome.elapsed.as_secs_f64());
+        if let Some(count) = outcome.dead_ends {
+            figures.push_str(&format!(", {count} dead ends"));
+        }
         if outcome.states > scale.states_max() {
             return Err(format!("{figures}: more states than the bound of {}", scale.states_max()));
         }

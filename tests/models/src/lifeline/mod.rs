@@ -6,6 +6,7 @@
 
 use crate::Case;
 
+mod hung;
 mod lease;
 mod pill;
 
@@ -29,7 +30,17 @@ pub fn pill_mistakes() -> Vec<Case> {
     pill::mistakes()
 }
 
+/// The rules for a daemon that hangs or dies beside a living sbd.
+pub fn hung_rules() -> Vec<Case> {
+    hung::rules()
+}
+
+/// The mistakes planted there.
+pub fn hung_mistakes() -> Vec<Case> {
+    hung::mistakes()
+}
+
 /// Every case of the lifeline.
 pub fn cases() -> Vec<Case> {
-    [lease_rules(), lease_mistakes(), pill_rules(), pill_mistakes()].into_iter().flatten().collect()
+    [lease_rules(), lease_mistakes(), pill_rules(), pill_mistakes(), hung_rules(), hung_mistakes()].into_iter().flatten().collect()
 }
