@@ -6,7 +6,7 @@
 
 use crate::head::{Head, Place, RecordError, RecordType, Unit, fields, open_short, put, seal_short};
 use crate::head::{bytes_of, u8_of, u64_of};
-use crate::types::{Ballot, Digest, Life, ViewNumber, ViewRecord};
+use crate::types::{Ballot, BootId, Digest, Incarnation, Life, SlotIndex, ViewNumber, ViewRecord};
 
 fields! {
     /// Payload of a vote unit.
@@ -40,7 +40,25 @@ pub(crate) fn life_of(head: &Head) -> Life {
     Life { slot: head.place.slot, boot: head.boot, incarnation: head.incarnation }
 }
 
+/// Nobody's life: what `format` names as the writer.
+fn no_life(slot: SlotIndex) -> Life {
+    Life { slot, boot: BootId::NONE, incarnation: Incarnation::NONE }
+}
+
 impl Ballot {
+    /// What `format` writes into vote unit `index`: nobody has ever voted here.
+    #[must_use]
+    pub fn empty(slot: SlotIndex, index: u8) -> Self {
+        Self {
+            life: no_life(slot),
+            sequence: u64::from(index),
+            view: ViewNumber(0),
+            entered: 0,
+            accepted: 0,
+            digest: Digest::NONE,
+            place: 0,
+        }
+    }
     /// The bytes of a vote unit.
     ///
     /// # Panics
@@ -87,6 +105,11 @@ impl Ballot {
 }
 
 impl ViewRecord {
+    /// What `format` writes into view record `index`: no view is known.
+    #[must_use]
+    pub fn empty(slot: SlotIndex, index: u8) -> Self {
+        Self { life: no_life(slot), sequence: u64::from(index), view: ViewNumber(0), digest: Digest::NONE, place: 0, wall_ms: 0 }
+    }
     /// The bytes of a view record.
     ///
     /// # Panics
