@@ -107,9 +107,8 @@ fn the_sbd_area_has_the_bytes_that_stock_tools_write() {
     let header =
         SbdHeader { slots: 255, sector_bytes: 512, watchdog_s: 7, allocate_s: 0, loop_s: 1, msgwait_s: 14, minor: 1, uuid: CLUSTER.0 };
     let bytes = header.encode();
-    let measured = [
-        0x53, 0x42, 0x44, 0x5f, 0x53, 0x42, 0x44, 0x5f, 2, 0xff, 0, 0, 0, 0, 2, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x0e, 1,
-    ];
+    let measured =
+        [0x53, 0x42, 0x44, 0x5f, 0x53, 0x42, 0x44, 0x5f, 2, 0xff, 0, 0, 0, 0, 2, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x0e, 1];
     assert_eq!(bytes[..33], measured);
     assert_eq!(bytes[33..49], CLUSTER.0);
     assert_eq!(SbdHeader::decode(&golden("sbd-header", "SBD header, sectors of 512 bytes", &bytes), 512).unwrap(), header);
