@@ -1,4 +1,18 @@
-//! Pure lock manager: modes, queues, mastery, recovery.
+//! What: the pure lock manager: modes, queues, mastery, recovery, and the bytes between client, node and node.
+//! Owns: every decision about locks; nothing that opens, sleeps or reads a clock.
+//! Invariants: no two locks of incompatible modes are granted; a grant leaves only under a permit and after "holds" was published.
+//! Does not: know sockets, disks, views' making or evidence; those arrive as inputs.
+//! Called by: the daemon (`deadbolt-dlm`, `deadbolt-cluster`), the simulator.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod bytes;
+pub mod client;
+pub mod mode;
+
+pub use bytes::DecodeError;
+pub use client::{ClientReply, ClientRequest};
+pub use mode::{Flags, LockStatus, Mode, ResultFlags, Token};
