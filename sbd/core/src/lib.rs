@@ -1,4 +1,29 @@
-//! Pure machines of the lifeline: lease, mailbox, feeding verdict, evidence.
+//! What: the pure machine of a node's lifeline: cycle, lease, mailbox judgement, feeding verdict, acknowledgement.
+//! Owns: every decision of the `sbd` process; no byte layout and no device.
+//! Invariants: time is a parameter and never goes back; the same inputs give the same outputs.
+//! Does not: read a clock, a file or a device; know how a pill is authenticated.
+//! Called by: the package `sbd`, the simulator.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod cycle;
+mod daemon;
+mod lifeline;
+mod mailbox;
+mod opening;
+mod verdict;
+mod words;
+
+pub use daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
+pub use lifeline::{
+    Input, Lifeline, LifelineConfig, LifelineStatus, Note, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason,
+};
+pub use mailbox::{Authenticity, LegacyPills, MailboxSeen, MailboxStep, MailboxVerdict, MailboxWatch, PillAge, TailSeen, judge_mailbox};
+pub use verdict::{FeedVerdict, feed_verdict, majority, reset_ms_of};
+
+/// A disk operation failed; the shell keeps the details for its log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskFailed;

@@ -1,0 +1,106 @@
+//! What: the cycles in flight: which beat went to which device, and which cycle is complete on a majority.
+//! Owns: tags, and the rule of one operation per device at a time.
+//! Invariants: a cycle's issue is the instant at which its first write was handed out, so never later than any of its writes.
+//! Does not: judge a mailbox or know a lease.
+//! Called by: the lifeline machine.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use deadbolt_disk_format::DaemonPart;
+
+use crate::mailbox::MailboxWatch;
+use crate::verdict::majority;
+
+/// What a device is busy with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Work {
+    ReadOwn,
+    ReadMailbox,
+    Cycle(u64),
+    Clear,
+}
+
+/// One device as the lifeline sees it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DeviceState {
+    pub(crate) busy: Option<(u64, Work)>,
+    pub(crate) mailbox: MailboxWatch,
+    /// It went back in time: it does not count until the node starts anew.
+    pub(crate) is_away: bool,
+    pub(crate) needs_clear: bool,
+    /// Last beat whose write to this device was seen complete, and last one handed out.
+    pub(crate) completed_beat: u64,
+    pub(crate) issued_beat: u64,
+    pub(crate) checked_ms: u64,
+    /// The last beat of this life stands on it.
+    pub(crate) is_final_done: bool,
+}
+
+/// One cycle.
+#[derive(Clone, Debug)]
+pub(crate) struct Cycle {
+    pub(crate) issued_ms: u64,
+    pub(crate) part: DaemonPart,
+    pub(crate) idle_generation: Option<u64>,
+    done: u32,
+}
+
+/// The cycles in flight, by beat.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cycles {
+    open: BTreeMap<u64, Cycle>,
+}
+
+impl Cycles {
+    pub(crate) fn open(&mut self, beat: u64, now_ms: u64, part: DaemonPart, idle_generation: Option<u64>) {
+        self.open.insert(beat, Cycle { issued_ms: now_ms, part, idle_generation, done: 0 });
+    }
+
+    /// One more device has completed this beat. Answers the cycle when that made it complete and no newer one is.
+    pub(crate) fn handle_done(&mut self, beat: u64, devices: u32) -> Option<Cycle> {
+        let cycle = self.open.get_mut(&beat)?;
+        cycle.done += 1;
+        if cycle.done < majority(devices) {
+            return None;
+        }
+        let complete = cycle.clone();
+        // Whatever is older can add nothing: its lease would end earlier.
+        self.open = self.open.split_off(&(beat + 1));
+        Some(complete)
+    }
+
+    /// Forgets cycles that no device is busy with any more: they can not become complete.
+    pub(crate) fn prune(&mut self, devices: &[DeviceState]) {
+        let busy: Vec<u64> = devices
+            .iter()
+            .filter_map(|device| device.busy)
+            .filter_map(|(_, work)| if let Work::Cycle(beat) = work { Some(beat) } else { None })
+            .collect();
+        self.open.retain(|beat, _| busy.contains(beat));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(number: u64) -> DaemonPart {
+        DaemonPart { number, ..DaemonPart::default() }
+    }
+
+    #[test]
+    fn a_majority_completes_and_older_cycles_are_forgotten() {
+        let mut cycles = Cycles::default();
+        cycles.open(1, 100, part(7), None);
+        cycles.open(2, 200, part(8), None);
+        assert!(cycles.handle_done(1, 3).is_none());
+        assert!(cycles.handle_done(2, 3).is_none());
+        let complete = cycles.handle_done(2, 3).map(|cycle| (cycle.issued_ms, cycle.part.number));
+        assert_eq!(complete, Some((200, 8)));
+        assert!(cycles.handle_done(1, 3).is_none(), "an older one adds nothing");
+        cycles.open(3, 300, part(8), None);
+        cycles.prune(&[DeviceState::default()]);
+        assert!(cycles.handle_done(3, 1).is_none());
+    }
+}

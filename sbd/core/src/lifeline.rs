@@ -1,0 +1,698 @@
+//! What: the machine of one sbd life: opening, cycles, lease, pill, acknowledgement, daemon, clean stop.
+//! Owns: the lease, and every decision to end this life.
+//! Invariants: a lease is published only for a cycle completed on a majority before the lease before it ended, and ends L after
+//! that cycle's issue; once condemned no lease is published and no beat is written but the acknowledgement, and that only after
+//! the feeder has retired; the stopped beat is written only after the watchdog was disarmed.
+//! Does not: touch a device, a watchdog or a clock.
+//! Called by: the shell `run`, the simulator.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use deadbolt_disk_format::{Acknowledgement, Beat, DaemonPart, NodeState, Rule, WatchdogKind};
+
+use crate::DiskFailed;
+use crate::cycle::{Cycles, DeviceState, Work};
+use crate::daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
+use crate::mailbox::{MailboxSeen, MailboxVerdict, PillAge, judge_mailbox};
+use crate::opening::{Opening, OpeningStep};
+use crate::verdict::majority;
+pub use crate::words::*;
+
+/// Interval of cycles while the daemon asks for it (design, section 5).
+const FAST_POLL_MS: u64 = 50;
+/// Least time between two cycles, however often the daemon rings. Chosen: a cycle takes about this long on a fast device.
+const CYCLE_GAP_MS: u64 = 5;
+/// How often the own place is read back. Chosen: often enough to notice a clone within a lease.
+const OWN_CHECK_MS: u64 = 1000;
+/// The reset is not held up by the acknowledgement for longer than this, nor for less: room for one write on a healthy device.
+const ACKNOWLEDGE_MS: (u32, u32) = (20, 100);
+/// How long the last beat of a clean stop may take before sbd ends without it. The watchdog is disarmed by then.
+const STOP_MS: u64 = 2000;
+
+#[derive(Clone, Debug)]
+enum Phase {
+    New,
+    Opening(Box<Opening>),
+    Arming { is_asked: bool },
+    Living,
+    Condemned { command: ResetCommand, reason: ResetReason, reset_at_ms: u64, answer: Option<Acknowledgement>, is_reset_out: bool },
+    Stopping { is_disarmed: bool, until_ms: u64 },
+    Ended,
+}
+
+/// The machine. See the head of this file.
+#[derive(Clone, Debug)]
+pub struct Lifeline {
+    config: LifelineConfig,
+    phase: Phase,
+    devices: Vec<DeviceState>,
+    cycles: Cycles,
+    outputs: VecDeque<Output>,
+    next_tag: u64,
+    beat: u64,
+    part: DaemonPart,
+    /// Number of the last beat of this life, once it is known to be the last.
+    final_beat: Option<u64>,
+    /// The newest part that stands on a majority of devices.
+    completed_part: Option<DaemonPart>,
+    lease_end_ms: Option<u64>,
+    /// Before it no lease may count: the watchdog was armed then.
+    armed_ms: u64,
+    reset_ms: u32,
+    last_ms: Option<u64>,
+    next_cycle_ms: u64,
+    last_cycle_ms: u64,
+    daemon: DaemonWatch,
+    /// "Held nothing" is being said of this generation, until a new incarnation publishes.
+    idle: Option<u64>,
+    absent_since_ms: Option<u64>,
+    is_supervisor_silent: bool,
+    has_refused_stop: bool,
+    is_stop_asked: bool,
+}
+
+impl Lifeline {
+    /// A life that has not begun.
+    #[must_use]
+    pub fn new(config: LifelineConfig) -> Self {
+        let devices = vec![DeviceState::default(); config.devices];
+        Self {
+            reset_ms: config.timings.reset_ms,
+            config,
+            phase: Phase::New,
+            devices,
+            cycles: Cycles::default(),
+            outputs: VecDeque::new(),
+            next_tag: 1,
+            beat: 0,
+            part: DaemonPart::default(),
+            final_beat: None,
+            completed_part: None,
+            lease_end_ms: None,
+            armed_ms: 0,
+            last_ms: None,
+            next_cycle_ms: 0,
+            last_cycle_ms: 0,
+            daemon: DaemonWatch::default(),
+            idle: None,
+            absent_since_ms: None,
+            is_supervisor_silent: false,
+            has_refused_stop: false,
+            is_stop_asked: false,
+        }
+    }
+
+    /// Takes in one event. `now_ms` never falls.
+    pub fn handle(&mut self, now_ms: u64, input: Input) {
+        if matches!(self.phase, Phase::Ended) {
+            return;
+        }
+        let elapsed_ms = self.last_ms.map_or(0, |last_ms| now_ms.saturating_sub(last_ms));
+        self.last_ms = Some(now_ms);
+        if self.is_armed() && elapsed_ms > u64::from(self.config.timings.expiry_ms) {
+            self.condemn_at_once(ResetReason::TimeJump { elapsed_ms });
+        }
+        self.check_lease(now_ms);
+        self.handle_input(now_ms, input);
+        self.advance(now_ms);
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When `Tick` must come at the latest, if nothing else does.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::New | Phase::Ended => None,
+            Phase::Opening(opening) => Some(opening.second_at_ms().unwrap_or(self.next_cycle_ms)),
+            Phase::Condemned { reset_at_ms, is_reset_out, .. } => (!is_reset_out).then_some(*reset_at_ms),
+            Phase::Stopping { until_ms, .. } => Some(*until_ms),
+            Phase::Arming { .. } | Phase::Living => {
+                let can_cycle = self.devices.iter().any(|device| device.busy.is_none() && !device.is_away);
+                let cycle = can_cycle.then_some(self.next_cycle_ms);
+                [cycle, self.lease_end_ms].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn status(&self) -> LifelineStatus {
+        let phase = match self.phase {
+            Phase::New => PhaseName::New,
+            Phase::Opening(_) => PhaseName::Opening,
+            Phase::Arming { .. } => PhaseName::Arming,
+            Phase::Living => PhaseName::Living,
+            Phase::Condemned { .. } => PhaseName::Condemned,
+            Phase::Stopping { .. } => PhaseName::Stopping,
+            Phase::Ended => PhaseName::Ended,
+        };
+        let busy = self.devices.iter().filter(|device| device.busy.is_some()).count();
+        let away = self.devices.iter().filter(|device| device.is_away).count();
+        LifelineStatus { phase, beat: self.beat, lease_end_ms: self.lease_end_ms, busy, away }
+    }
+
+    fn is_armed(&self) -> bool {
+        matches!(self.phase, Phase::Living)
+    }
+
+    fn say(&mut self, note: Note) {
+        self.outputs.push_back(Output::Say(note));
+    }
+
+    fn check_lease(&mut self, now_ms: u64) {
+        if let (Phase::Living, Some(lease_end_ms)) = (&self.phase, self.lease_end_ms)
+            && now_ms >= lease_end_ms
+        {
+            self.condemn_at_once(ResetReason::LeaseEnded { lease_end_ms, now_ms });
+        }
+    }
+
+    fn handle_input(&mut self, now_ms: u64, input: Input) {
+        match input {
+            Input::Start => self.start(now_ms),
+            Input::Turned { words, part } => self.handle_words(now_ms, words, part),
+            Input::Woken => self.next_cycle_ms = self.next_cycle_ms.min(now_ms.max(self.last_cycle_ms + CYCLE_GAP_MS)),
+            Input::OwnRead { tag, result } => self.handle_own(tag, result),
+            Input::MailboxRead { tag, result } => self.handle_mailbox_read(tag, result),
+            Input::CycleDone { tag, result } => self.handle_cycle(now_ms, tag, result),
+            Input::ClearDone { tag, result } => {
+                if let Some((device, Work::Clear)) = self.take_work(tag) {
+                    // One that failed is found again by the next read.
+                    self.devices[device].needs_clear = false;
+                    if let Phase::Opening(opening) = &mut self.phase {
+                        opening.handle_mailbox(device, result.is_ok());
+                    }
+                }
+            }
+            Input::Armed { reset_ms } => self.handle_armed(now_ms, reset_ms),
+            Input::ArmFailed => {
+                if matches!(self.phase, Phase::Arming { .. }) {
+                    self.refuse(RefuseReason::NotArmed);
+                }
+            }
+            Input::FeederRetired { reset_ms } => self.handle_retired(reset_ms),
+            Input::Disarmed => {
+                if let Phase::Stopping { is_disarmed, .. } = &mut self.phase {
+                    *is_disarmed = true;
+                }
+            }
+            // Decided with the next words: the holds word must be newer than the wish.
+            Input::StopAsked => self.is_stop_asked = true,
+            Input::Tick => {}
+        }
+    }
+
+    /// Whatever is due now.
+    fn advance(&mut self, now_ms: u64) {
+        match &self.phase {
+            Phase::New | Phase::Ended => {}
+            Phase::Opening(_) => self.advance_opening(now_ms),
+            Phase::Arming { .. } | Phase::Living => {
+                self.start_clears();
+                if now_ms >= self.next_cycle_ms {
+                    self.start_cycle(now_ms);
+                }
+            }
+            Phase::Condemned { reset_at_ms, answer, .. } => {
+                let answer = *answer;
+                if now_ms >= *reset_at_ms {
+                    self.reset();
+                } else if answer.is_some() {
+                    self.write_final(now_ms, answer);
+                }
+            }
+            Phase::Stopping { until_ms, is_disarmed } => {
+                if *is_disarmed && now_ms >= *until_ms {
+                    self.phase = Phase::Ended;
+                    self.outputs.push_back(Output::Exit { is_recorded: false });
+                } else if *is_disarmed {
+                    self.write_final(now_ms, None);
+                }
+            }
+        }
+    }
+
+    // Work on devices.
+
+    fn give_work(&mut self, device: usize, work: Work) -> u64 {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.devices[device].busy = Some((tag, work));
+        tag
+    }
+
+    /// The device and the work of a tag; a tag that is not on its way is nobody's.
+    fn take_work(&mut self, tag: u64) -> Option<(usize, Work)> {
+        let device = self.devices.iter().position(|device| device.busy.is_some_and(|(busy, _)| busy == tag))?;
+        let (_, work) = self.devices[device].busy.take()?;
+        Some((device, work))
+    }
+
+    fn device_count(&self) -> u32 {
+        u32::try_from(self.devices.len()).unwrap_or(u32::MAX)
+    }
+
+    fn start_clears(&mut self) {
+        for device in 0..self.devices.len() {
+            let state = &self.devices[device];
+            if state.needs_clear && state.busy.is_none() && !state.is_away {
+                let tag = self.give_work(device, Work::Clear);
+                self.outputs.push_back(Output::ClearMailbox { tag, device });
+            }
+        }
+    }
+
+    // Opening.
+
+    fn start(&mut self, now_ms: u64) {
+        if !matches!(self.phase, Phase::New) {
+            return;
+        }
+        self.phase = Phase::Opening(Box::new(Opening::new(self.devices.len())));
+        self.read_missing(now_ms);
+    }
+
+    /// Asks every free device for what it has not answered yet; again after a poll interval where a read failed.
+    fn read_missing(&mut self, now_ms: u64) {
+        self.next_cycle_ms = now_ms + u64::from(self.config.timings.poll_ms);
+        for device in 0..self.devices.len() {
+            let Phase::Opening(opening) = &self.phase else { return };
+            let Some(work) = opening.missing(device) else { continue };
+            if self.devices[device].busy.is_some() {
+                continue;
+            }
+            let tag = self.give_work(device, work);
+            self.outputs.push_back(if work == Work::ReadOwn {
+                Output::ReadOwn { tag, device }
+            } else {
+                Output::ReadMailbox { tag, device }
+            });
+        }
+    }
+
+    fn advance_opening(&mut self, now_ms: u64) {
+        let boot = self.config.boot;
+        let wait_ms = u64::from(self.config.timings.poll_ms) * 2 + u64::from(self.config.timings.cycle_ms);
+        let Phase::Opening(opening) = &mut self.phase else { return };
+        match opening.advance(now_ms, boot, wait_ms) {
+            OpeningStep::Wait if now_ms >= self.next_cycle_ms => self.read_missing(now_ms),
+            OpeningStep::Wait => {}
+            OpeningStep::Read => self.read_missing(now_ms),
+            OpeningStep::Refuse(reason) => self.refuse(reason),
+            OpeningStep::Begin { beat, part } => {
+                self.beat = beat;
+                if self.part.number == 0 {
+                    self.part = *part;
+                }
+                self.phase = Phase::Arming { is_asked: false };
+                self.next_cycle_ms = now_ms;
+                self.advance(now_ms);
+            }
+        }
+    }
+
+    fn refuse(&mut self, reason: RefuseReason) {
+        self.phase = Phase::Ended;
+        self.outputs.push_back(Output::EndLease);
+        self.outputs.push_back(Output::Refuse(reason));
+    }
+
+    fn handle_mailbox_read(&mut self, tag: u64, result: Result<MailboxSeen, DiskFailed>) {
+        let Some((device, Work::ReadMailbox)) = self.take_work(tag) else { return };
+        let Phase::Opening(opening) = &self.phase else { return };
+        let age = opening.age(self.config.boot);
+        let Ok(seen) = result else {
+            if let Phase::Opening(opening) = &mut self.phase {
+                opening.handle_mailbox(device, false);
+            }
+            return;
+        };
+        let verdict = judge_mailbox(&seen, self.config.boot, self.config.legacy, age);
+        let sender = seen.sender.clone();
+        let step = self.devices[device].mailbox.handle_read(seen.clone(), verdict);
+        if step.is_new {
+            self.say(Note::Mailbox { device, seen, verdict });
+        }
+        if let MailboxVerdict::Obey(command) = verdict {
+            // Nothing is armed and no lease was given in this life: there is nobody to acknowledge to, and nothing to wait for.
+            self.condemn_now(command, ResetReason::Pill { device, sender });
+        } else if step.clear {
+            let tag = self.give_work(device, Work::Clear);
+            self.outputs.push_back(Output::ClearMailbox { tag, device });
+        } else if step.counts {
+            if let Phase::Opening(opening) = &mut self.phase {
+                opening.handle_mailbox(device, true);
+            }
+        } else {
+            let tag = self.give_work(device, Work::ReadMailbox);
+            self.outputs.push_back(Output::ReadMailbox { tag, device });
+        }
+    }
+
+    // Cycles.
+
+    fn ready_devices(&self) -> Vec<usize> {
+        let is_ready = |state: &DeviceState| state.busy.is_none() && !state.is_away;
+        (0..self.devices.len()).filter(|device| is_ready(&self.devices[*device])).collect()
+    }
+
+    fn start_cycle(&mut self, now_ms: u64) {
+        let ready = self.ready_devices();
+        if ready.is_empty() {
+            return;
+        }
+        self.beat += 1;
+        let beat = self.make_beat(now_ms, None, false);
+        for device in ready {
+            self.write_beat(device, &beat);
+        }
+        self.cycles.open(self.beat, now_ms, self.part.clone(), self.idle);
+        self.last_cycle_ms = now_ms;
+        let fast = now_ms < self.daemon.seen().fast_poll_until_ms;
+        let poll_ms = u64::from(self.config.timings.poll_ms);
+        self.next_cycle_ms = now_ms + if fast { poll_ms.min(FAST_POLL_MS) } else { poll_ms };
+    }
+
+    fn write_beat(&mut self, device: usize, beat: &Beat) {
+        let tag = self.give_work(device, Work::Cycle(beat.beat));
+        self.devices[device].issued_beat = beat.beat;
+        self.outputs.push_back(Output::Cycle { tag, device, beat: Box::new(beat.clone()) });
+    }
+
+    /// The last beat of this life, once to each device as soon as it is free: the acknowledgement or the clean stop.
+    fn write_final(&mut self, now_ms: u64, acknowledged: Option<Acknowledgement>) {
+        let number = *self.final_beat.get_or_insert(self.beat + 1);
+        self.beat = number;
+        let beat = self.make_beat(now_ms, acknowledged, acknowledged.is_none());
+        for device in self.ready_devices() {
+            if self.devices[device].issued_beat < number {
+                self.write_beat(device, &beat);
+            }
+        }
+    }
+
+    fn handle_final_done(&mut self, device: usize) {
+        self.devices[device].is_final_done = true;
+        let count = self.devices.iter().filter(|state| state.is_final_done).count();
+        if u32::try_from(count).unwrap_or(0) < majority(self.device_count()) {
+            return;
+        }
+        match self.phase {
+            Phase::Condemned { .. } => self.reset(),
+            Phase::Stopping { .. } => {
+                self.phase = Phase::Ended;
+                self.outputs.push_back(Output::Exit { is_recorded: true });
+            }
+            Phase::New | Phase::Opening(_) | Phase::Arming { .. } | Phase::Living | Phase::Ended => {}
+        }
+    }
+
+    fn make_beat(&self, now_ms: u64, acknowledged: Option<Acknowledgement>, is_stopped: bool) -> Beat {
+        Beat {
+            slot: self.config.slot,
+            boot: self.config.boot,
+            writer: self.config.writer,
+            beat: self.beat,
+            lease_ms: self.config.timings.lease_ms,
+            reset_ms: self.reset_ms,
+            rule: Rule::Disk,
+            watchdog: self.config.watchdog,
+            is_stopped,
+            is_idle: self.idle.is_some(),
+            acknowledged,
+            wall_ms: 0,
+            boottime_ms: now_ms,
+            daemon: self.part.clone(),
+        }
+    }
+
+    fn handle_cycle(&mut self, now_ms: u64, tag: u64, result: Result<MailboxSeen, DiskFailed>) {
+        let Some((device, Work::Cycle(beat))) = self.take_work(tag) else { return };
+        let Ok(seen) = result else {
+            self.cycles.prune(&self.devices);
+            return;
+        };
+        self.devices[device].completed_beat = self.devices[device].completed_beat.max(beat);
+        let is_clean = self.judge_cycle_mailbox(now_ms, device, seen);
+        if self.final_beat == Some(beat) {
+            self.handle_final_done(device);
+        } else if is_clean && matches!(self.phase, Phase::Arming { .. } | Phase::Living) {
+            self.count_cycle(now_ms, beat);
+        }
+        self.cycles.prune(&self.devices);
+        self.start_own_check(now_ms, device);
+    }
+
+    fn count_cycle(&mut self, now_ms: u64, beat: u64) {
+        let Some(cycle) = self.cycles.handle_done(beat, self.device_count()) else { return };
+        self.completed_part = Some(cycle.part);
+        if let Some(generation) = cycle.idle_generation {
+            self.daemon.handle_recorded(generation);
+            self.outputs.push_back(Output::PublishIdle { generation });
+        }
+        if let Phase::Arming { is_asked } = &mut self.phase {
+            if !*is_asked {
+                *is_asked = true;
+                self.outputs.push_back(Output::Arm);
+            }
+            return;
+        }
+        if !self.is_supervised(now_ms) {
+            return;
+        }
+        let lease_end_ms = cycle.issued_ms + u64::from(self.config.timings.lease_ms);
+        if cycle.issued_ms < self.armed_ms {
+            return;
+        }
+        if now_ms >= lease_end_ms {
+            self.say(Note::CycleTooLate { beat });
+            return;
+        }
+        let before_ms = self.lease_end_ms.replace(lease_end_ms);
+        let cycle_ms = now_ms.saturating_sub(cycle.issued_ms);
+        let number = self.completed_part.as_ref().map_or(0, |part| part.number);
+        self.outputs.push_back(Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms });
+    }
+
+    /// Under a process watchdog there is no lease unless the supervisor said lately that it is at work.
+    fn is_supervised(&mut self, now_ms: u64) -> bool {
+        let limit_ms = u64::from(self.config.timings.watchdog_ms);
+        let silent_ms = now_ms.saturating_sub(self.daemon.seen().supervisor_alive_ms);
+        let is_silent = self.config.watchdog == WatchdogKind::Process && silent_ms > limit_ms;
+        if is_silent && !self.is_supervisor_silent {
+            self.say(Note::SupervisorSilent);
+        }
+        self.is_supervisor_silent = is_silent;
+        !is_silent
+    }
+
+    /// Looks at the mailbox of a cycle; false: it does not count.
+    fn judge_cycle_mailbox(&mut self, now_ms: u64, device: usize, seen: MailboxSeen) -> bool {
+        let verdict = judge_mailbox(&seen, self.config.boot, self.config.legacy, PillAge::ThisLife);
+        let sender = seen.sender.clone();
+        let step = self.devices[device].mailbox.handle_read(seen.clone(), verdict);
+        if step.is_new {
+            self.say(Note::Mailbox { device, seen, verdict });
+        }
+        self.devices[device].needs_clear |= step.clear;
+        if let MailboxVerdict::Obey(command) = verdict {
+            match self.phase {
+                Phase::Living => self.condemn(now_ms, command, ResetReason::Pill { device, sender }),
+                Phase::Arming { .. } => self.condemn_now(command, ResetReason::Pill { device, sender }),
+                // Already on its way out; a node that stops holds nothing and ends by itself.
+                Phase::Condemned { .. } | Phase::Stopping { .. } | Phase::Ended | Phase::New | Phase::Opening(_) => {}
+            }
+        }
+        step.counts
+    }
+
+    // The own place.
+
+    fn start_own_check(&mut self, now_ms: u64, device: usize) {
+        let state = &self.devices[device];
+        let is_due = now_ms >= state.checked_ms + OWN_CHECK_MS && now_ms < self.next_cycle_ms;
+        if matches!(self.phase, Phase::Living) && is_due && state.busy.is_none() && !state.needs_clear {
+            self.devices[device].checked_ms = now_ms;
+            let tag = self.give_work(device, Work::ReadOwn);
+            self.outputs.push_back(Output::ReadOwn { tag, device });
+        }
+    }
+
+    fn handle_own(&mut self, tag: u64, result: Result<OwnPlace, DiskFailed>) {
+        let Some((device, Work::ReadOwn)) = self.take_work(tag) else { return };
+        if let Phase::Opening(opening) = &mut self.phase {
+            opening.handle_own(device, result.ok());
+            return;
+        }
+        let Ok(OwnPlace::Beat(found)) = result else { return };
+        if !matches!(self.phase, Phase::Living) {
+            return;
+        }
+        let is_own = (found.boot, found.writer) == (self.config.boot, self.config.writer);
+        // A copy of this very life, ahead of it, is somebody else too.
+        if !is_own || found.beat > self.devices[device].issued_beat {
+            self.condemn_at_once(ResetReason::ForeignBeat { device, boot: found.boot, writer: found.writer });
+            return;
+        }
+        let completed = self.devices[device].completed_beat;
+        if found.beat >= completed {
+            return;
+        }
+        self.devices[device].is_away = true;
+        // What it said about the cycles in flight is worth nothing.
+        self.cycles = Cycles::default();
+        let left = self.devices.iter().filter(|state| !state.is_away).count();
+        if u32::try_from(left).unwrap_or(0) < majority(self.device_count()) {
+            self.condemn_at_once(ResetReason::OwnPlaceReverted { device, found: found.beat, completed });
+        } else {
+            self.say(Note::DeviceAway { device, found: found.beat, completed });
+        }
+    }
+
+    // The watchdog.
+
+    fn handle_armed(&mut self, now_ms: u64, reset_ms: u32) {
+        if !matches!(self.phase, Phase::Arming { is_asked: true }) {
+            return;
+        }
+        self.reset_ms = reset_ms;
+        self.armed_ms = now_ms;
+        self.phase = Phase::Living;
+        self.next_cycle_ms = now_ms;
+    }
+
+    fn handle_retired(&mut self, reset_ms: u32) {
+        if let Phase::Condemned { command, answer, is_reset_out: false, .. } = &mut self.phase
+            && answer.is_none()
+        {
+            *answer = Some(Acknowledgement { reset_ms, command: command.byte() });
+            self.reset_ms = reset_ms;
+            self.outputs.push_back(Output::PublishAcknowledged { reset_ms });
+        }
+    }
+
+    /// Ends this life after the acknowledgement had its bounded chance.
+    fn condemn(&mut self, now_ms: u64, command: ResetCommand, reason: ResetReason) {
+        let grace_ms = self.config.timings.cycle_ms.clamp(ACKNOWLEDGE_MS.0, ACKNOWLEDGE_MS.1);
+        self.lease_end_ms = None;
+        self.outputs.push_back(Output::EndLease);
+        self.outputs.push_back(Output::RetireFeeder);
+        self.phase = Phase::Condemned { command, reason, reset_at_ms: now_ms + u64::from(grace_ms), answer: None, is_reset_out: false };
+    }
+
+    /// Ends this life before anything else happens.
+    fn condemn_at_once(&mut self, reason: ResetReason) {
+        self.condemn_now(ResetCommand::Reset, reason);
+    }
+
+    fn condemn_now(&mut self, command: ResetCommand, reason: ResetReason) {
+        self.lease_end_ms = None;
+        // Nothing that was decided before may be done after this.
+        self.outputs.clear();
+        self.outputs.push_back(Output::EndLease);
+        self.outputs.push_back(Output::Reset { command, reason: reason.clone() });
+        self.phase = Phase::Condemned { command, reason, reset_at_ms: 0, answer: None, is_reset_out: true };
+    }
+
+    fn reset(&mut self) {
+        if let Phase::Condemned { command, reason, is_reset_out, .. } = &mut self.phase
+            && !*is_reset_out
+        {
+            *is_reset_out = true;
+            self.outputs.push_back(Output::Reset { command: *command, reason: reason.clone() });
+        }
+    }
+
+    // The daemon.
+
+    fn handle_words(&mut self, now_ms: u64, words: DaemonSeen, part: Option<Box<DaemonPart>>) {
+        let timings = &self.config.timings;
+        let verdict = self.daemon.handle_words(now_ms, words, timings.stall_ms, timings.poll_ms.saturating_mul(2));
+        let fast_ms = FAST_POLL_MS.min(u64::from(timings.poll_ms));
+        if let Some(part) = part
+            && matches!(self.phase, Phase::New | Phase::Opening(_) | Phase::Arming { .. } | Phase::Living)
+        {
+            if part.incarnation != self.part.incarnation {
+                self.idle = None;
+            }
+            self.part = *part;
+        }
+        if now_ms < words.fast_poll_until_ms {
+            self.next_cycle_ms = self.next_cycle_ms.min(self.last_cycle_ms + fast_ms);
+        }
+        if words.is_stop_requested || self.is_stop_asked {
+            self.stop(now_ms);
+        }
+        if !matches!(self.phase, Phase::Arming { .. } | Phase::Living) {
+            return;
+        }
+        match verdict {
+            DaemonVerdict::Running => self.absent_since_ms = None,
+            DaemonVerdict::Absent => self.handle_absent(now_ms),
+            DaemonVerdict::Idle { generation } => {
+                if self.daemon.recorded() < generation && self.idle != Some(generation) {
+                    self.idle = Some(generation);
+                    self.next_cycle_ms = now_ms;
+                    self.say(Note::DaemonAbsent);
+                }
+                self.handle_absent(now_ms);
+            }
+            DaemonVerdict::Hung => self.condemn_for_daemon(now_ms, ResetReason::DaemonHung),
+            DaemonVerdict::DiedHolding => self.condemn_for_daemon(now_ms, ResetReason::DaemonDiedHolding),
+            DaemonVerdict::RestartedUnrecorded { generation } => {
+                self.condemn_for_daemon(now_ms, ResetReason::DaemonRestartedUnrecorded { generation })
+            }
+        }
+    }
+
+    fn condemn_for_daemon(&mut self, now_ms: u64, reason: ResetReason) {
+        if self.is_armed() {
+            self.condemn(now_ms, ResetCommand::Reset, reason);
+        } else if matches!(self.phase, Phase::Arming { .. }) {
+            self.condemn_at_once(reason);
+        }
+    }
+
+    fn handle_absent(&mut self, now_ms: u64) {
+        match self.absent_since_ms {
+            None => self.absent_since_ms = Some(now_ms),
+            Some(since_ms) if now_ms.saturating_sub(since_ms) > u64::from(self.config.absence_ms) => self.stop(now_ms),
+            Some(_) => {}
+        }
+    }
+
+    /// A clean stop, when nothing can be held: *left* stands on the disk, or no daemon ever published, or the last one's "held nothing" does.
+    fn stop(&mut self, now_ms: u64) {
+        let words = *self.daemon.seen();
+        let state = self.completed_part.as_ref().map_or(NodeState::None, |part| part.state);
+        let is_left = match state {
+            NodeState::Left => self.completed_part.as_ref().is_some_and(|part| part.incarnation == self.part.incarnation),
+            NodeState::None => self.part.state == NodeState::None,
+            NodeState::Joining | NodeState::Member | NodeState::Condemned => false,
+        };
+        let is_idle = words.generation > 0 && words.ended >= words.generation && self.daemon.recorded() >= words.generation;
+        let may_stop = !words.holds && (is_left || is_idle);
+        match &self.phase {
+            Phase::Living if may_stop => {
+                self.lease_end_ms = None;
+                self.outputs.push_back(Output::EndLease);
+                self.outputs.push_back(Output::Disarm);
+                self.phase = Phase::Stopping { is_disarmed: false, until_ms: now_ms + STOP_MS };
+            }
+            Phase::Arming { is_asked: true } => {}
+            Phase::New | Phase::Opening(_) | Phase::Arming { .. } => self.refuse(RefuseReason::Stopped),
+            Phase::Living if !self.has_refused_stop => {
+                self.has_refused_stop = true;
+                self.say(Note::StopRefused);
+            }
+            Phase::Living | Phase::Condemned { .. } | Phase::Stopping { .. } | Phase::Ended => {}
+        }
+    }
+}

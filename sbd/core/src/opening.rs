@@ -1,0 +1,137 @@
+//! What: what a life of sbd looks at before its first beat.
+//! Owns: the judgement of what an earlier life left in the own place.
+//! Invariants: nothing is begun beside a life that may still be alive; a majority of devices has answered.
+//! Does not: write anything.
+//! Called by: the lifeline machine.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use deadbolt_disk_format::{Beat, BootId, DaemonPart, NodeState};
+
+use crate::cycle::Work;
+use crate::mailbox::PillAge;
+use crate::verdict::majority;
+use crate::words::{OwnPlace, RefuseReason};
+
+/// What to do next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum OpeningStep {
+    Wait,
+    Read,
+    Refuse(RefuseReason),
+    Begin { beat: u64, part: Box<DaemonPart> },
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    First,
+    /// The life before did not stop cleanly: does it still advance?
+    Pausing {
+        until_ms: u64,
+    },
+    Second,
+    Mailboxes,
+}
+
+/// The opening.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening {
+    stage: Stage,
+    answers: Vec<Option<OwnPlace>>,
+    mailboxes: Vec<bool>,
+    first: Option<Beat>,
+}
+
+impl Opening {
+    pub(crate) fn new(devices: usize) -> Self {
+        Self { stage: Stage::First, answers: vec![None; devices], mailboxes: vec![false; devices], first: None }
+    }
+
+    pub(crate) fn handle_own(&mut self, device: usize, found: Option<OwnPlace>) {
+        self.answers[device] = found;
+    }
+
+    pub(crate) fn handle_mailbox(&mut self, device: usize, is_settled: bool) {
+        self.mailboxes[device] = is_settled;
+    }
+
+    pub(crate) fn second_at_ms(&self) -> Option<u64> {
+        if let Stage::Pausing { until_ms } = self.stage { Some(until_ms) } else { None }
+    }
+
+    /// Was the own place last written by this boot?
+    pub(crate) fn age(&self, boot: BootId) -> PillAge {
+        if self.first.as_ref().is_some_and(|beat| beat.boot == boot) { PillAge::ThisLife } else { PillAge::BeforeThisBoot }
+    }
+
+    /// What this device has still to be asked for.
+    pub(crate) fn missing(&self, device: usize) -> Option<Work> {
+        match self.stage {
+            Stage::First | Stage::Second => self.answers[device].is_none().then_some(Work::ReadOwn),
+            Stage::Pausing { .. } => None,
+            Stage::Mailboxes => (!self.mailboxes[device]).then_some(Work::ReadMailbox),
+        }
+    }
+
+    fn has_majority(&self, count: usize) -> bool {
+        let devices = u32::try_from(self.answers.len()).unwrap_or(u32::MAX);
+        u32::try_from(count).unwrap_or(0) >= majority(devices)
+    }
+
+    /// The newest beat among the answers: each life goes on from the number of the one before.
+    fn newest(&self) -> Option<Beat> {
+        let beats =
+            self.answers.iter().flatten().filter_map(|place| if let OwnPlace::Beat(beat) = place { Some(beat.as_ref()) } else { None });
+        beats.max_by_key(|beat| beat.beat).cloned()
+    }
+
+    pub(crate) fn advance(&mut self, now_ms: u64, boot: BootId, wait_ms: u64) -> OpeningStep {
+        let has_answers = self.has_majority(self.answers.iter().flatten().count());
+        match self.stage {
+            Stage::First if has_answers => {
+                self.first = self.newest();
+                let Some(first) = &self.first else { return self.go_on() };
+                if first.is_stopped {
+                    return self.go_on();
+                }
+                let was_empty = first.daemon.state == NodeState::None || first.daemon.state == NodeState::Left;
+                if first.boot == boot && !first.is_idle && !was_empty {
+                    return OpeningStep::Refuse(RefuseReason::LifeBeforeNotEnded { writer: first.writer });
+                }
+                self.stage = Stage::Pausing { until_ms: now_ms + wait_ms };
+                OpeningStep::Wait
+            }
+            Stage::Pausing { until_ms } if now_ms >= until_ms => {
+                self.stage = Stage::Second;
+                self.answers.fill(None);
+                OpeningStep::Read
+            }
+            Stage::Second if has_answers => self.compare(),
+            Stage::Mailboxes if self.has_majority(self.mailboxes.iter().filter(|is_settled| **is_settled).count()) => self.begin(boot),
+            _ => OpeningStep::Wait,
+        }
+    }
+
+    fn go_on(&mut self) -> OpeningStep {
+        self.stage = Stage::Mailboxes;
+        OpeningStep::Read
+    }
+
+    fn compare(&mut self) -> OpeningStep {
+        let (Some(first), Some(second)) = (&self.first, self.newest()) else { return self.go_on() };
+        if (second.writer, second.beat) != (first.writer, first.beat) {
+            let (boot, first, second) = (second.boot, first.beat, second.beat);
+            return OpeningStep::Refuse(RefuseReason::SlotInUse { boot, first, second });
+        }
+        self.go_on()
+    }
+
+    /// A life of the same boot leaves its daemon's last words standing until a new daemon has read them.
+    fn begin(&mut self, boot: BootId) -> OpeningStep {
+        let carried = self.first.as_ref().filter(|beat| beat.boot == boot).map(|beat| DaemonPart { number: 0, ..beat.daemon.clone() });
+        let beat = self.first.as_ref().map_or(0, |beat| beat.beat);
+        OpeningStep::Begin { beat, part: Box::new(carried.unwrap_or_default()) }
+    }
+}

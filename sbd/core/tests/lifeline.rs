@@ -1,0 +1,781 @@
+//! What: the lifeline machine on imagined devices: situations one by one, then any sequence of events.
+//! Owns: the imagined devices, watchdog, daemon and supervisor.
+//! Invariants: time moves only by the world's own hand; the checker sees every output.
+//! Does not: sleep or touch a device.
+//! Called by: `cargo test`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, NodeState, SlotIndex, Timings, WatchdogKind};
+use deadbolt_sbd_core::{
+    Authenticity, DaemonSeen, DiskFailed, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen, Output, OwnPlace, PhaseName,
+    RefuseReason, ResetCommand, ResetReason, TailSeen,
+};
+use proptest::prelude::*;
+
+const BOOT: BootId = BootId([1; 16]);
+const WRITER: Incarnation = Incarnation([2; 16]);
+const SHORTEST_MS: u32 = 400;
+
+fn timings() -> Timings {
+    Timings {
+        stall_ms: 1000,
+        poll_ms: 100,
+        feed_ms: 100,
+        watchdog_ms: 1000,
+        lateness_ms: 200,
+        cycle_ms: 150,
+        reset_ms: 1210,
+        lease_ms: 3100,
+        expiry_ms: 3200,
+        drift_ppm: 10_000,
+        ..Timings::default()
+    }
+}
+
+fn config(devices: usize) -> LifelineConfig {
+    LifelineConfig {
+        slot: SlotIndex(3),
+        boot: BOOT,
+        writer: WRITER,
+        devices,
+        timings: timings(),
+        watchdog: WatchdogKind::Device,
+        legacy: LegacyPills::Accept,
+        absence_ms: 5000,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Health {
+    Fine(u64),
+    Hung,
+    Broken,
+}
+
+#[derive(Debug)]
+struct Pending {
+    at_ms: Option<u64>,
+    device: usize,
+    output: Output,
+    fails: bool,
+}
+
+/// One node's surroundings.
+struct World {
+    machine: Lifeline,
+    config: LifelineConfig,
+    now_ms: u64,
+    health: Vec<Health>,
+    own: Vec<Option<Beat>>,
+    mailbox: Vec<MailboxSeen>,
+    pending: Vec<Pending>,
+    words: DaemonSeen,
+    part: Option<DaemonPart>,
+    is_daemon_turning: bool,
+    is_supervisor_turning: bool,
+    answers_retire: bool,
+    log: Vec<(u64, Output)>,
+    checker: Checker,
+}
+
+/// What must never happen, whatever comes in.
+#[derive(Default)]
+struct Checker {
+    issued: Vec<(u64, u64, usize)>,
+    lease_end_ms: Option<u64>,
+    is_condemned: bool,
+    is_retired: bool,
+    is_disarmed: bool,
+    is_ended: bool,
+    is_armed: bool,
+    on_device: Vec<Vec<u64>>,
+    busy: Vec<bool>,
+    newest: Vec<u64>,
+}
+
+impl Checker {
+    fn check(&mut self, now_ms: u64, devices: usize, words: &DaemonSeen, output: &Output) {
+        self.busy.resize(devices, false);
+        self.newest.resize(devices, 0);
+        self.on_device.resize(devices, Vec::new());
+        assert!(!self.is_ended, "nothing comes after the end: {output:?}");
+        match output {
+            Output::Cycle { device, beat, .. } => {
+                self.take(*device);
+                assert!(beat.beat > self.newest[*device], "beats only grow on a device");
+                self.newest[*device] = beat.beat;
+                assert_eq!(beat.acknowledged.is_some(), self.is_condemned, "{output:?}");
+                assert!(beat.acknowledged.is_none() || self.is_retired);
+                assert!(!beat.is_stopped || (self.is_disarmed && !words.holds));
+                assert!(!self.is_disarmed || beat.is_stopped);
+                self.issued.push((beat.beat, now_ms, *device));
+            }
+            Output::ReadOwn { device, .. } | Output::ReadMailbox { device, .. } | Output::ClearMailbox { device, .. } => self.take(*device),
+            Output::PublishLease { lease_end_ms, before_ms, beat, .. } => {
+                assert!(self.is_armed && !self.is_condemned && !self.is_disarmed);
+                assert_eq!(*before_ms, self.lease_end_ms);
+                assert!(self.lease_end_ms.is_none_or(|before_ms| now_ms < before_ms), "a late cycle changed something");
+                let first = self.issued.iter().filter(|(number, ..)| number == beat).map(|(_, at_ms, _)| *at_ms).min();
+                assert_eq!(first.map(|at_ms| at_ms + u64::from(timings().lease_ms)), Some(*lease_end_ms));
+                let count = self.on_device.iter().filter(|done| done.contains(beat)).count();
+                assert!(count > devices / 2, "beat {beat} stands on {count} of {devices}");
+                self.lease_end_ms = Some(*lease_end_ms);
+            }
+            Output::EndLease => {
+                self.lease_end_ms = None;
+                // Every lease that ends by decision ends for good.
+                self.is_armed = false;
+            }
+            Output::RetireFeeder => self.is_condemned = true,
+            Output::Reset { .. } => {
+                assert!(self.lease_end_ms.is_none(), "the lease is taken away before the reset");
+                self.is_condemned = true;
+            }
+            Output::Disarm => assert!(!words.holds && !self.is_condemned),
+            Output::Exit { .. } | Output::Refuse(_) => self.is_ended = true,
+            Output::Arm | Output::PublishIdle { .. } | Output::PublishAcknowledged { .. } | Output::Say(_) => {}
+        }
+    }
+
+    fn take(&mut self, device: usize) {
+        assert!(!self.busy[device], "two operations on device {device}");
+        self.busy[device] = true;
+    }
+}
+
+impl World {
+    fn new(config: LifelineConfig) -> Self {
+        let devices = config.devices;
+        Self {
+            machine: Lifeline::new(config.clone()),
+            config,
+            now_ms: 10_000,
+            health: vec![Health::Fine(5); devices],
+            own: vec![None; devices],
+            mailbox: vec![MailboxSeen::clear(); devices],
+            pending: Vec::new(),
+            words: DaemonSeen { generation: 1, turn: 1, ..DaemonSeen::default() },
+            part: None,
+            is_daemon_turning: true,
+            is_supervisor_turning: true,
+            answers_retire: true,
+            log: Vec::new(),
+            checker: Checker::default(),
+        }
+    }
+
+    fn living(devices: usize) -> Self {
+        let mut world = Self::new(config(devices));
+        world.start();
+        world.run(500);
+        assert_eq!(world.machine.status().phase, PhaseName::Living);
+        world
+    }
+
+    fn start(&mut self) {
+        self.give(Input::Start);
+    }
+
+    fn give(&mut self, input: Input) {
+        self.machine.handle(self.now_ms, input);
+        while let Some(output) = self.machine.poll_output() {
+            self.checker.check(self.now_ms, self.config.devices, &self.words, &output);
+            self.log.push((self.now_ms, output.clone()));
+            self.act(output);
+        }
+    }
+
+    fn act(&mut self, output: Output) {
+        match output {
+            Output::Cycle { device, .. }
+            | Output::ReadOwn { device, .. }
+            | Output::ReadMailbox { device, .. }
+            | Output::ClearMailbox { device, .. } => {
+                let (at_ms, fails) = match self.health[device] {
+                    Health::Fine(latency_ms) => (Some(self.now_ms + latency_ms), false),
+                    Health::Broken => (Some(self.now_ms), true),
+                    Health::Hung => (None, false),
+                };
+                self.pending.push(Pending { at_ms, device, output, fails });
+            }
+            Output::Arm => {
+                self.checker.is_armed = true;
+                self.give(Input::Armed { reset_ms: 1210 });
+            }
+            Output::RetireFeeder if self.answers_retire => {
+                self.checker.is_retired = true;
+                self.give(Input::FeederRetired { reset_ms: SHORTEST_MS });
+            }
+            Output::Disarm => {
+                self.checker.is_disarmed = true;
+                self.give(Input::Disarmed);
+            }
+            _ => {}
+        }
+    }
+
+    /// Devices that hung answer from now on.
+    fn release(&mut self) {
+        for pending in &mut self.pending {
+            pending.at_ms.get_or_insert(self.now_ms);
+        }
+        self.health.fill(Health::Fine(5));
+    }
+
+    fn complete(&mut self, pending: Pending) {
+        let device = pending.device;
+        self.checker.busy[device] = false;
+        let fail = |fails: bool| if fails { Err(DiskFailed) } else { Ok(()) };
+        let input = match pending.output {
+            Output::Cycle { tag, beat, .. } => {
+                if !pending.fails {
+                    self.checker.on_device[device].push(beat.beat);
+                    self.own[device] = Some(*beat);
+                }
+                Input::CycleDone { tag, result: fail(pending.fails).map(|()| self.mailbox[device].clone()) }
+            }
+            Output::ReadOwn { tag, .. } => {
+                let place = self.own[device].clone().map_or(OwnPlace::NeverWritten, |beat| OwnPlace::Beat(Box::new(beat)));
+                Input::OwnRead { tag, result: fail(pending.fails).map(|()| place) }
+            }
+            Output::ReadMailbox { tag, .. } => {
+                Input::MailboxRead { tag, result: fail(pending.fails).map(|()| self.mailbox[device].clone()) }
+            }
+            Output::ClearMailbox { tag, .. } => {
+                if !pending.fails {
+                    self.mailbox[device] = MailboxSeen::clear();
+                }
+                Input::ClearDone { tag, result: fail(pending.fails) }
+            }
+            other => panic!("{other:?} is no disk work"),
+        };
+        self.give(input);
+    }
+
+    fn turn(&mut self) {
+        if self.is_daemon_turning {
+            self.words.turn += 1;
+        }
+        if self.is_supervisor_turning {
+            self.words.supervisor_alive_ms = self.now_ms;
+        }
+        let part = self.part.take().map(Box::new);
+        self.give(Input::Turned { words: self.words, part });
+    }
+
+    /// Lets time pass, a turn of the shell every 20 ms.
+    fn run(&mut self, span_ms: u64) {
+        let end_ms = self.now_ms + span_ms;
+        while self.now_ms < end_ms {
+            let due = self.pending.iter().position(|pending| pending.at_ms.is_some_and(|at_ms| at_ms <= self.now_ms));
+            if let Some(index) = due {
+                let pending = self.pending.remove(index);
+                self.complete(pending);
+                continue;
+            }
+            let step_ms = 20 - self.now_ms % 20;
+            let next_ms = self
+                .pending
+                .iter()
+                .filter_map(|pending| pending.at_ms)
+                .chain(self.machine.next_deadline())
+                .filter(|at_ms| *at_ms > self.now_ms)
+                .min();
+            self.now_ms = next_ms.unwrap_or(u64::MAX).min(self.now_ms + step_ms).min(end_ms);
+            self.turn();
+        }
+    }
+
+    fn leases(&self) -> Vec<u64> {
+        self.log
+            .iter()
+            .filter_map(|(_, output)| if let Output::PublishLease { lease_end_ms, .. } = output { Some(*lease_end_ms) } else { None })
+            .collect()
+    }
+
+    fn reset(&self) -> Option<(u64, ResetCommand, ResetReason)> {
+        self.log.iter().find_map(|(at_ms, output)| {
+            if let Output::Reset { command, reason } = output { Some((*at_ms, *command, reason.clone())) } else { None }
+        })
+    }
+
+    fn refusal(&self) -> Option<RefuseReason> {
+        self.log.iter().find_map(|(_, output)| if let Output::Refuse(reason) = output { Some(reason.clone()) } else { None })
+    }
+
+    fn has(&self, wanted: impl Fn(&Output) -> bool) -> bool {
+        self.log.iter().any(|(_, output)| wanted(output))
+    }
+
+    fn publish(&mut self, number: u64, incarnation: u8, state: NodeState) {
+        self.part = Some(DaemonPart { number, incarnation: Incarnation([incarnation; 16]), state, ..DaemonPart::default() });
+    }
+}
+
+fn pill(command: u8, tail: Option<BootId>) -> MailboxSeen {
+    let tail = tail.map(|boot| TailSeen { boot, serial: 1, authenticity: Authenticity::Verified });
+    MailboxSeen { command, sender: "other".to_owned(), tail }
+}
+
+fn beat_of(boot: BootId, beat: u64, state: NodeState, is_stopped: bool) -> Beat {
+    Beat {
+        slot: SlotIndex(3),
+        boot,
+        writer: Incarnation([9; 16]),
+        beat,
+        lease_ms: 3100,
+        reset_ms: 1210,
+        rule: deadbolt_disk_format::Rule::Disk,
+        watchdog: WatchdogKind::Device,
+        is_stopped,
+        is_idle: false,
+        acknowledged: None,
+        wall_ms: 0,
+        boottime_ms: 0,
+        daemon: DaemonPart { number: 8, state, incarnation: Incarnation([7; 16]), ..DaemonPart::default() },
+    }
+}
+
+#[test]
+fn a_healthy_life_renews_its_lease_every_poll() {
+    for devices in 1..=3 {
+        let mut world = World::living(devices);
+        world.publish(4, 1, NodeState::Member);
+        world.run(10_000);
+        let leases = world.leases();
+        assert!(leases.len() > 90, "{} leases", leases.len());
+        assert!(leases.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(world.has(|output| matches!(output, Output::PublishLease { number: 4, .. })));
+        assert_eq!(world.reset(), None);
+    }
+}
+
+#[test]
+fn a_part_counts_only_when_its_beat_is_complete() {
+    let mut world = World::living(1);
+    world.health[0] = Health::Fine(60);
+    world.publish(4, 1, NodeState::Member);
+    world.run(400);
+    let first_write =
+        world.log.iter().find(|(_, output)| matches!(output, Output::Cycle { beat, .. } if beat.daemon.number == 4)).unwrap().0;
+    let first_said = world.log.iter().find(|(_, output)| matches!(output, Output::PublishLease { number: 4, .. })).unwrap().0;
+    assert_eq!(first_said, first_write + 60);
+}
+
+#[test]
+fn a_cycle_that_completes_after_the_lease_changes_nothing() {
+    let mut world = World::living(1);
+    world.health[0] = Health::Hung;
+    world.run(200);
+    let end_ms = *world.leases().last().unwrap();
+    let count = world.leases().len();
+    world.run(end_ms - world.now_ms);
+    world.release();
+    world.run(500);
+    assert_eq!(world.leases().len(), count);
+    assert!(matches!(world.reset(), Some((at_ms, ResetCommand::Reset, ResetReason::LeaseEnded { .. })) if at_ms == end_ms));
+}
+
+#[test]
+fn a_stall_within_the_lease_is_survived_and_followed_at_once() {
+    let mut world = World::living(1);
+    world.health[0] = Health::Hung;
+    world.run(2000);
+    world.release();
+    let released_ms = world.now_ms;
+    world.run(1000);
+    assert_eq!(world.reset(), None);
+    let (next_ms, _) = world.log.iter().find(|(at_ms, output)| *at_ms >= released_ms && matches!(output, Output::Cycle { .. })).unwrap();
+    assert_eq!(*next_ms, released_ms, "the next cycle follows a late one at once");
+}
+
+#[test]
+fn one_hung_device_of_three_is_survived_two_are_not() {
+    let mut world = World::living(3);
+    world.health[2] = Health::Hung;
+    world.run(20_000);
+    assert_eq!(world.reset(), None);
+    world.health[1] = Health::Hung;
+    world.run(5000);
+    assert!(matches!(world.reset(), Some((_, _, ResetReason::LeaseEnded { .. }))));
+    let mut two = World::living(2);
+    two.health[1] = Health::Broken;
+    two.run(5000);
+    assert!(matches!(two.reset(), Some((_, _, ResetReason::LeaseEnded { .. }))), "two devices need both");
+}
+
+#[test]
+fn a_pill_is_acknowledged_and_obeyed() {
+    for (command, expected) in [(2, ResetCommand::Reset), (3, ResetCommand::Off), (5, ResetCommand::Crash)] {
+        for tail in [None, Some(BOOT)] {
+            let mut world = World::living(3);
+            world.mailbox[1] = pill(command, tail);
+            world.run(1000);
+            let (at_ms, done, reason) = world.reset().unwrap();
+            assert_eq!((done, reason), (expected, ResetReason::Pill { device: 1, sender: "other".to_owned() }));
+            let seen_ms = world.log.iter().find(|(_, output)| *output == Output::EndLease).unwrap().0;
+            assert_eq!(at_ms - seen_ms, 5, "as long as the acknowledgement takes");
+            let answered = world
+                .own
+                .iter()
+                .flatten()
+                .filter(|beat| beat.acknowledged.is_some_and(|answer| answer.reset_ms == SHORTEST_MS && answer.command == command));
+            assert!(answered.count() >= 2);
+        }
+    }
+}
+
+#[test]
+fn the_reset_never_waits_long_for_the_acknowledgement() {
+    for answers_retire in [true, false] {
+        let mut world = World::living(1);
+        world.answers_retire = answers_retire;
+        world.mailbox[0] = pill(2, Some(BOOT));
+        while !world.has(|output| *output == Output::EndLease) {
+            world.run(1);
+            if world.mailbox[0].command == 2 && world.machine.status().busy == 0 {
+                world.health[0] = Health::Fine(5);
+            }
+        }
+        let seen_ms = world.now_ms;
+        world.pending.clear();
+        world.run(1000);
+        assert!(world.reset().unwrap().0 <= seen_ms + 100);
+    }
+}
+
+#[test]
+fn pills_for_another_boot_are_erased_and_not_obeyed() {
+    let mut world = World::living(1);
+    world.mailbox[0] = pill(2, Some(BootId([5; 16])));
+    world.run(500);
+    assert_eq!((world.reset(), world.mailbox[0].command), (None, 0));
+    let mut old = World::new(config(1));
+    old.mailbox[0] = pill(2, None);
+    old.own[0] = Some(beat_of(BootId([5; 16]), 40, NodeState::Member, false));
+    old.start();
+    old.run(2000);
+    assert_eq!((old.reset(), old.mailbox[0].command, old.machine.status().phase), (None, 0, PhaseName::Living));
+    assert!(old.own[0].as_ref().unwrap().beat > 40, "goes on from the number before");
+}
+
+#[test]
+fn a_restart_of_sbd_makes_no_pill_stale() {
+    for tail in [None, Some(BOOT)] {
+        let mut world = World::new(config(1));
+        world.mailbox[0] = pill(2, tail);
+        world.own[0] = Some(beat_of(BOOT, 40, NodeState::Left, true));
+        world.start();
+        world.run(100);
+        assert!(matches!(world.reset(), Some((_, _, ResetReason::Pill { .. }))), "{tail:?}");
+    }
+}
+
+#[test]
+fn test_messages_are_answered_and_unknown_ones_erased_late() {
+    let mut world = World::living(1);
+    for (command, least_reads) in [(1, 1), (4, 3), (77, 3)] {
+        world.mailbox[0] = pill(command, None);
+        let from = world.log.len();
+        world.run(1000);
+        assert_eq!(world.mailbox[0].command, 0, "{command}");
+        let clear = world.log[from..].iter().position(|(_, output)| matches!(output, Output::ClearMailbox { .. })).unwrap();
+        let cycles = world.log[from..from + clear].iter().filter(|(_, output)| matches!(output, Output::Cycle { .. })).count();
+        assert!(cycles >= least_reads, "{command}: {cycles}");
+    }
+    world.mailbox[0] = pill(200, None);
+    world.run(1000);
+    assert_eq!((world.mailbox[0].command, world.reset()), (200, None), "negative for stock: left alone");
+}
+
+#[test]
+fn daemons_that_may_hold_something_end_the_life() {
+    let mut hung = World::living(1);
+    hung.is_daemon_turning = false;
+    let stopped_ms = hung.now_ms;
+    hung.run(3000);
+    let (at_ms, _, reason) = hung.reset().unwrap();
+    assert_eq!(reason, ResetReason::DaemonHung);
+    assert!(at_ms - stopped_ms >= 960 && at_ms - stopped_ms <= 1200, "{}", at_ms - stopped_ms);
+    assert!(hung.own[0].as_ref().unwrap().acknowledged.is_some());
+
+    let mut died = World::living(1);
+    (died.words.holds, died.words.ended) = (true, 1);
+    died.run(200);
+    assert_eq!(died.reset().unwrap().2, ResetReason::DaemonDiedHolding);
+}
+
+#[test]
+fn an_idle_daemon_may_restart_once_it_is_recorded() {
+    let mut world = World::living(1);
+    world.publish(4, 1, NodeState::Member);
+    world.run(300);
+    world.words.ended = 1;
+    world.is_daemon_turning = false;
+    world.run(300);
+    assert!(world.has(|output| *output == Output::PublishIdle { generation: 1 }));
+    assert!(world.own[0].as_ref().unwrap().is_idle);
+    world.words.generation = 2;
+    world.is_daemon_turning = true;
+    world.run(300);
+    assert!(world.own[0].as_ref().unwrap().is_idle, "until the new one has spoken");
+    world.publish(1, 2, NodeState::Joining);
+    world.run(300);
+    assert!(!world.own[0].as_ref().unwrap().is_idle && world.reset().is_none());
+
+    let mut hasty = World::living(1);
+    hasty.health[0] = Health::Hung;
+    (hasty.words.ended, hasty.words.generation) = (1, 2);
+    hasty.run(300);
+    assert_eq!(hasty.reset().unwrap().2, ResetReason::DaemonRestartedUnrecorded { generation: 1 });
+}
+
+#[test]
+fn without_a_daemon_it_beats_on_for_a_bounded_time() {
+    let mut world = World::living(1);
+    world.publish(4, 1, NodeState::Member);
+    world.run(300);
+    world.words.ended = 1;
+    world.is_daemon_turning = false;
+    world.run(4900);
+    assert_eq!(world.machine.status().phase, PhaseName::Living);
+    world.run(1000);
+    assert!(world.has(|output| *output == Output::Exit { is_recorded: true }));
+    assert!(world.own[0].as_ref().unwrap().is_stopped);
+}
+
+#[test]
+fn a_clean_stop_needs_left_on_the_disk() {
+    let mut world = World::living(3);
+    world.publish(4, 1, NodeState::Member);
+    world.run(300);
+    world.words.is_stop_requested = true;
+    world.run(300);
+    assert_eq!(world.machine.status().phase, PhaseName::Living, "a member does not just stop");
+    world.publish(5, 1, NodeState::Left);
+    world.words.holds = true;
+    world.run(300);
+    assert_eq!(world.machine.status().phase, PhaseName::Living, "nor does one that holds something");
+    world.words.holds = false;
+    world.run(300);
+    assert!(world.has(|output| *output == Output::Exit { is_recorded: true }));
+    assert!(world.own.iter().flatten().filter(|beat| beat.is_stopped).count() >= 2);
+
+    let mut hung = World::living(1);
+    hung.publish(5, 1, NodeState::Left);
+    hung.run(300);
+    hung.health[0] = Health::Hung;
+    hung.words.is_stop_requested = true;
+    hung.run(3000);
+    assert!(hung.has(|output| *output == Output::Exit { is_recorded: false }));
+}
+
+#[test]
+fn a_jump_in_time_ends_the_life_before_anything_else() {
+    let mut world = World::living(1);
+    world.now_ms += 3201;
+    let from = world.log.len();
+    world.turn();
+    assert!(
+        matches!(world.log[from..], [(_, Output::EndLease), (_, Output::Reset { reason: ResetReason::TimeJump { elapsed_ms: 3201 }, .. })]),
+        "{:?}",
+        &world.log[from..]
+    );
+}
+
+#[test]
+fn a_foreign_beat_in_the_own_place_ends_the_life() {
+    let mut foreign = World::living(3);
+    foreign.health[2] = Health::Broken;
+    foreign.own[2] = Some(beat_of(BOOT, 1, NodeState::Member, false));
+    foreign.health[2] = Health::Fine(5);
+    // Our own next write covers it unless the other writes again: play it as a clone does.
+    for _ in 0..400 {
+        foreign.own[2] = Some(beat_of(BOOT, 1, NodeState::Member, false));
+        foreign.run(5);
+    }
+    assert!(matches!(foreign.reset(), Some((_, _, ResetReason::ForeignBeat { device: 2, .. }))));
+}
+
+#[test]
+fn a_place_that_goes_back_in_time_does_not_count() {
+    for (devices, ends) in [(1, true), (3, false)] {
+        let mut world = World::living(devices);
+        let old = world.own[0].clone();
+        for _ in 0..400 {
+            world.own[0].clone_from(&old);
+            world.run(5);
+        }
+        assert_eq!(matches!(world.reset(), Some((_, _, ResetReason::OwnPlaceReverted { device: 0, .. }))), ends);
+        assert_eq!(world.machine.status().away, 1);
+    }
+}
+
+#[test]
+fn nothing_begins_beside_a_life_that_may_still_live() {
+    let mut same = World::new(config(1));
+    same.own[0] = Some(beat_of(BOOT, 40, NodeState::Member, false));
+    same.start();
+    same.run(100);
+    assert!(matches!(same.refusal(), Some(RefuseReason::LifeBeforeNotEnded { .. })));
+
+    let mut other = World::new(config(1));
+    other.own[0] = Some(beat_of(BootId([5; 16]), 40, NodeState::Member, false));
+    other.start();
+    other.run(200);
+    other.own[0] = Some(beat_of(BootId([5; 16]), 41, NodeState::Member, false));
+    other.run(1000);
+    assert!(matches!(other.refusal(), Some(RefuseReason::SlotInUse { first: 40, second: 41, .. })));
+
+    for stopped in [beat_of(BOOT, 40, NodeState::Left, true), beat_of(BOOT, 40, NodeState::None, false)] {
+        let mut world = World::new(config(1));
+        world.own[0] = Some(stopped.clone());
+        world.start();
+        world.run(1000);
+        assert_eq!(world.machine.status().phase, PhaseName::Living);
+        assert_eq!(world.own[0].as_ref().unwrap().daemon.state, stopped.daemon.state, "the last words stand until a daemon speaks");
+    }
+}
+
+#[test]
+fn opening_tries_again_and_needs_a_majority() {
+    let mut world = World::new(config(3));
+    world.health = vec![Health::Broken, Health::Broken, Health::Fine(5)];
+    world.start();
+    world.run(1000);
+    assert_eq!(world.machine.status().phase, PhaseName::Opening);
+    world.health[0] = Health::Fine(5);
+    world.run(1000);
+    assert_eq!(world.machine.status().phase, PhaseName::Living);
+}
+
+#[test]
+fn a_process_watchdog_needs_its_supervisor() {
+    let mut world = World::new(LifelineConfig { watchdog: WatchdogKind::Process, ..config(1) });
+    world.start();
+    world.run(1000);
+    let count = world.leases().len();
+    assert!(count > 5);
+    world.is_supervisor_turning = false;
+    world.run(5000);
+    assert!(matches!(world.reset(), Some((_, _, ResetReason::LeaseEnded { .. }))));
+    assert!(world.leases().len() <= count + 11);
+}
+
+#[test]
+fn the_daemon_may_ask_for_fast_polls() {
+    let mut world = World::living(1);
+    let before = world.leases().len();
+    world.words.fast_poll_until_ms = world.now_ms + 1000;
+    world.run(1000);
+    let fast = world.leases().len() - before;
+    world.run(1000);
+    let slow = world.leases().len() - before - fast;
+    assert!((17..=21).contains(&fast) && (9..=11).contains(&slow), "{fast} {slow}");
+    let from = world.leases().len();
+    world.give(Input::Woken);
+    world.run(6);
+    assert!(world.leases().len() > from, "woken: at once");
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Run(u64),
+    Jump(u64),
+    Health(usize, u8),
+    Mailbox(usize, u8, u8),
+    Words(u8),
+    Part(u8),
+    Own(usize, u8),
+    Woken,
+    StopAsked,
+    Release,
+    LateAnswers,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (1u64..700).prop_map(Event::Run),
+        1 => (1u64..5000).prop_map(Event::Jump),
+        3 => (0usize..3, 0u8..5).prop_map(|(device, kind)| Event::Health(device, kind)),
+        1 => (0usize..3, any::<u8>().prop_map(|byte| byte % 9), 0u8..4).prop_map(|(device, command, tail)| Event::Mailbox(device, command, tail)),
+        1 => (0u8..8).prop_map(Event::Words),
+        2 => (0u8..6).prop_map(Event::Part),
+        1 => (0usize..3, 0u8..3).prop_map(|(device, kind)| Event::Own(device, kind)),
+        1 => Just(Event::Woken),
+        1 => Just(Event::StopAsked),
+        2 => Just(Event::Release),
+        1 => Just(Event::LateAnswers),
+    ]
+}
+
+fn play(world: &mut World, event: Event) {
+    let devices = world.config.devices;
+    match event {
+        Event::Run(span_ms) => world.run(span_ms),
+        Event::Jump(span_ms) => world.now_ms += span_ms,
+        Event::Health(device, kind) => {
+            world.health[device % devices] =
+                [Health::Fine(1), Health::Fine(80), Health::Fine(900), Health::Hung, Health::Broken][usize::from(kind)];
+        }
+        Event::Mailbox(device, command, tail) => {
+            let tails = [
+                None,
+                Some((BOOT, Authenticity::Verified)),
+                Some((BootId([5; 16]), Authenticity::Verified)),
+                Some((BOOT, Authenticity::Forged)),
+            ];
+            let tail = tails[usize::from(tail)].map(|(boot, authenticity)| TailSeen { boot, serial: 1, authenticity });
+            world.mailbox[device % devices] = MailboxSeen { command, sender: String::new(), tail };
+        }
+        Event::Words(kind) => match kind {
+            0 => world.words.holds = true,
+            1 => world.words.holds = false,
+            2 => world.words.ended = world.words.generation,
+            3 => world.words.generation += 1,
+            4 => world.is_daemon_turning = !world.is_daemon_turning,
+            5 => world.words.is_stop_requested = true,
+            6 => world.words.fast_poll_until_ms = world.now_ms + 300,
+            _ => world.is_supervisor_turning = !world.is_supervisor_turning,
+        },
+        Event::Part(kind) => {
+            let state = [NodeState::None, NodeState::Joining, NodeState::Member, NodeState::Left, NodeState::Condemned, NodeState::Left]
+                [usize::from(kind)];
+            world.publish(world.now_ms, kind % 3, state);
+        }
+        Event::Own(device, kind) => {
+            world.own[device % devices] = match kind {
+                0 => None,
+                1 => Some(beat_of(BootId([5; 16]), 3, NodeState::Member, false)),
+                _ => world.own[device % devices].take().map(|beat| Beat { beat: beat.beat.saturating_sub(5), ..beat }),
+            };
+        }
+        Event::Woken => world.give(Input::Woken),
+        Event::StopAsked => world.give(Input::StopAsked),
+        Event::Release => world.release(),
+        Event::LateAnswers => {
+            for tag in [0, 1, 7, u64::MAX] {
+                world.give(Input::CycleDone { tag: tag ^ 0xffff_0000, result: Ok(MailboxSeen::clear()) });
+                world.give(Input::ClearDone { tag: tag ^ 0xffff_0000, result: Ok(()) });
+            }
+            world.give(Input::FeederRetired { reset_ms: 1 });
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    #[test]
+    fn whatever_happens_the_rules_hold(devices in 1usize..=3, process in any::<bool>(), events in proptest::collection::vec(event(), 1..40)) {
+        let watchdog = if process { WatchdogKind::Process } else { WatchdogKind::Device };
+        let mut world = World::new(LifelineConfig { watchdog, ..config(devices) });
+        world.start();
+        for event in events {
+            play(&mut world, event);
+            if matches!(world.machine.status().phase, PhaseName::Ended) {
+                break;
+            }
+        }
+    }
+}
