@@ -65,7 +65,7 @@ fields! {
 const _: () = assert!(beat_fields::DAEMON.size == DAEMON_PART_BYTES);
 const _: () = assert!(daemon_fields::VOUCHES.size == VOUCHES_MAX * VOUCH_BYTES);
 // Words in shared memory are copied as u64; the part keeps its alignment in a unit.
-const _: () = assert!(beat_fields::DAEMON.offset % 8 == 0);
+const _: () = assert!(beat_fields::DAEMON.offset.is_multiple_of(8));
 
 const FLAG_STOPPED: u8 = 1;
 const FLAG_IDLE: u8 = 2;

@@ -140,7 +140,7 @@ fn place_of(at: At, device_bytes: u64) -> Option<u64> {
 #[must_use]
 pub fn windows(device_bytes: u64) -> Vec<(u64, usize)> {
     // ZFS keeps 128 KiB of uberblocks behind the first 128 KiB of each of its labels.
-    let mut spans = alloc::vec![(0, 512 * 1024)];
+    let mut spans: Vec<(u64, usize)> = alloc::vec![(0, 512 * 1024)];
     for place in TABLE.iter().flat_map(|row| row.places) {
         if let Some(offset) = place_of(*place, device_bytes) {
             spans.push((offset - offset % 4096, 8192));
