@@ -4,9 +4,11 @@
 //! Does not: hold any protocol code of the daemons.
 //! Called by: tests/register.rs, `crate::all_cases`.
 
+mod given_up;
 mod model;
 
 use crate::{Case, search};
+use given_up::{GivenUp, When};
 use model::{Mistake, Register, Units};
 
 /// Two decided values for one view number.
@@ -15,6 +17,15 @@ const S1: &str = "S1: one decided value per view number";
 const S4: &str = "S4: a record never goes back to an earlier view";
 /// Who must learn finds what to learn.
 const LEARNS: &str = "who reads a later ballot finds the record of the view before it";
+/// A number that somebody acts in and the next one does not name.
+const DISOWNED: &str = "who acts in a view is named by the next one, and all who act agree";
+/// A decision of a living node that the next number does not name.
+const UNDONE: &str = "what a living node decided is named by the next view";
+
+fn given_up(name: &'static str, property: &'static str, model: GivenUp) -> Case {
+    let model = GivenUp { only: Some(property), ..model };
+    Case::found(name, property, move |scale| search(model.clone(), scale))
+}
 
 fn mistake(name: &'static str, property: &'static str, model: Register) -> Case {
     Case::found(name, property, move |scale| search(model.clone(), scale))
@@ -57,5 +68,18 @@ pub fn cases() -> Vec<Case> {
             search(Register { units: Units::Both, crashes: 1, ..base() }, scale)
         }),
         mistake("register: two crashes, both units written", S1, Register { units: Units::Both, crashes: 2, ..base() }),
+        Case::holds("given up: ballot first, then votes, then records", |scale| {
+            search(GivenUp { is_every_survivor_giver: scale.pick(false, true), ..GivenUp::default() }, scale)
+        }),
+        given_up(
+            "given up: votes and records before the ballot",
+            DISOWNED,
+            GivenUp { votes: When::BeforeBallot, records: When::BeforeBallot, ..GivenUp::default() },
+        ),
+        given_up("given up: records before the ballot", DISOWNED, GivenUp { records: When::BeforeBallot, ..GivenUp::default() }),
+        given_up("given up: acting without the later scan", DISOWNED, GivenUp { is_later_scan_done: false, ..GivenUp::default() }),
+        given_up("given up: votes before the ballot", UNDONE, GivenUp { votes: When::BeforeBallot, ..GivenUp::default() }),
+        given_up("given up: votes and records in any order", UNDONE, GivenUp { are_records_last: false, ..GivenUp::default() }),
+        given_up("given up: accepted value not taken", UNDONE, GivenUp { is_accepted_taken: false, ..GivenUp::default() }),
     ]
 }

@@ -43,7 +43,7 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::holds("removal: three nodes", |scale| {
             let is_folded = true;
-            search(Removal { is_folded, views: 3, crashes: 1, ..three(Mistake::None) }, scale)
+            search(Removal { is_folded, views: scale.pick(3, 4), crashes: scale.pick(1, 2), ..three(Mistake::None) }, scale)
         }),
         planted("removal: recovery before gone", S2, two(Mistake::RecoveryBeforeGone)),
         planted("removal: recovery before gone, by S3", S3, two(Mistake::RecoveryBeforeGone)),
