@@ -244,7 +244,7 @@ fn entries_of(number: u64, folder: &str) -> Vec<String> {
 }
 
 fn mounts_of(numbers: &[u64]) -> Vec<String> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     table.lines().filter_map(|line| mount_of(line, numbers)).collect()
 }
 
