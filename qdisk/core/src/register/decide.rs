@@ -229,8 +229,10 @@ impl Register {
         self.restored.retain(|ballot| ballot.view > known.view);
         #[cfg(test)]
         if self.has_mistake(Mistake::BallotBeforeRecord) {
-            self.begin(Goal::Idle);
-            return self.after_record();
+            let value = self.values.get(&known.digest).and_then(|value| ViewBody::decode_value(value).ok());
+            let (body, digest, later) = (value.unwrap_or_default(), known.digest, known.view);
+            self.outputs.push_back(Output::Contested { body, digest, later });
+            return self.begin(Goal::Idle);
         }
         self.begin(Goal::Record);
     }
