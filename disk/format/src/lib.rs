@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod beat;
+pub mod fresh;
 pub mod head;
 pub mod layout;
 pub mod records;
