@@ -23,4 +23,4 @@ pub use engine::{Backend, BackendChoice, Completion, Engine, OUTSTANDING_MAX, Op
 pub use error::{Direction, EngineError, IoError, OpenError};
 pub use loops::{Detached, LoopDevice, LoopError, LoopOptions, attach_loop, detach_loop};
 pub use memory::{Fault, FaultKind, MemoryDevice, Touches};
-pub use preflight::{Finding, Severity, preflight, same_storage};
+pub use preflight::{Finding, Severity, preflight, preflight_within, same_storage};

@@ -72,6 +72,14 @@ pub enum Finding {
         /// The path as given.
         path: PathBuf,
     },
+    /// A file whose writes may land after the process that issued them has ended.
+    #[error("{} lies on {file_system}: a write there can land after its process has ended, so a restarted node could not know that the old one is over; use a block device, or a file on ext4 or xfs", path.display())]
+    WritesOutlive {
+        /// The path as given.
+        path: PathBuf,
+        /// The file system.
+        file_system: &'static str,
+    },
     /// A file that is attached to loop devices.
     #[error("{} is attached to {loops}: use the same path on every node of this machine", path.display())]
     Attached {
@@ -106,8 +114,14 @@ impl Finding {
 /// Everything that speaks against `path` as a device to be written to.
 #[must_use]
 pub fn preflight(path: impl AsRef<Path>) -> Vec<Finding> {
+    preflight_within(path, PATIENCE)
+}
+
+/// [`preflight`] with a limit of the caller's for a path that hangs.
+#[must_use]
+pub fn preflight_within(path: impl AsRef<Path>, limit: Duration) -> Vec<Finding> {
     let path = path.as_ref();
-    let device = match Device::open_within(path, Access::Read, PATIENCE) {
+    let device = match Device::open_within(path, Access::Read, limit) {
         Ok(device) => device,
         Err(error) => return vec![Finding::CannotOpen(error)],
     };
@@ -123,6 +137,9 @@ pub fn preflight(path: impl AsRef<Path>) -> Vec<Finding> {
             }
         }
         DeviceKind::File | DeviceKind::Memory => {
+            if let Some(file_system) = outliving_file_system(path) {
+                findings.push(Finding::WritesOutlive { path: path.into(), file_system });
+            }
             if nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_err() {
                 findings.push(Finding::ReadOnly { path: path.into() });
             }
@@ -132,6 +149,19 @@ pub fn preflight(path: impl AsRef<Path>) -> Vec<Finding> {
     let storage = Storage { path, block: identity.block, file: (identity.file_system, identity.inode) };
     findings.extend(check_use(&storage));
     findings
+}
+
+/// File systems on which killing a process does not end its synchronous write.
+fn outliving_file_system(path: &Path) -> Option<&'static str> {
+    let status = nix::sys::statfs::statfs(path).ok()?;
+    match status.filesystem_type().0 {
+        0x6573_5546 => Some("FUSE"),
+        0x6969 => Some("NFS"),
+        0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x0102_1997 => Some("9p"),
+        0x00c3_6400 => Some("Ceph"),
+        _ => None,
+    }
 }
 
 /// What is looked for in the kernel's tables.

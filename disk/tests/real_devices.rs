@@ -10,7 +10,7 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, SIZE, chain, engine, exercise, next, read, wait_until, write};
 use deadbolt_disk::{
     Access, AlignedBuf, Backend, BackendChoice, ByteOffset, Detached, Device, DeviceKind, Finding, IoError, LoopDevice, LoopError,
-    LoopOptions, OpenError, Severity, attach_loop, detach_loop, now_ns, preflight, same_storage,
+    LoopOptions, OpenError, Severity, attach_loop, detach_loop, now_ns, preflight, preflight_within, same_storage,
 };
 use deadbolt_tests::hung_disk::{Hold, HungDisk, serve_if_asked};
 use nix::mount::{MsFlags, mount};
@@ -211,7 +211,7 @@ fn a_device_in_use_is_found() {
     assert!(matches!(&findings[..], [Finding::Attached { loops, .. }] if loops.contains("/dev/loop")), "{findings:?}");
     assert_eq!(findings[0].severity(), Severity::Note);
 
-    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.path()).status();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-O", "^has_journal"]).arg(disk.path()).status();
     if !made.is_ok_and(|status| status.success()) {
         println!("skipped in part: no mkfs.ext4");
         return;
@@ -383,6 +383,7 @@ fn child(disk: &LoopDevice, choice: &str) -> Child {
         .args(["a_child_that_ends_with_a_hung_write", "--exact", "--test-threads=1", "-q"])
         .env(CHILD_DEVICE, disk.path())
         .env(CHILD_CHOICE, choice)
+        .stdout(Stdio::null())
         .spawn()
         .unwrap()
 }
@@ -419,9 +420,13 @@ fn opening_a_hung_device_is_given_up_in_time() {
     }
     let file = image();
     let mut server = HungDisk::start(file.path()).unwrap();
+    let findings = preflight(server.path());
+    assert!(matches!(findings[..], [Finding::WritesOutlive { file_system: "FUSE", .. }]), "{findings:?}");
     server.hold(Hold::All).unwrap();
     let begun = Instant::now();
     let opened = Device::open_within(server.path(), Access::Read, Duration::from_millis(200));
     assert!(matches!(opened, Err(OpenError::NoAnswer { waited_ms: 200, .. })), "{opened:?}");
+    let findings = preflight_within(server.path(), Duration::from_millis(200));
+    assert!(matches!(findings[..], [Finding::CannotOpen(OpenError::NoAnswer { .. })]), "{findings:?}");
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
