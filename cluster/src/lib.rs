@@ -7,3 +7,4 @@
 pub mod config;
 pub mod links;
 pub mod seal;
+pub mod supervisor;
