@@ -79,6 +79,8 @@ pub enum NodeMessage {
         addresses: Vec<String>,
         /// Its votes.
         votes: u16,
+        /// Slots that it found in use in the SBD area by others.
+        occupied: SlotSet,
     },
     /// A configured node asks to be taken out of the configuration once it is gone.
     RemoveNode {
@@ -101,8 +103,11 @@ impl NodeMessage {
                 bytes.push(1);
                 bytes.extend_from_slice(payload);
             }
-            Self::AddNode { name, addresses, votes } => {
+            Self::AddNode { name, addresses, votes, occupied } => {
                 bytes.push(2);
+                for word in occupied.0 {
+                    bytes.extend_from_slice(&word.to_le_bytes());
+                }
                 bytes.extend_from_slice(&votes.to_le_bytes());
                 put_text(&mut bytes, name);
                 bytes.push(u8::try_from(addresses.len()).unwrap_or(u8::MAX));
@@ -136,6 +141,10 @@ impl NodeMessage {
         let message = match reader.u8()? {
             1 => return Some(Self::Locks(reader.rest().to_vec())),
             2 => {
+                let mut occupied = SlotSet::default();
+                for word in &mut occupied.0 {
+                    *word = reader.u64()?;
+                }
                 let votes = reader.u16()?;
                 let name = reader.text()?;
                 let count = reader.u8()?;
@@ -143,7 +152,7 @@ impl NodeMessage {
                 for _ in 0..count {
                     addresses.push(reader.text()?);
                 }
-                Self::AddNode { name, addresses, votes }
+                Self::AddNode { name, addresses, votes, occupied }
             }
             3 => Self::RemoveNode { slot: SlotIndex(reader.u16()?) },
             4 => match reader.u8()? {
@@ -250,7 +259,12 @@ mod tests {
     fn messages_survive_the_wire() {
         for message in [
             NodeMessage::Locks(alloc::vec![1, 2, 3]),
-            NodeMessage::AddNode { name: "b".into(), addresses: alloc::vec!["127.0.0.1:1".into()], votes: 1 },
+            NodeMessage::AddNode {
+                name: "b".into(),
+                addresses: alloc::vec!["127.0.0.1:1".into()],
+                votes: 1,
+                occupied: [SlotIndex(2)].into_iter().collect(),
+            },
             NodeMessage::RemoveNode { slot: SlotIndex(3) },
             NodeMessage::Answer(Ok(())),
             NodeMessage::Answer(Err("full".into())),

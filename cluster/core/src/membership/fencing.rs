@@ -94,6 +94,14 @@ impl Membership {
         }
     }
 
+    /// The life that an operator's fence of this slot would end; none if nothing in it is known to live.
+    #[must_use]
+    pub fn fence_target(&self, slot: SlotIndex) -> Option<Life> {
+        let body = &self.known.body;
+        let in_view = body.members.iter().copied().chain(body.owed.iter().map(|owed| owed.life)).find(|life| life.slot == slot);
+        in_view.or_else(|| self.fresh_life(slot))
+    }
+
     /// An operator wants a node ended: its present life, wherever it is known from.
     pub(crate) fn handle_fence(&mut self, slot: SlotIndex, now_ms: u64) {
         let body = &self.known.body;

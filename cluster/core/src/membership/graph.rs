@@ -13,8 +13,6 @@ use deadbolt_disk_format::{Life, NodeState, SlotIndex, SlotSet};
 pub struct ArbitrationNode {
     /// Its place.
     pub slot: SlotIndex,
-    /// Its votes.
-    pub votes: u16,
     /// In the present view with this life? (False for those who want in.)
     pub is_member: bool,
     /// Heuristics score.
@@ -28,10 +26,10 @@ pub struct ArbitrationInput {
     pub nodes: Vec<ArbitrationNode>,
     /// Who hears whom both ways; symmetric.
     pub edges: BTreeMap<SlotIndex, SlotSet>,
+    /// Votes of every configured node, present or not.
+    pub configured_votes: BTreeMap<SlotIndex, u16>,
     /// Votes of the disk.
     pub disk_votes: u16,
-    /// Quorum of the configured total.
-    pub quorum: u16,
 }
 
 /// The answer.
@@ -191,13 +189,13 @@ impl Membership {
             .iter()
             .map(|(life, is_member)| ArbitrationNode {
                 slot: life.slot,
-                votes: self.node(life.slot).map_or(0, |node| node.votes),
                 // In a restart nobody is a member any more: all candidates stand on the same foot.
                 is_member: *is_member || self.is_restart(),
                 score: 0,
             })
             .collect();
-        ArbitrationInput { nodes, edges, disk_votes: configuration.disk_votes, quorum: quorum(configuration) }
+        let configured_votes = configuration.nodes.iter().map(|node| (node.slot, node.votes)).collect();
+        ArbitrationInput { nodes, edges, configured_votes, disk_votes: configuration.disk_votes }
     }
 
     /// A configured member that was in the view is not heard or not fresh: poll faster until the matter is settled.
@@ -208,7 +206,9 @@ impl Membership {
 
     /// May new locks be granted? Only a member of the newest known view whose clique is the one that goes on.
     pub(crate) fn update_permit(&mut self, _now_ms: u64) {
-        let may_grant = self.role == Role::Member && self.choose().is_some_and(|(choice, _)| choice.members.contains(self.setup.me.slot));
+        let may_grant = self.role == Role::Member
+            && self.known.may_act
+            && self.choose().is_some_and(|(choice, _)| choice.members.contains(self.setup.me.slot));
         if self.permit != Some(may_grant) {
             self.permit = Some(may_grant);
             self.outputs.push_back(Output::Permit(may_grant));

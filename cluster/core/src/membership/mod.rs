@@ -43,6 +43,8 @@ pub struct Setup {
     pub timings: Timings,
     /// What an earlier incarnation of this boot recorded (from the own beat unit).
     pub carried_left: (Incarnation, ViewNumber),
+    /// Beyond every part number that an earlier daemon of this boot can have used.
+    pub first_number: u64,
     /// The configuration of the first view; only for `init`.
     pub initial: Option<Configuration>,
     /// Which clique goes on.
@@ -79,12 +81,15 @@ pub enum Input {
     Beats(BeatsRead),
     /// An authenticated hello came.
     Hello(Hello),
-    /// A view is decided and durable in the own record; this node may act in it.
+    /// A view is decided and durable in the own record.
     Learned {
         /// The view.
         body: ViewBody,
         /// Its digest.
         digest: Digest,
+        /// A later scan of the vote table showed no ballot beyond it. If there was one, nobody may begin to act in this view, but the
+        /// next one has to be proposed: the other's proposer may be dead.
+        may_act: bool,
     },
     /// The register gave the own proposal up or failed.
     ProposalEnded,
@@ -197,6 +202,7 @@ pub(crate) struct Heard {
 pub(crate) struct Known {
     pub(crate) body: ViewBody,
     pub(crate) digest: Digest,
+    pub(crate) may_act: bool,
     pub(crate) since_ms: u64,
 }
 
@@ -244,8 +250,7 @@ impl Membership {
     pub fn new(setup: Setup, now_ms: u64) -> Self {
         Self {
             observer: Observer::new(setup.me.slot, setup.devices),
-            known: Known { body: ViewBody::default(), digest: Digest::NONE, since_ms: now_ms },
-            setup,
+            known: Known { body: ViewBody::default(), digest: Digest::NONE, may_act: true, since_ms: now_ms },
             now_ms,
             role: Role::Joining,
             has_view: false,
@@ -253,7 +258,7 @@ impl Membership {
             heard: BTreeMap::new(),
             lease_end_ms: 0,
             published: 0,
-            number: 0,
+            number: setup.first_number,
             holds: false,
             holds_number: 0,
             holds_said: None,
@@ -266,6 +271,7 @@ impl Membership {
             additions: VecDeque::new(),
             removals: BTreeSet::new(),
             outputs: VecDeque::new(),
+            setup,
         }
     }
 
@@ -294,7 +300,7 @@ impl Membership {
             Input::Tick => self.handle_tick(now_ms),
             Input::Beats(read) => self.handle_beats(&read, now_ms),
             Input::Hello(hello) => self.handle_hello(hello, now_ms),
-            Input::Learned { body, digest } => self.handle_learned(body, digest, now_ms),
+            Input::Learned { body, digest, may_act } => self.handle_learned(body, digest, may_act, now_ms),
             Input::ProposalEnded => self.proposal.handle_ended(),
             Input::RegisterQuiet => self.handle_register_quiet(),
             Input::Lifeline { lease_end_ms, published } => self.handle_lifeline(lease_end_ms, published),
@@ -329,12 +335,14 @@ impl Membership {
 
     fn handle_hello(&mut self, hello: Hello, now_ms: u64) {
         let is_me = hello.life.slot == self.setup.me.slot;
-        if !is_me {
+        // While the disk shows a living life of that slot, words of any other life are old or made up.
+        let is_other_life = self.fresh_life(hello.life.slot).is_some_and(|life| life != hello.life);
+        if !is_me && !is_other_life {
             self.heard.insert(hello.life.slot, Heard { at_ms: now_ms, hello });
         }
     }
 
-    fn handle_learned(&mut self, body: ViewBody, digest: Digest, now_ms: u64) {
+    fn handle_learned(&mut self, body: ViewBody, digest: Digest, may_act: bool, now_ms: u64) {
         if self.has_view && body.view <= self.known.body.view {
             return;
         }
@@ -342,7 +350,7 @@ impl Membership {
         let was_member = self.role == Role::Member;
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
         self.proposal.handle_view(&body, now_ms);
-        self.known = Known { body, digest, since_ms: now_ms };
+        self.known = Known { body, digest, may_act, since_ms: now_ms };
         self.has_view = true;
         self.forget_settled();
         match self.role {
@@ -353,7 +361,10 @@ impl Membership {
         if is_member || was_member {
             self.permit = None;
         }
-        self.outputs.push_back(Output::View { body: self.known.body.clone(), is_member: is_member && self.role == Role::Member });
+        if may_act || !is_member {
+            let is_member = is_member && self.role == Role::Member;
+            self.outputs.push_back(Output::View { body: self.known.body.clone(), is_member });
+        }
     }
 
     /// This life was a member and the decided view is without it.

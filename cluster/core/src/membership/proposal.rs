@@ -81,7 +81,7 @@ impl Membership {
         if self.role == Role::Condemned {
             self.condemn(now_ms);
         }
-        if self.role == Role::Member {
+        if self.role == Role::Member && self.known.may_act {
             self.fence(now_ms);
         }
         if self.proposal.is_in_flight || now_ms >= self.lease_end_ms {
@@ -176,7 +176,10 @@ impl Membership {
         owed.sort_by_key(|entry| (entry.life.slot, entry.removed_in));
         released.sort_by_key(|entry| entry.life.slot);
         let configuration = self.next_configuration(&members, &owed);
-        let is_changed = members != present.members || !released.is_empty() || configuration.version != present.configuration.version;
+        let is_changed = !self.known.may_act
+            || members != present.members
+            || !released.is_empty()
+            || configuration.version != present.configuration.version;
         let reason = self.reason(&members, &owed, &configuration);
         is_changed.then_some(ViewBody {
             view,
