@@ -1,1 +1,3 @@
 //! The front door: one command, all verbs.
+
+pub mod format;
