@@ -265,3 +265,69 @@ pub fn assert_cases(cases: &[Case]) {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stateright::Property;
+
+    /// Counts from 0 to `end`, where it stays; 3 is forbidden.
+    struct Counter {
+        end: u8,
+    }
+
+    impl Model for Counter {
+        type State = u8;
+        type Action = u8;
+
+        fn init_states(&self) -> Vec<u8> {
+            vec![0]
+        }
+
+        fn actions(&self, state: &u8, actions: &mut Vec<u8>) {
+            if *state < self.end {
+                actions.push(1);
+            }
+        }
+
+        fn next_state(&self, state: &u8, step: u8) -> Option<u8> {
+            Some(state + step)
+        }
+
+        fn properties(&self) -> Vec<Property<Self>> {
+            vec![Property::always("never 3", |_, state| *state != 3), Property::sometimes("2 is reached", |_, state| *state == 2)]
+        }
+    }
+
+    fn verdict(expect: Expect, end: u8) -> Result<String, String> {
+        Case { name: "counter", expect, run: Box::new(move |scale| search(Counter { end }, scale)) }.judge(Scale::Quick)
+    }
+
+    #[test]
+    fn a_verdict_is_judged_both_ways() {
+        assert!(verdict(Expect::Holds, 2).is_ok());
+        assert!(verdict(Expect::Holds, 3).unwrap_err().contains("never 3 violated in 3 steps"));
+        assert!(verdict(Expect::Holds, 1).unwrap_err().contains("never reached"));
+        assert!(verdict(Expect::Found("never 3"), 3).is_ok());
+        assert!(verdict(Expect::Found("never 3"), 2).unwrap_err().contains("was not found"));
+    }
+
+    #[test]
+    fn a_search_that_was_cut_short_is_no_pass() {
+        let cut = || {
+            let mut outcome = search(Counter { end: 2 }, Scale::Quick);
+            outcome.is_complete = false;
+            outcome
+        };
+        let case = Case::holds("counter", move |_| cut());
+        assert!(case.judge(Scale::Quick).unwrap_err().contains("hit its bound"));
+    }
+
+    #[test]
+    fn dead_ends_are_counted() {
+        let to_goal = search_dead_ends(&Counter { end: 2 }, "stuck", Scale::Quick, |state| *state == 2);
+        assert_eq!((to_goal.dead_ends, to_goal.violated.len()), (Some(0), 0));
+        let past_goal = search_dead_ends(&Counter { end: 2 }, "stuck", Scale::Quick, |state| *state == 5);
+        assert_eq!(past_goal.dead_ends, Some(3));
+    }
+}

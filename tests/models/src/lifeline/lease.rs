@@ -31,6 +31,10 @@ struct Health {
     poll: u8,
     cycle: u8,
     feed: u8,
+    /// One cycle may take so much longer.
+    stall: u8,
+    /// Tmin: the watchdog may fire as soon after a feed.
+    reset_early: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +108,8 @@ struct State {
     /// Remainder of the lease by the node's clock.
     lease: Option<u8>,
     cycle: Cycle,
+    /// The one stall that a healthy node is to survive has been.
+    has_stalled: bool,
     fed_age: u8,
     /// The feeder has compared and not yet fed.
     is_checked: bool,
@@ -173,7 +179,7 @@ impl Lease {
         }
         let is_cycle_due = match state.cycle {
             Cycle::Idle { age } => age >= health.poll,
-            Cycle::Writing { age, .. } | Cycle::Reading { age } => age >= health.cycle,
+            Cycle::Writing { age, .. } | Cycle::Reading { age } => age >= health.cycle + if state.has_stalled { 0 } else { health.stall },
         };
         let is_feed_due = state.fed_age >= health.feed && (state.is_checked || self.passes(state));
         is_cycle_due || is_feed_due
@@ -189,6 +195,7 @@ impl Lease {
     fn tick(&self, state: &mut State, node_misses: bool, observer_doubles: bool) {
         if state.machine == Machine::On {
             if let Guard::Watchdog { reset, .. } = self.guard {
+                let reset = self.health.map_or(reset, |health| health.reset_early);
                 if state.fed_age >= reset {
                     self.kill(state, Machine::Reset);
                 } else {
@@ -226,6 +233,13 @@ impl Lease {
 
     fn complete_cycle(&self, state: &mut State, age: u8) {
         state.cycle = Cycle::Idle { age: 0 };
+        if let Some(health) = self.health
+            && age > health.cycle
+        {
+            // The next cycle follows a late one at once.
+            state.has_stalled = true;
+            state.cycle = Cycle::Idle { age: health.poll };
+        }
         if state.lease.is_none() && self.mistake != Mistake::LateCycleExtends {
             return;
         }
@@ -324,6 +338,7 @@ impl Model for Lease {
             linger: 0,
             lease: Some(self.lease),
             cycle: Cycle::Idle { age: 0 },
+            has_stalled: false,
             fed_age: 0,
             is_checked: false,
             node_since_miss: self.node_misses,
@@ -422,6 +437,13 @@ const CHECKED: Lease = Lease {
 /// T 2, L 6, W 7, D 1, margin 2 T.
 const WATCHDOG: Lease = Lease { lease: 6, wait: 7, guard: Guard::Watchdog { reset: 2, margin: 4 }, linger: 1, ..CHECKED };
 
+/// T 3, fired one tick early at worst; the design's formula asks for stall + poll + 3 cycles + feed + 2 T - Tmin = 17.
+fn healthy(lease: u8) -> Lease {
+    let health = Health { poll: 2, cycle: 2, feed: 2, stall: 3, reset_early: 2 };
+    let guard = Guard::Watchdog { reset: 3, margin: 6 };
+    Lease { lease, wait: lease + 1, guard, health: Some(health), ..WATCHDOG }
+}
+
 fn run(model: &Lease, scale: Scale) -> crate::Outcome {
     search(model.clone(), scale)
 }
@@ -448,7 +470,7 @@ pub(crate) fn rules() -> Vec<Case> {
             "lease: counted from completion, killed at its end, W 2 L + 1",
             Lease { wait: 9, guard: Guard::Ideal, mistake: Mistake::LeaseFromCompletion, ..CHECKED },
         ),
-        Case::holds("lease: watchdog of 3 or 2, L 9, D 2, drift, stale paths", |scale| {
+        Case::holds("lease: watchdog, D 2, both clocks drift, stale paths", |scale| {
             run(
                 &Lease {
                     lease: scale.pick(6, 9),
@@ -463,10 +485,11 @@ pub(crate) fn rules() -> Vec<Case> {
                 scale,
             )
         }),
-        case(
-            "lease: L - 2 T >= poll + cycle + feed never resets a healthy node",
-            Lease { lease: 7, wait: 8, health: Some(Health { poll: 1, cycle: 1, feed: 1 }), ..WATCHDOG },
-        ),
+        case("lease: L by its formula outlives a stall, poll 2, cycle 2, feed 2, stall 3", healthy(17)),
+        case("lease: L by its formula outlives a stall, poll 1, cycle 1, feed 1, stall 3", {
+            let health = Health { poll: 1, cycle: 1, feed: 1, stall: 3, reset_early: 1 };
+            Lease { lease: 11, wait: 12, health: Some(health), ..WATCHDOG }
+        }),
     ]
 }
 
@@ -497,10 +520,6 @@ pub(crate) fn mistakes() -> Vec<Case> {
         mistake("lease: D forgotten in the verdict", S5, Lease { mistake: Mistake::LingerForgotten, ..WATCHDOG }),
         mistake("lease: a stale path is believed", S5, Lease { may_path_be_stale: true, mistake: Mistake::StalePathBelieved, ..WATCHDOG }),
         mistake("lease: both clocks drift by 1/4, W 8", S5, Lease { wait: 8, node_misses: 4, observer_doubles: 4, ..CHECKED }),
-        mistake(
-            "lease: L - 2 T too small for poll + cycle + feed",
-            HEALTHY,
-            Lease { lease: 5, wait: 6, health: Some(Health { poll: 2, cycle: 2, feed: 1 }), ..WATCHDOG },
-        ),
+        mistake("lease: L without room for the stall", HEALTHY, healthy(13)),
     ]
 }
