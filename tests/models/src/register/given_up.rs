@@ -362,7 +362,8 @@ impl GivenUp {
                 actions.push(Action::Learn { reader: i, of: j });
             }
             for is_readable in [true, false] {
-                if !is_readable && !(j == DEAD && is_dead_gone) {
+                let may_fail = j == DEAD && is_dead_gone;
+                if !is_readable && !may_fail {
                     continue;
                 }
                 if self.wants_vote(node, i, j) {

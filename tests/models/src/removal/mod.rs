@@ -38,9 +38,12 @@ fn planted(name: &'static str, property: &'static str, model: Removal) -> Case {
 pub fn cases() -> Vec<Case> {
     vec![
         Case::holds("removal: two nodes", |scale| {
-            let is_folded = true;
-            search(Removal { is_folded, views: scale.pick(4, 5), crashes: scale.pick(1, 2), ..two(Mistake::None) }, scale)
+            let model = Removal { is_folded: true, ..two(Mistake::None) };
+            let far = Removal { views: 6, crashes: 3, boots: 3, incarnations: 3, ..model.clone() };
+            search(scale.pick(model, far), scale)
         }),
+        // The same without folding: what folding hides would show here.
+        Case::holds("removal: two nodes, names kept apart", |scale| search(two(Mistake::None), scale)),
         Case::holds("removal: three nodes", |scale| {
             let is_folded = true;
             search(Removal { is_folded, views: scale.pick(3, 4), crashes: scale.pick(1, 2), ..three(Mistake::None) }, scale)
@@ -61,7 +64,8 @@ pub fn cases() -> Vec<Case> {
         planted("removal: locks taken while left is in the air", S2, two(Mistake::LeftInTheAirGrants)),
         planted("removal: left overwritten by the next incarnation", PROVABLE, two(Mistake::LeftOverwritten)),
         Case::holds("removal: a removed holder content with left", |scale| {
-            search(Removal { is_folded: true, ..two(Mistake::SurvivorContentWithLeft) }, scale)
+            let nodes = scale.pick(2, 3);
+            search(Removal { is_folded: true, nodes, ..two(Mistake::SurvivorContentWithLeft) }, scale)
         }),
     ]
 }

@@ -11,7 +11,7 @@ use stateright::{Model, Property};
 /// Most nodes of a model.
 const NODES_MAX: usize = 3;
 /// Most incarnations of one boot; they count from 1.
-const INCARNATIONS_MAX: usize = 2;
+const INCARNATIONS_MAX: usize = 3;
 
 /// A departure from the rules of removal and recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -647,6 +647,10 @@ impl Model for Removal {
             }),
             Property::sometimes("a new boot forms a view after the loss of every member", |_, state: &State| {
                 state.proposal.is_some_and(|proposal| proposal.life.boot > 1 && state.latest.members[proposal.by] != Some(proposal.life))
+            }),
+            Property::sometimes("a debt outlives the restart of every member", |_, state: &State| {
+                let View { number, members, owed } = state.latest;
+                owed.iter().flatten().any(|owed| owed.removed_in < number) && members.iter().flatten().all(|life| life.boot > 1)
             }),
             Property::sometimes("a removed holder outlives its judges and proposes", |_, state: &State| {
                 state.proposal.is_some_and(|proposal| {
