@@ -1,1 +1,12 @@
-//! Lock service and client library.
+//! What: the shell of the lock service: the server half of the lock socket and the client libraries.
+//! Owns: the unix socket, sessions as connections, the clients' API.
+//! Invariants: a session ends with its connection, and with it every lock; a client can harm only itself.
+//! Does not: decide about locks (deadbolt-dlm-core does).
+//! Called by: the daemon (server), the front door and programs of users (clients).
+
+pub mod blocking;
+pub mod client;
+mod routing;
+pub mod server;
+
+pub use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token};
