@@ -113,6 +113,21 @@ fn a_hung_write_stops_no_read_and_comes_back_late_with_its_own_tag() {
 }
 
 #[test]
+fn a_hung_read_stops_no_write() {
+    let device = Arc::new(MemoryDevice::new(SIZE, 512));
+    let (engine, completions) = engine(device.clone(), BackendChoice::Threads);
+    device.inject(Fault::new(Touches::Reads, FaultKind::Hang));
+    engine.submit(1, chain(0, 1, 0));
+    wait_until("the chain's read hangs", || device.hung() == 1);
+    engine.submit(2, write(8192, 2, 512));
+    assert_eq!(next(&completions).tag, 2);
+    device.release_hung();
+    let late = next(&completions);
+    assert_eq!(late.tag, 1);
+    assert!(late.write_done_ns.is_some_and(|done| done < late.ended_ns));
+}
+
+#[test]
 fn dropping_an_engine_with_a_hung_request_does_not_wait_and_nothing_new_is_issued() {
     let device = Arc::new(MemoryDevice::new(SIZE, 512));
     let (engine, completions) = engine(device.clone(), BackendChoice::Threads);

@@ -317,6 +317,8 @@ fn an_engine_dropped_over_a_hung_device_keeps_its_buffers() {
         let begun = Instant::now();
         drop(engine);
         assert!(begun.elapsed() < Duration::from_secs(1));
+        // Its threads stay, and the buffers with them, for as long as the device has the operations.
+        assert_eq!(completions.recv_timeout(Duration::from_millis(100)), Err(RecvTimeoutError::Timeout));
         hung.server.hold(Hold::Nothing).unwrap();
         // The sink's sender goes with the last thread: all came back, and nobody was told.
         assert_eq!(completions.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
