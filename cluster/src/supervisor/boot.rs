@@ -40,6 +40,8 @@ pub(crate) struct BootRecord {
     pub(crate) supervisor: ProcessIdentity,
     /// The process that started everything of this life.
     pub(crate) runner: Option<ProcessIdentity>,
+    /// What ended the lives: `process` or `device`.
+    pub(crate) watchdog: String,
     /// How the last life ended, for people and for `stop`; `None` while it runs or when nobody saw the end.
     pub(crate) last_end: Option<String>,
 }
@@ -108,6 +110,7 @@ pub(crate) fn fresh(supervisor: ProcessIdentity) -> Result<BootRecord, Superviso
         directory: (0, 0),
         supervisor,
         runner: None,
+        watchdog: String::new(),
         last_end: None,
     })
 }

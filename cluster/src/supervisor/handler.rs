@@ -40,8 +40,8 @@ pub(crate) struct Handler {
     pub(crate) info: Info,
     pub(crate) marks: TreeMarks,
     pub(crate) grace: Duration,
-    /// Under a watchdog device clients need no supervisor.
-    pub(crate) may_run: bool,
+    /// Why no command may be run now.
+    pub(crate) no_run: Option<&'static str>,
 }
 
 impl Handler {
@@ -98,8 +98,8 @@ impl Handler {
     }
 
     fn run(self, argv: Vec<Text>, env: Vec<(Text, Text)>, cwd: Text, mut reader: LineReader) {
-        if !self.may_run {
-            return self.refuse("this node has a watchdog device, which ends the whole machine: run the command directly".to_owned());
+        if let Some(reason) = self.no_run {
+            return self.refuse(reason.to_owned());
         }
         let streams = match <[OwnedFd; STREAMS]>::try_from(std::mem::take(&mut reader.descriptors)) {
             Ok(streams) => streams,
@@ -182,6 +182,7 @@ fn spawn(
         result
     };
     let hook = move || {
+        close_on_exec_from(3);
         say(STEP_IDENTITY, identity.apply())?;
         // SAFETY: a string that ends with zero, made before the fork.
         let moved = unsafe { libc::chdir(directory.as_ptr()) };
@@ -207,6 +208,13 @@ fn spawn(
             }
         }
     }
+}
+
+/// What this process inherited is not for another user's command. A kernel older than 5.11 leaves it to each descriptor's own
+/// flag, which everything that is opened here has.
+fn close_on_exec_from(first: libc::c_uint) {
+    // SAFETY: sets a flag on numbers; closes nothing in this process.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 /// A command that runs.

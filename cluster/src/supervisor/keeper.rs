@@ -35,6 +35,11 @@ use super::{
     namespace, process,
 };
 
+/// The names of the watchdog kinds in the boot file.
+const PROCESS: &str = "process";
+const DEVICE: &str = "device";
+/// Only signals and the sign of life: a quarter of a watchdog device's second is 250 ms.
+const DEVICE_INTERVAL: Duration = Duration::from_millis(100);
 /// Beyond the runner's own bound for a clean stop.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// Between a reset and the next life: short, for the others wait for the new boot number; longer when lives are short.
@@ -94,8 +99,8 @@ fn prepare_process(options: &SupervisorOptions) -> Result<SignalFd, SupervisorEr
     if let Some(log) = &options.log {
         redirect(log)?;
     }
-    if options.is_tied_to_parent {
-        nix::sys::prctl::set_pdeathsig(Signal::SIGQUIT).map_err(call("prctl(PR_SET_PDEATHSIG)"))?;
+    if let Some(parent) = options.parent {
+        child::tie_to_parent(parent, Signal::SIGQUIT).map_err(|_| SupervisorError::ParentEnded { parent })?;
     }
     // An ignored SIGCHLD, which is inherited, would make the kernel reap without telling.
     // SAFETY: the default action, no handler.
@@ -170,9 +175,11 @@ impl Keeper {
         if let Some(record) = earlier.as_ref().filter(|record| is_same_kernel && record.directory != found) {
             return Err(SupervisorError::CopiedDirectory { directory: directory.clone(), recorded: record.directory, found });
         }
-        // Under a watchdog device the trees of all nodes of the machine carry one boot: only the lock tells them apart.
-        let marked = earlier.as_ref().filter(|_| options.watchdog == WatchdogKind::Process);
-        let tree = lock::lock_tree(directory, &Earlier::new(marked, is_same_kernel), options.lock_wait)?;
+        let is_process = options.watchdog == WatchdogKind::Process;
+        if is_process && earlier.as_ref().is_some_and(|record| is_same_kernel && record.watchdog == DEVICE) {
+            return Err(SupervisorError::WatchdogChanged { directory: directory.clone() });
+        }
+        let tree = lock::lock_tree(directory, &Earlier::new(earlier.as_ref(), is_same_kernel), options.lock_wait)?;
         let mut record = match earlier {
             Some(record) => record,
             None => boot::fresh(own)?,
@@ -180,6 +187,7 @@ impl Keeper {
         record.supervisor = own;
         record.kernel_boot = kernel;
         record.directory = found;
+        record.watchdog = if is_process { PROCESS } else { DEVICE }.to_owned();
         let listener = bind(directory, SOCKET_FILE, options.socket_group)
             .map_err(|source| SupervisorError::io("bind", &directory.join(SOCKET_FILE), source))?;
         Ok(Self { options, claim: Claim { supervisor, tree }, record, machine_boot, listener, signals, stop_until: None })
@@ -337,7 +345,7 @@ impl Keeper {
     fn wait(&self, page: &SupervisorSide, may_accept: bool) {
         let mut span = match self.options.watchdog {
             WatchdogKind::Process => WATCH_INTERVAL,
-            WatchdogKind::Device => Duration::from_secs(1),
+            WatchdogKind::Device => DEVICE_INTERVAL,
         };
         if let Some(until) = page.fed_until_ns() {
             span = span.min(Duration::from_nanos(until.saturating_sub(now_ns())));

@@ -147,8 +147,9 @@ pub struct SupervisorOptions {
     pub stop_wait: Duration,
     /// Between SIGTERM and SIGKILL of a client's processes.
     pub client_grace: Duration,
-    /// End, with the tree and at once, when the process that started the supervisor ends.
-    pub is_tied_to_parent: bool,
+    /// The process that started the supervisor, if the supervisor is to end with it, with the tree and at once. The kernel
+    /// watches the parent's *thread*: start the supervisor from one that lives as long as the process.
+    pub parent: Option<i32>,
 }
 
 impl SupervisorOptions {
@@ -169,7 +170,7 @@ impl SupervisorOptions {
             // Chosen: several cycles at the default stall, for *left* must reach the disk.
             stop_wait: Duration::from_secs(20),
             client_grace: Duration::from_secs(2),
-            is_tied_to_parent: false,
+            parent: None,
         }
     }
 }
@@ -290,6 +291,12 @@ pub enum SupervisorError {
         /// Device and inode number of the directory.
         found: (u64, u64),
     },
+    /// The process that this supervisor is tied to has ended already.
+    #[error("process {parent}, to which this supervisor is tied, has ended")]
+    ParentEnded {
+        /// Its number.
+        parent: i32,
+    },
     /// The calling process has threads or children of its own.
     #[error("the supervisor needs a process of its own; this one has {threads} threads and {children}")]
     NotAlone {
@@ -297,6 +304,12 @@ pub enum SupervisorError {
         threads: usize,
         /// Whether there are children.
         children: &'static str,
+    },
+    /// The machine's boot was this node's boot, and the machine still runs.
+    #[error("{}: this node ran under a watchdog device since the machine's start; a trial boot number now would be taken for proof that the machine was reset: restart the machine, or go on with the watchdog device", .directory.display())]
+    WatchdogChanged {
+        /// The node's directory.
+        directory: PathBuf,
     },
     /// No PID namespace can be made.
     #[error(

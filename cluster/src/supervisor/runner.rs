@@ -441,6 +441,14 @@ impl<'a> Runner<'a> {
         }
     }
 
+    fn no_run(&self) -> Option<&'static str> {
+        match (self.setup.options.watchdog, self.phase) {
+            (WatchdogKind::Device, _) => Some("this node has a watchdog device, which ends the whole machine: run the command directly"),
+            (WatchdogKind::Process, Phase::Stopping { .. }) => Some("the node is stopping"),
+            (WatchdogKind::Process, Phase::Running) => None,
+        }
+    }
+
     /// Forks a handler; bytes from outside are read there only.
     fn serve(&mut self, facts: CallerFacts, socket: OwnedFd) -> Result<(), Verdict> {
         let socket = UnixStream::from(socket);
@@ -456,7 +464,7 @@ impl<'a> Runner<'a> {
             info: self.info(),
             marks: self.marks.clone(),
             grace: self.setup.options.client_grace,
-            may_run: self.setup.options.watchdog == WatchdogKind::Process && matches!(self.phase, Phase::Running),
+            no_run: self.no_run(),
         };
         // SAFETY: this process has one thread, so that the child may do anything; it ends by _exit.
         match unsafe { fork() } {

@@ -117,7 +117,7 @@ fn wait_for(socket: BorrowedFd<'_>, flags: PollFlags, at_most: Duration) -> io::
 
 /// A time to wait as poll(2) wants it, rounded up.
 pub(crate) fn timeout(span: Duration) -> PollTimeout {
-    let ms = span.as_millis() + u128::from(span.subsec_nanos() % 1_000_000 != 0);
+    let ms = span.as_millis() + u128::from(!span.subsec_nanos().is_multiple_of(1_000_000));
     PollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX))
 }
 

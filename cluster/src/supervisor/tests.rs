@@ -27,6 +27,7 @@ use super::*;
 const ROLE: &str = "DEADBOLT_TEST_ROLE";
 const DIRECTORY: &str = "DEADBOLT_TEST_DIRECTORY";
 const NAMESPACES: &str = "DEADBOLT_TEST_NAMESPACES";
+const PARENT: &str = "DEADBOLT_TEST_PARENT";
 const GROUP: &str = "DEADBOLT_TEST_GROUP";
 const HOST_NAMESPACE: &str = "DEADBOLT_TEST_HOST_NAMESPACE";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,7 +61,7 @@ static ROLE_BEFORE_MAIN: extern "C" fn() = role;
 
 fn again(role: &str, directory: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env(ROLE, role).env(DIRECTORY, directory);
+    command.env(ROLE, role).env(DIRECTORY, directory).env(PARENT, own_pid().to_string());
     command
 }
 
@@ -77,7 +78,7 @@ fn supervisor_role(directory: PathBuf) -> u8 {
     options.client_grace = Duration::from_millis(300);
     options.stop_wait = Duration::from_secs(5);
     options.lock_wait = Duration::from_secs(6);
-    options.is_tied_to_parent = true;
+    options.parent = Some(std::env::var(PARENT).unwrap().parse().unwrap());
     supervise(options)
 }
 
@@ -215,6 +216,13 @@ fn wait_until(what: &str, log: &Path, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// A careless parent: leaves a descriptor open across exec.
+fn leak(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: dup is a system call.
+    unsafe { command.pre_exec(|| if libc::dup(2) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }) };
+}
+
 impl Node {
     fn prepare(files: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
@@ -226,6 +234,7 @@ impl Node {
 
     fn start_in(directory: tempfile::TempDir, namespaces: bool) -> Self {
         let mut command = again("supervisor", directory.path());
+        leak(&mut command);
         command.env(HOST_NAMESPACE, own_namespace()).stdout(Stdio::null());
         if namespaces {
             command.env(NAMESPACES, "1");
@@ -467,6 +476,26 @@ fn a_copied_directory_is_refused() {
 }
 
 #[test]
+fn a_node_of_a_watchdog_device_does_not_become_a_trial_node_before_the_machine_restarts() {
+    let mut node = Node::start(&[]);
+    node.wait_for("ready-1.1");
+    node.signal(Signal::SIGTERM);
+    node.ended();
+    let mut record = boot::read(node.path()).unwrap().unwrap();
+    assert_eq!(record.watchdog, "process");
+    record.watchdog = "device".to_owned();
+    boot::write(node.path(), &record).unwrap();
+    let mut node = node.restart();
+    assert_eq!(node.ended(), i32::from(EXIT_REFUSED));
+    assert!(node.log().contains("restart the machine"), "{}", node.log());
+    record.kernel_boot = "another".to_owned();
+    boot::write(node.path(), &record).unwrap();
+    let node = node.restart();
+    node.wait_for("ready-2.1");
+    node.stop_clean();
+}
+
+#[test]
 fn a_life_that_never_began_is_an_error_and_not_a_loop() {
     for (file, words) in [("bad-sbd", "exit code 9"), ("bad-daemon", "refuses to run")] {
         let mut node = Node::start(&[(file, "")]);
@@ -521,6 +550,9 @@ fn a_command_runs_inside_with_its_callers_streams_environment_and_code() {
     assert_eq!(ended.unwrap(), Ended { exit: 7, signal: None, error: None });
     let here = std::env::current_dir().unwrap();
     assert_eq!(text, format!("value\n{}\n{}\n{}\n\n", here.display(), info.boot, info.runner));
+    // Standard streams, the tree's lock, and what ls itself opens.
+    let (_, text) = node.run("ls /proc/self/fd | wc -l");
+    assert_eq!(text, "5\n", "descriptors leak into commands");
     let (ended, _) = node.run("kill -9 $$");
     assert_eq!(ended.unwrap(), Ended { exit: 137, signal: Some(9), error: None });
     let plain = |argv: &[&str]| client::run(node.path(), &RunRequest::here(words(argv)).unwrap()).unwrap();
