@@ -4,5 +4,14 @@
 //! Does not: decide who is a member; that is the daemon's.
 //! Called by: the program `sbd`, the front door, the daemon and its supervisor (page and pill helpers).
 
+pub mod feeder;
+pub mod life;
+pub mod log;
 mod memory;
 pub mod page;
+pub mod pill;
+pub mod protect;
+pub mod reset;
+pub mod run;
+mod say;
+pub mod watchdog;

@@ -33,41 +33,18 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps a memfd made by [`create_memfd`] (in this or another process).
     pub(crate) fn new(memory: BorrowedFd<'_>) -> Result<Self, PageError> {
-        let seals = fcntl(memory, FcntlArg::F_GET_SEALS).map_err(|_| PageError::NotAPage {
-            found: "a descriptor that is not a memfd",
-        })?;
+        let seals = fcntl(memory, FcntlArg::F_GET_SEALS).map_err(|_| PageError::NotAPage { found: "a descriptor that is not a memfd" })?;
         if seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
-            return Err(PageError::NotAPage {
-                found: "a memfd that can still shrink",
-            });
+            return Err(PageError::NotAPage { found: "a memfd that can still shrink" });
         }
-        let length = nix::sys::stat::fstat(memory)
-            .map_err(|errno| PageError::System {
-                call: "fstat",
-                source: errno.into(),
-            })?
-            .st_size;
+        let length = nix::sys::stat::fstat(memory).map_err(|errno| PageError::System { call: "fstat", source: errno.into() })?.st_size;
         if usize::try_from(length) != Ok(PAGE_BYTES) {
-            return Err(PageError::NotAPage {
-                found: "a memfd of another size",
-            });
+            return Err(PageError::NotAPage { found: "a memfd of another size" });
         }
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new shared mapping at an address of the kernel's choice touches no memory of ours.
-        let start = unsafe {
-            mmap(
-                None,
-                PAGE_LENGTH,
-                protection,
-                MapFlags::MAP_SHARED,
-                memory,
-                0,
-            )
-        }
-        .map_err(|errno| PageError::System {
-            call: "mmap",
-            source: errno.into(),
-        })?;
+        let start = unsafe { mmap(None, PAGE_LENGTH, protection, MapFlags::MAP_SHARED, memory, 0) }
+            .map_err(|errno| PageError::System { call: "mmap", source: errno.into() })?;
         Ok(Self { start })
     }
 
@@ -90,17 +67,10 @@ impl Drop for Mapping {
 
 /// Makes the memory of a page: zero bytes, of fixed size, closed on exec.
 pub(crate) fn create_memfd() -> Result<OwnedFd, PageError> {
-    let system = |call: &'static str| {
-        move |errno: nix::Error| PageError::System {
-            call,
-            source: errno.into(),
-        }
-    };
+    let system = |call: &'static str| move |errno: nix::Error| PageError::System { call, source: errno.into() };
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let memory = memfd_create(c"deadbolt-page", flags).map_err(system("memfd_create"))?;
-    let length = i64::try_from(PAGE_BYTES).map_err(|_| PageError::NotAPage {
-        found: "a page of impossible size",
-    })?;
+    let length = i64::try_from(PAGE_BYTES).map_err(|_| PageError::NotAPage { found: "a page of impossible size" })?;
     nix::unistd::ftruncate(&memory, length).map_err(system("ftruncate"))?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(system("fcntl(F_ADD_SEALS)"))?;
@@ -111,17 +81,11 @@ pub(crate) fn create_memfd() -> Result<OwnedFd, PageError> {
 pub(crate) fn adopt(number: RawFd) -> Result<OwnedFd, PageError> {
     // SAFETY: F_GETFD changes nothing and fails on a number that is not open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        return Err(PageError::System {
-            call: "fcntl(F_GETFD)",
-            source: io::Error::last_os_error(),
-        });
+        return Err(PageError::System { call: "fcntl(F_GETFD)", source: io::Error::last_os_error() });
     }
     // SAFETY: the number is open (checked) and given to this process by its supervisor for nobody else's use.
     let owned = unsafe { OwnedFd::from_raw_fd(number) };
-    set_close_on_exec(owned.as_fd(), true).map_err(|source| PageError::System {
-        call: "fcntl(F_SETFD)",
-        source,
-    })?;
+    set_close_on_exec(owned.as_fd(), true).map_err(|source| PageError::System { call: "fcntl(F_SETFD)", source })?;
     Ok(owned)
 }
 

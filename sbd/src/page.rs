@@ -17,7 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use deadbolt_disk_format::{BootId, DAEMON_PART_BYTES, Incarnation};
+use deadbolt_disk_format::{BootId, DAEMON_PART_BYTES, DaemonPart, Incarnation};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::memory::{Mapping, adopt, create_memfd, inherit};
@@ -53,9 +53,7 @@ pub(crate) struct PageRaw {
     rest: [AtomicU64; 512 - 8 - 16 - 8 - 8 - 82 - 8],
 }
 const _: () = assert!(size_of::<PageRaw>() == PAGE_BYTES);
-const _: () = assert!(
-    size_of::<SbdRaw>() == 128 && size_of::<FeedRaw>() == 64 && size_of::<SupervisorRaw>() == 64
-);
+const _: () = assert!(size_of::<SbdRaw>() == 128 && size_of::<FeedRaw>() == 64 && size_of::<SupervisorRaw>() == 64);
 const _: () = assert!(DAEMON_PART_BYTES.is_multiple_of(8));
 
 /// Written by sbd's disk thread.
@@ -111,9 +109,7 @@ struct SupervisorRaw {
 #[non_exhaustive]
 pub enum PageError {
     /// A system call failed.
-    #[error(
-        "shared page: {call} failed: {source}; this is a fault of the machine or of its limits, look at `ulimit -n` and free memory"
-    )]
+    #[error("shared page: {call} failed: {source}; this is a fault of the machine or of its limits, look at `ulimit -n` and free memory")]
     System {
         /// Which call.
         call: &'static str,
@@ -121,9 +117,7 @@ pub enum PageError {
         source: io::Error,
     },
     /// The descriptor is not a page of ours.
-    #[error(
-        "shared page: found {found}; the page is made by the node's supervisor and inherited, start the node with `deadbolt start`"
-    )]
+    #[error("shared page: found {found}; the page is made by the node's supervisor and inherited, start the node with `deadbolt start`")]
     NotAPage {
         /// What was found.
         found: &'static str,
@@ -139,9 +133,7 @@ pub enum PageError {
         expected: u64,
     },
     /// The text is not three descriptor numbers.
-    #[error(
-        "shared page: {text:?} is not three descriptor numbers with commas; start the node with `deadbolt start`"
-    )]
+    #[error("shared page: {text:?} is not three descriptor numbers with commas; start the node with `deadbolt start`")]
     BadNumbers {
         /// What was found.
         text: String,
@@ -165,11 +157,7 @@ impl PageDescriptors {
     }
 
     fn numbers(&self) -> [RawFd; 3] {
-        [
-            self.memory.as_raw_fd(),
-            self.wake.as_raw_fd(),
-            self.published.as_raw_fd(),
-        ]
+        [self.memory.as_raw_fd(), self.wake.as_raw_fd(), self.published.as_raw_fd()]
     }
 
     /// Lets a child inherit the page and sets `DEADBOLT_PAGE_FD` for it. Other children do not get it.
@@ -183,28 +171,13 @@ impl PageDescriptors {
     /// # Errors
     /// When the text is not three open descriptors.
     pub fn inherited(text: &str) -> Result<Self, PageError> {
-        let bad = || PageError::BadNumbers {
-            text: text.to_owned(),
-        };
-        let numbers: Vec<RawFd> = text
-            .split(',')
-            .map(|part| part.trim().parse().map_err(|_| bad()))
-            .collect::<Result<_, _>>()?;
+        let bad = || PageError::BadNumbers { text: text.to_owned() };
+        let numbers: Vec<RawFd> = text.split(',').map(|part| part.trim().parse().map_err(|_| bad())).collect::<Result<_, _>>()?;
         let [memory, wake, published] = numbers.try_into().map_err(|_| bad())?;
-        if memory < 3
-            || wake < 3
-            || published < 3
-            || memory == wake
-            || wake == published
-            || memory == published
-        {
+        if memory < 3 || wake < 3 || published < 3 || memory == wake || wake == published || memory == published {
             return Err(bad());
         }
-        Ok(Self {
-            memory: adopt(memory)?,
-            wake: adopt(wake)?,
-            published: adopt(published)?,
-        })
+        Ok(Self { memory: adopt(memory)?, wake: adopt(wake)?, published: adopt(published)? })
     }
 }
 
@@ -234,18 +207,9 @@ impl Page {
         let memory = create_memfd()?;
         let bell = || {
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-            EventFd::from_flags(flags)
-                .map(OwnedFd::from)
-                .map_err(|errno| PageError::System {
-                    call: "eventfd",
-                    source: errno.into(),
-                })
+            EventFd::from_flags(flags).map(OwnedFd::from).map_err(|errno| PageError::System { call: "eventfd", source: errno.into() })
         };
-        let descriptors = PageDescriptors {
-            memory,
-            wake: bell()?,
-            published: bell()?,
-        };
+        let descriptors = PageDescriptors { memory, wake: bell()?, published: bell()? };
         let mapping = Mapping::new(descriptors.memory.as_fd())?;
         mapping.raw().magic.store(MAGIC, Ordering::Release);
         Ok((Self::map(&descriptors)?, descriptors))
@@ -259,25 +223,12 @@ impl Page {
         let mapping = Mapping::new(descriptors.memory.as_fd())?;
         let found = mapping.raw().magic.load(Ordering::Acquire);
         if found != MAGIC {
-            return Err(PageError::OtherVersion {
-                found,
-                expected: MAGIC,
-            });
+            return Err(PageError::OtherVersion { found, expected: MAGIC });
         }
         let bell = |descriptor: &OwnedFd| {
-            descriptor
-                .try_clone()
-                .map(Arc::new)
-                .map_err(|source| PageError::System {
-                    call: "fcntl(F_DUPFD_CLOEXEC)",
-                    source,
-                })
+            descriptor.try_clone().map(Arc::new).map_err(|source| PageError::System { call: "fcntl(F_DUPFD_CLOEXEC)", source })
         };
-        Ok(Self {
-            mapping: Arc::new(mapping),
-            wake: bell(&descriptors.wake)?,
-            published: bell(&descriptors.published)?,
-        })
+        Ok(Self { mapping: Arc::new(mapping), wake: bell(&descriptors.wake)?, published: bell(&descriptors.published)? })
     }
 
     /// Maps the page that the supervisor left in the environment.
@@ -285,9 +236,7 @@ impl Page {
     /// # Errors
     /// When there is none or it is not a page of this version.
     pub fn from_environment() -> Result<Self, PageError> {
-        let text = std::env::var(PAGE_VARIABLE).map_err(|_| PageError::NotAPage {
-            found: "no DEADBOLT_PAGE_FD in the environment",
-        })?;
+        let text = std::env::var(PAGE_VARIABLE).map_err(|_| PageError::NotAPage { found: "no DEADBOLT_PAGE_FD in the environment" })?;
         Self::map(&PageDescriptors::inherited(&text)?)
     }
 
@@ -321,10 +270,7 @@ impl Page {
 }
 
 /// Rings a bell: an eventfd that does not block. A counter that is full (EAGAIN) rings already.
-#[expect(
-    clippy::host_endian_bytes,
-    reason = "the kernel reads the count in its own order"
-)]
+#[expect(clippy::host_endian_bytes, reason = "the kernel reads the count in its own order")]
 fn ring(bell: &OwnedFd) {
     let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
 }
@@ -338,10 +284,7 @@ fn hush(bell: &OwnedFd) {
 fn store_id(words: &[AtomicU64; 2], bytes: [u8; 16]) {
     let value = u128::from_le_bytes(bytes);
     for (word, shift) in words.iter().zip([0u32, 64]) {
-        word.store(
-            u64::try_from((value >> shift) & u128::from(u64::MAX)).unwrap_or(0),
-            Ordering::Release,
-        );
+        word.store(u64::try_from((value >> shift) & u128::from(u64::MAX)).unwrap_or(0), Ordering::Release);
     }
 }
 
@@ -453,14 +396,7 @@ macro_rules! sbd_readers {
         /// T that was acknowledged to a fencer, ms; `None` unless acknowledged.
         #[must_use]
         pub fn acknowledged_reset_ms(&self) -> Option<u32> {
-            Some(
-                self.page
-                    .raw()
-                    .sbd
-                    .acknowledged_reset_ms
-                    .load(Ordering::Acquire),
-            )
-            .filter(|reset_ms| *reset_ms != 0)
+            Some(self.page.raw().sbd.acknowledged_reset_ms.load(Ordering::Acquire)).filter(|reset_ms| *reset_ms != 0)
         }
 
         /// The boot that sbd writes in its beats; valid from `Starting` on.
@@ -510,7 +446,15 @@ pub struct DaemonSide {
 impl DaemonSide {
     sbd_readers!();
 
-    /// Leaves the daemon's part for the next beat. `number` must grow with every call; it comes back in `published_number`.
+    /// Leaves the daemon's part for the next beat; its number must grow with every call and comes back in `published_number`.
+    ///
+    /// # Panics
+    /// With more vouches than a beat carries.
+    pub fn publish(&mut self, part: &DaemonPart) {
+        self.publish_bytes(part.number, &part.encode());
+    }
+
+    /// The same with bytes. `number` must grow with every call; it comes back in `published_number`.
     pub fn publish_bytes(&mut self, number: u64, part: &[u8; DAEMON_PART_BYTES]) {
         let daemon = &self.page.raw().daemon;
         let next = daemon.sequence.load(Ordering::Relaxed).wrapping_add(1);
@@ -526,11 +470,7 @@ impl DaemonSide {
 
     /// Says whether a client of this node may hold something. Set it before the first grant leaves, clear it after the last came back.
     pub fn set_holds(&self, holds: bool) {
-        self.page
-            .raw()
-            .daemon
-            .holds
-            .store(u64::from(holds), Ordering::SeqCst);
+        self.page.raw().daemon.holds.store(u64::from(holds), Ordering::SeqCst);
     }
 
     /// Is the holds word set? After a restart it still says what the life before left.
@@ -546,20 +486,12 @@ impl DaemonSide {
 
     /// Asks for a cycle every 50 ms until then.
     pub fn poll_fast_until(&self, until_ns: u64) {
-        self.page
-            .raw()
-            .daemon
-            .fast_poll_until_ns
-            .fetch_max(until_ns, Ordering::Release);
+        self.page.raw().daemon.fast_poll_until_ns.fetch_max(until_ns, Ordering::Release);
     }
 
     /// Says that *left* is published: sbd disarms, writes its last beat and ends.
     pub fn request_stop(&self) {
-        self.page
-            .raw()
-            .daemon
-            .stop_request
-            .store(1, Ordering::Release);
+        self.page.raw().daemon.stop_request.store(1, Ordering::Release);
         self.wake();
     }
 
@@ -591,18 +523,13 @@ impl SupervisorSide {
 
     /// Says, at least every quarter of the watchdog's time, that the process watchdog is at work. sbd gives no lease without it.
     pub fn advance_alive(&self, now_ns: u64) {
-        self.page
-            .raw()
-            .supervisor
-            .alive_ns
-            .fetch_max(now_ns, Ordering::Release);
+        self.page.raw().supervisor.alive_ns.fetch_max(now_ns, Ordering::Release);
     }
 
     /// The process watchdog's deadline: past it the whole tree is ended. `None`: not armed, or disarmed by a clean stop.
     #[must_use]
     pub fn fed_until_ns(&self) -> Option<u64> {
-        Some(self.page.raw().feed.fed_until_ns.load(Ordering::Acquire))
-            .filter(|until_ns| *until_ns != 0)
+        Some(self.page.raw().feed.fed_until_ns.load(Ordering::Acquire)).filter(|until_ns| *until_ns != 0)
     }
 
     /// Time of the process watchdog as sbd asked for it, ms; 0 before.
@@ -620,21 +547,12 @@ impl SupervisorSide {
     /// Says that a daemon starts; call it before each exec, never before the one before was reaped and, if that one did not stop
     /// cleanly, `idle_generation` has reached it. Answers the generation of the new one, from 1.
     pub fn daemon_starts(&self) -> u64 {
-        self.page
-            .raw()
-            .supervisor
-            .daemon_generation
-            .fetch_add(1, Ordering::AcqRel)
-            .saturating_add(1)
+        self.page.raw().supervisor.daemon_generation.fetch_add(1, Ordering::AcqRel).saturating_add(1)
     }
 
     /// Says that the daemon of this generation was reaped.
     pub fn daemon_ended(&self, generation: u64) {
-        self.page
-            .raw()
-            .supervisor
-            .daemon_ended
-            .fetch_max(generation, Ordering::AcqRel);
+        self.page.raw().supervisor.daemon_ended.fetch_max(generation, Ordering::AcqRel);
         ring(&self.page.wake);
     }
 
@@ -676,19 +594,14 @@ impl SbdSide {
         let sbd = &self.page.raw().sbd;
         store_id(&sbd.boot, boot.0);
         store_id(&sbd.writer, writer.0);
-        sbd.process_number
-            .store(std::process::id(), Ordering::Release);
+        sbd.process_number.store(std::process::id(), Ordering::Release);
         sbd.reset_ms.store(reset_ms, Ordering::Release);
         self.set_state(SbdState::Starting);
     }
 
     /// Says what sbd is doing and rings the daemon.
     pub fn set_state(&self, state: SbdState) {
-        self.page
-            .raw()
-            .sbd
-            .state
-            .store(state.word(), Ordering::Release);
+        self.page.raw().sbd.state.store(state.word(), Ordering::Release);
         ring(&self.page.published);
     }
 
@@ -711,20 +624,12 @@ impl SbdSide {
 
     /// Says that the feeder will not feed again and what T the fencer was given.
     pub fn set_acknowledged(&self, reset_ms: u32) {
-        self.page
-            .raw()
-            .sbd
-            .acknowledged_reset_ms
-            .store(reset_ms, Ordering::Release);
+        self.page.raw().sbd.acknowledged_reset_ms.store(reset_ms, Ordering::Release);
     }
 
     /// Says that "dead and held nothing" is on the disk for this generation of the daemon.
     pub fn set_idle_generation(&self, generation: u64) {
-        self.page
-            .raw()
-            .sbd
-            .idle_generation
-            .store(generation, Ordering::Release);
+        self.page.raw().sbd.idle_generation.store(generation, Ordering::Release);
     }
 
     /// Copies the daemon's part into `part` and answers its number. `None`: nothing was published yet, or the writer was too
@@ -788,39 +693,22 @@ pub struct FeedSide {
 impl FeedSide {
     /// Names the time of the process watchdog. Before the first feed.
     pub fn set_watchdog_ms(&self, watchdog_ms: u32) {
-        self.page
-            .raw()
-            .feed
-            .watchdog_ms
-            .store(watchdog_ms, Ordering::Release);
+        self.page.raw().feed.watchdog_ms.store(watchdog_ms, Ordering::Release);
     }
 
     /// Moves the process watchdog's deadline.
     pub fn feed_until(&self, until_ns: u64) {
-        self.page
-            .raw()
-            .feed
-            .fed_until_ns
-            .store(until_ns, Ordering::Release);
+        self.page.raw().feed.fed_until_ns.store(until_ns, Ordering::Release);
     }
 
     /// Disarms the process watchdog, on a clean stop only.
     pub fn disarm(&self) {
-        self.page
-            .raw()
-            .feed
-            .fed_until_ns
-            .store(0, Ordering::Release);
+        self.page.raw().feed.fed_until_ns.store(0, Ordering::Release);
     }
 
     /// Asks the supervisor to end the tree at once. The first request stands.
     pub fn request_reset(&self, request: ResetRequest) {
-        let _ = self.page.raw().feed.reset_request.compare_exchange(
-            0,
-            request.word(),
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        let _ = self.page.raw().feed.reset_request.compare_exchange(0, request.word(), Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// When the supervisor last said that it is at work.
@@ -845,36 +733,15 @@ mod tests {
         let (page, descriptors) = Page::create().unwrap();
         let other = Page::map(&descriptors).unwrap();
         let (sbd, daemon, supervisor) = (page.sbd(), other.daemon(), other.supervisor());
-        assert_eq!(
-            (
-                daemon.sbd_state(),
-                daemon.lease_end_ns(),
-                daemon.published_number()
-            ),
-            (SbdState::None, 0, 0)
-        );
+        assert_eq!((daemon.sbd_state(), daemon.lease_end_ns(), daemon.published_number()), (SbdState::None, 0, 0));
         sbd.start(BootId([7; 16]), Incarnation([9; 16]), 2500);
         sbd.publish_cycle(77, 5, 3, 1200);
-        assert_eq!(
-            (daemon.boot(), daemon.writer(), daemon.reset_ms()),
-            (BootId([7; 16]), Incarnation([9; 16]), 2500)
-        );
-        assert_eq!(
-            (
-                daemon.lease_end_ns(),
-                daemon.published_number(),
-                daemon.beat(),
-                daemon.cycle_us()
-            ),
-            (77, 5, 3, 1200)
-        );
+        assert_eq!((daemon.boot(), daemon.writer(), daemon.reset_ms()), (BootId([7; 16]), Incarnation([9; 16]), 2500));
+        assert_eq!((daemon.lease_end_ns(), daemon.published_number(), daemon.beat(), daemon.cycle_us()), (77, 5, 3, 1200));
         assert_eq!(supervisor.sbd_process_number(), std::process::id());
         sbd.set_state(SbdState::Condemned);
         sbd.end_lease();
-        assert_eq!(
-            (supervisor.sbd_state(), supervisor.lease_end_ns()),
-            (SbdState::Condemned, 0)
-        );
+        assert_eq!((supervisor.sbd_state(), supervisor.lease_end_ns()), (SbdState::Condemned, 0));
         assert_eq!(supervisor.acknowledged_reset_ms(), None);
         sbd.set_acknowledged(1200);
         assert_eq!(supervisor.acknowledged_reset_ms(), Some(1200));
@@ -905,26 +772,17 @@ mod tests {
         assert_eq!(sbd.daemon_words(), expected);
         assert!(supervisor.holds());
         sbd.set_idle_generation(1);
-        assert_eq!(
-            (supervisor.idle_generation(), supervisor.daemon_starts()),
-            (1, 2)
-        );
+        assert_eq!((supervisor.idle_generation(), supervisor.daemon_starts()), (1, 2));
     }
 
     #[test]
     fn feeding_words_reach_the_supervisor_and_the_first_reset_stands() {
         let (page, _descriptors) = Page::create().unwrap();
         let (feed, supervisor) = (page.feed(), page.supervisor());
-        assert_eq!(
-            (supervisor.fed_until_ns(), supervisor.reset_request()),
-            (None, None)
-        );
+        assert_eq!((supervisor.fed_until_ns(), supervisor.reset_request()), (None, None));
         feed.set_watchdog_ms(2000);
         feed.feed_until(5);
-        assert_eq!(
-            (supervisor.fed_until_ns(), supervisor.watchdog_ms()),
-            (Some(5), 2000)
-        );
+        assert_eq!((supervisor.fed_until_ns(), supervisor.watchdog_ms()), (Some(5), 2000));
         feed.disarm();
         assert_eq!(supervisor.fed_until_ns(), None);
         feed.request_reset(ResetRequest::Off);
@@ -956,27 +814,17 @@ mod tests {
         daemon.publish_bytes(1, &[1; DAEMON_PART_BYTES]);
         // A writer that stops in the middle of number 2 has only touched the other buffer.
         page.raw().daemon.buffers[0].words[3].store(u64::MAX, Ordering::Relaxed);
-        assert_eq!(
-            (sbd.copy_part(&mut part), part),
-            (Some(1), [1; DAEMON_PART_BYTES])
-        );
+        assert_eq!((sbd.copy_part(&mut part), part), (Some(1), [1; DAEMON_PART_BYTES]));
         let writer = std::thread::spawn(move || {
             for number in 2..=60_000u64 {
-                daemon.publish_bytes(
-                    number,
-                    &[u8::try_from(number % 251).unwrap(); DAEMON_PART_BYTES],
-                );
+                daemon.publish_bytes(number, &[u8::try_from(number % 251).unwrap(); DAEMON_PART_BYTES]);
             }
         });
         let mut newest = 1;
         while newest < 60_000 {
             if let Some(number) = sbd.copy_part(&mut part) {
                 assert!(number >= newest);
-                assert_eq!(
-                    part,
-                    [u8::try_from(number % 251).unwrap(); DAEMON_PART_BYTES],
-                    "number {number}"
-                );
+                assert_eq!(part, [u8::try_from(number % 251).unwrap(); DAEMON_PART_BYTES], "number {number}");
                 newest = number;
             }
         }
@@ -1001,28 +849,13 @@ mod tests {
 
     #[test]
     fn what_is_not_a_page_is_refused() {
-        for text in [
-            "",
-            "3",
-            "3,4",
-            "a,b,c",
-            "0,1,2",
-            "3,3,3",
-            "-1,4,5",
-            "100000,100001,100002",
-        ] {
+        for text in ["", "3", "3,4", "a,b,c", "0,1,2", "3,3,3", "-1,4,5", "100000,100001,100002"] {
             assert!(PageDescriptors::inherited(text).is_err(), "{text:?}");
         }
         let (page, mut descriptors) = Page::create().unwrap();
         page.raw().magic.store(1, Ordering::Relaxed);
-        assert!(matches!(
-            Page::map(&descriptors),
-            Err(PageError::OtherVersion { found: 1, .. })
-        ));
+        assert!(matches!(Page::map(&descriptors), Err(PageError::OtherVersion { found: 1, .. })));
         descriptors.memory = descriptors.wake.try_clone().unwrap();
-        assert!(matches!(
-            Page::map(&descriptors),
-            Err(PageError::NotAPage { .. })
-        ));
+        assert!(matches!(Page::map(&descriptors), Err(PageError::NotAPage { .. })));
     }
 }

@@ -1,0 +1,92 @@
+//! What: what the lifeline says, as lines for people.
+//! Owns: their wording.
+//! Invariants: each line says what was found and what follows.
+//! Does not: write them.
+//! Called by: `life`, `run`.
+
+use deadbolt_sbd_core::{MailboxVerdict, Note, RefuseReason, ResetCommand, ResetReason};
+
+fn command_word(byte: u8) -> &'static str {
+    deadbolt_disk_format::sbd::Command::from_byte(byte).word()
+}
+
+/// A note.
+pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> String {
+    match note {
+        Note::Mailbox { device, seen, verdict } => {
+            let follows = match verdict {
+                MailboxVerdict::Obey(_) => "obeyed",
+                MailboxVerdict::Empty | MailboxVerdict::Answer => "answered by erasing it",
+                MailboxVerdict::Stale => "stale: it was meant for another boot of this node; erased, not obeyed",
+                MailboxVerdict::Refused => {
+                    "refused: not permitted by configuration, not authentic, or not a command for a node that may hold something; read again, then erased"
+                }
+                MailboxVerdict::Unknown => "unknown: read again, then erased",
+                MailboxVerdict::Ignored => "ignored and left alone",
+            };
+            let command = command_word(seen.command);
+            format!("mailbox on {}: {command} ({}) from {:?}: {follows}", name(*device), seen.command, seen.sender)
+        }
+        Note::StopRefused => "asked to stop, and refused: this node is a member or may hold something; use `deadbolt stop`".into(),
+        Note::DeviceAway { device, found, completed } => {
+            format!(
+                "{} shows beat {found} although {completed} was completed there: it went back in time and does not count until sbd is started anew",
+                name(*device)
+            )
+        }
+        Note::SupervisorSilent => "the supervisor does not say that the process watchdog is at work: no lease until it does".into(),
+        Note::DaemonAbsent => "the daemon is dead and held nothing: this is being recorded, beats go on for a while".into(),
+        Note::CycleTooLate { beat } => format!("beat {beat} was completed after its own lease would have ended: it changes nothing"),
+    }
+}
+
+/// A reset and its reason.
+pub(crate) fn say_reset<'a>(command: ResetCommand, reason: &ResetReason, name: impl Fn(usize) -> &'a String) -> String {
+    let why = match reason {
+        ResetReason::Pill { device, sender } => format!("pill on {} from {sender:?}", name(*device)),
+        ResetReason::LeaseEnded { lease_end_ms, now_ms } => {
+            format!("no cycle was completed in time: the lease ended {} ms ago", now_ms.saturating_sub(*lease_end_ms))
+        }
+        ResetReason::TimeJump { elapsed_ms } => {
+            format!("{elapsed_ms} ms passed between two turns: this node was stopped, others may count it gone")
+        }
+        ResetReason::ForeignBeat { device, boot, writer } => {
+            format!(
+                "{} carries a beat of boot {boot} writer {writer} in this node's place: a clone or a reverted snapshot lives here",
+                name(*device)
+            )
+        }
+        ResetReason::OwnPlaceReverted { device, found, completed } => {
+            format!("{} shows beat {found} although {completed} was completed there: it went back in time", name(*device))
+        }
+        ResetReason::DaemonHung => "the daemon makes no turns and may hold something".into(),
+        ResetReason::DaemonDiedHolding => "the daemon died while something may be held".into(),
+        ResetReason::DaemonRestartedUnrecorded { generation } => {
+            format!("a daemon was started before \"held nothing\" of generation {generation} was on the disk")
+        }
+    };
+    let what = match command {
+        ResetCommand::Reset => "reset",
+        ResetCommand::Off => "power off",
+        ResetCommand::Crash => "crash dump",
+    };
+    format!("{what} of this node: {why}")
+}
+
+/// A refusal.
+pub(crate) fn say_refusal(reason: &RefuseReason) -> String {
+    match reason {
+        RefuseReason::LifeBeforeNotEnded { writer } => {
+            format!(
+                "an earlier sbd ({writer}) of this boot has neither stopped nor recorded that nothing was held: only a reset of this machine ends that life; reboot it"
+            )
+        }
+        RefuseReason::SlotInUse { boot, first, second } => {
+            format!(
+                "the beat in this node's place advances ({first}, then {second}, boot {boot}): another machine lives in this slot; give this one another name, or stop the other"
+            )
+        }
+        RefuseReason::NotArmed => "the watchdog could not be armed".into(),
+        RefuseReason::Stopped => "asked to stop before the first lease".into(),
+    }
+}
