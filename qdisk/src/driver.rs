@@ -15,6 +15,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// What the register has to say. Never [`Output::Disk`].
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "an event lives for one call")]
 pub enum Event {
     /// An output of the register.
     Register(Output),
@@ -47,6 +48,7 @@ pub enum DriveError {
     },
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few at a time")]
 enum Message {
     Input(Input),
     Done { device: usize, completion: Completion },
@@ -173,8 +175,7 @@ mod tests {
     use super::*;
     use deadbolt_disk::MemoryDevice;
     use deadbolt_disk_format::{
-        Ballot, BootId, ClusterUuid, Digest, Incarnation, Layout, Life, Place, SlotIndex, ViewBody, ViewNumber,
-        ViewRecord,
+        Ballot, BootId, ClusterUuid, Digest, Incarnation, Layout, Life, Place, SlotIndex, ViewBody, ViewNumber, ViewRecord,
     };
     use deadbolt_qdisk_core::{RegisterConfig, RegisterPhase};
     use std::time::Instant;
@@ -203,15 +204,8 @@ mod tests {
     #[test]
     fn a_view_is_decided_and_a_hung_device_hangs_only_itself() {
         let (device, layout) = formatted();
-        let life =
-            Life { slot: SlotIndex(1), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) };
-        let register = Register::new(RegisterConfig {
-            cluster: CLUSTER,
-            me: life,
-            layouts: vec![layout],
-            seed: 1,
-            wall_offset_ms: 0,
-        });
+        let life = Life { slot: SlotIndex(1), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) };
+        let register = Register::new(RegisterConfig { cluster: CLUSTER, me: life, layouts: vec![layout], seed: 1, wall_offset_ms: 0 });
         let (events, heard) = channel();
         let device = Arc::new(device);
         let devices: Vec<Arc<dyn RawDevice>> = vec![Arc::clone(&device) as Arc<dyn RawDevice>];

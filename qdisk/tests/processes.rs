@@ -3,18 +3,12 @@
 //! Invariants: a killed process is started as a new life only after it was reaped: its synchronous writes have ended by then.
 //! Does not: need root; leave a process behind (each ends when its standard input does).
 //! Called by: `cargo test` in short; in full by `DEADBOLT_FULL=1 cargo test --release -p deadbolt-qdisk --test processes -- --nocapture`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::exit,
-    missing_docs,
-    reason = "a test, and the program that it starts"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::exit, missing_docs, reason = "a test, and the program that it starts")]
 
 use deadbolt_disk::{Access, AlignedBuf, BackendChoice, ByteOffset, Device, RawDevice};
 use deadbolt_disk_format::{
-    Ballot, BootId, ClusterUuid, Configuration, Digest, Incarnation, Layout, Life, Place, SlotIndex, ViewBody,
-    ViewNumber, ViewRecord, decode_body_place,
+    Ballot, BootId, ClusterUuid, Configuration, Digest, Incarnation, Layout, Life, Place, SlotIndex, ViewBody, ViewNumber, ViewRecord,
+    decode_body_place,
 };
 use deadbolt_qdisk::core::{Input, Output, Register, RegisterConfig};
 use deadbolt_qdisk::{Event, drive};
@@ -90,9 +84,7 @@ fn run_node(image: &str, mut report: File, slot: u16, life: u8, views: u64) {
     let mut number = 0;
     loop {
         let (body, digest) = match heard.recv_timeout(Duration::from_millis(250)) {
-            Ok(Event::Register(Output::Learned { body, digest } | Output::Contested { body, digest, .. })) => {
-                (body, digest)
-            }
+            Ok(Event::Register(Output::Learned { body, digest } | Output::Contested { body, digest, .. })) => (body, digest),
             Ok(Event::Register(Output::ProposalLost { .. })) => continue,
             Ok(Event::Register(Output::Blocked { reason, offset, .. })) => {
                 writeln!(report, "blocked {reason:?} {}", offset.0).unwrap();

@@ -6,12 +6,12 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::cmp::{Ordering, Reverse};
-use deadbolt_disk_format::{Configuration, SlotIndex, SlotSet};
+use deadbolt_disk_format::{Configuration, SLOTS_MAX, SlotIndex, SlotSet};
 
 /// Up to this many nodes the list of cliques is complete. Chosen: 3^(32/3), about 1.2e5 cliques, is the worst case and takes well under a second.
 pub const EXACT_NODES_MAX: u32 = 32;
-/// Steps of the search above [`EXACT_NODES_MAX`] nodes. Chosen: as many as the worst exact case needs at the most.
-const STEPS_MAX: u32 = 400_000;
+/// Steps of the search above [`EXACT_NODES_MAX`] nodes. Chosen: some tens of milliseconds; a healthy graph needs a few hundred.
+const STEPS_MAX: u32 = 20_000;
 
 fn and(a: &SlotSet, b: &SlotSet) -> SlotSet {
     SlotSet(core::array::from_fn(|index| a.0[index] & b.0[index]))
@@ -21,6 +21,16 @@ fn without(a: &SlotSet, b: &SlotSet) -> SlotSet {
 }
 fn union(a: &SlotSet, b: &SlotSet) -> SlotSet {
     SlotSet(core::array::from_fn(|index| a.0[index] | b.0[index]))
+}
+/// The slots, ascending; in steps of what is there, for the search asks often.
+fn slots_of(set: &SlotSet) -> impl Iterator<Item = SlotIndex> {
+    (0u16..).step_by(64).zip(set.0).flat_map(|(base, mut word)| {
+        core::iter::from_fn(move || {
+            let bit = u16::try_from(word.trailing_zeros()).ok().filter(|_| word != 0)?;
+            word &= word - 1;
+            Some(SlotIndex(base + bit))
+        })
+    })
 }
 fn is_empty(a: &SlotSet) -> bool {
     a.0 == [0; 4]
@@ -39,9 +49,8 @@ impl Graph {
         let neighbours = hears
             .iter()
             .map(|(&slot, heard)| {
-                let mutual = heard.iter().filter(|&other| {
-                    other != slot && hears.get(&other).is_some_and(|theirs| theirs.contains(slot))
-                });
+                let mutual =
+                    slots_of(heard).filter(|&other| other != slot && hears.get(&other).is_some_and(|theirs| theirs.contains(slot)));
                 (slot, mutual.collect())
             })
             .collect();
@@ -74,14 +83,19 @@ pub struct Cliques {
     pub is_complete: bool,
 }
 
-struct Search<'a> {
-    graph: &'a Graph,
+struct Search {
+    /// By slot.
+    neighbours: Vec<SlotSet>,
     steps_left: Option<u32>,
     found: Vec<SlotSet>,
     is_complete: bool,
 }
 
-impl Search<'_> {
+impl Search {
+    fn near(&self, slot: SlotIndex) -> SlotSet {
+        self.neighbours.get(usize::from(slot.0)).copied().unwrap_or_default()
+    }
+
     /// Bron and Kerbosch with a pivot: `clique` grows by `open`; `closed` were tried before.
     fn grow(&mut self, clique: SlotSet, mut open: SlotSet, mut closed: SlotSet) {
         if let Some(left) = &mut self.steps_left {
@@ -97,13 +111,12 @@ impl Search<'_> {
             }
             return;
         }
-        let pivot = union(&open, &closed)
-            .iter()
-            .max_by_key(|&slot| (and(&self.graph.neighbours_of(slot), &open).count(), Reverse(slot)))
-            .map(|slot| self.graph.neighbours_of(slot))
+        let pivot = slots_of(&union(&open, &closed))
+            .max_by_key(|&slot| (and(&self.near(slot), &open).count(), Reverse(slot)))
+            .map(|slot| self.near(slot))
             .unwrap_or_default();
-        for slot in without(&open, &pivot).iter() {
-            let near = self.graph.neighbours_of(slot);
+        for slot in slots_of(&without(&open, &pivot)) {
+            let near = self.near(slot);
             let mut larger = clique;
             larger.insert(slot);
             self.grow(larger, and(&open, &near), and(&closed, &near));
@@ -114,15 +127,12 @@ impl Search<'_> {
 
     /// One maximal clique around each node, nearest by degree first, so that a search cut short still offers good ones.
     fn greedy(&mut self, nodes: &SlotSet) {
-        for seed in nodes.iter() {
+        for seed in slots_of(nodes) {
             let mut clique: SlotSet = core::iter::once(seed).collect();
-            let mut open = and(&self.graph.neighbours_of(seed), nodes);
-            while let Some(next) = open
-                .iter()
-                .max_by_key(|&slot| (and(&self.graph.neighbours_of(slot), &open).count(), Reverse(slot)))
-            {
+            let mut open = and(&self.near(seed), nodes);
+            while let Some(next) = slots_of(&open).max_by_key(|&slot| (and(&self.near(slot), &open).count(), Reverse(slot))) {
                 clique.insert(next);
-                open = and(&open, &self.graph.neighbours_of(next));
+                open = and(&open, &self.near(next));
             }
             self.found.push(clique);
         }
@@ -135,7 +145,7 @@ pub fn maximal_cliques(graph: &Graph, nodes: &SlotSet) -> Cliques {
     let nodes = and(nodes, &graph.nodes());
     let is_small = nodes.count() <= EXACT_NODES_MAX;
     let mut search = Search {
-        graph,
+        neighbours: (0..SLOTS_MAX).map(|slot| graph.neighbours_of(SlotIndex(slot))).collect(),
         steps_left: (!is_small).then_some(STEPS_MAX),
         found: Vec::new(),
         is_complete: true,
@@ -145,7 +155,7 @@ pub fn maximal_cliques(graph: &Graph, nodes: &SlotSet) -> Cliques {
     }
     search.grow(SlotSet::default(), nodes, SlotSet::default());
     let mut sets = search.found;
-    sets.sort_by(|a, b| a.iter().cmp(b.iter()));
+    sets.sort_unstable_by(|a, b| slots_of(a).cmp(slots_of(b)));
     sets.dedup();
     Cliques { sets, is_complete: search.is_complete }
 }
@@ -200,7 +210,7 @@ impl Standing {
     /// Votes of these nodes; an unconfigured node has none.
     #[must_use]
     pub fn votes_of(&self, nodes: &SlotSet) -> u32 {
-        nodes.iter().filter_map(|slot| self.votes.get(&slot)).map(|&votes| u32::from(votes)).sum()
+        slots_of(nodes).filter_map(|slot| self.votes.get(&slot)).map(|&votes| u32::from(votes)).sum()
     }
 
     /// Have these nodes, with the disk where it counts, a quorum?
@@ -216,9 +226,7 @@ impl Standing {
     /// `Greater`: `a` is to be preferred. Votes, score, own paths, preference, lowest slots. Equal only for equal sets.
     #[must_use]
     pub fn rank(&self, a: &SlotSet, b: &SlotSet) -> Ordering {
-        let score = |set: &SlotSet| {
-            set.iter().filter_map(|slot| self.scores.get(&slot)).map(|&score| u32::from(score)).sum::<u32>()
-        };
+        let score = |set: &SlotSet| slots_of(set).filter_map(|slot| self.scores.get(&slot)).map(|&score| u32::from(score)).sum::<u32>();
         let paths = |set: &SlotSet| and(set, &self.with_path).count();
         self.votes_of(a)
             .cmp(&self.votes_of(b))
@@ -234,9 +242,9 @@ impl Standing {
 
 /// `Greater`: `a` has the lowest slot in which the two differ.
 fn lowest_first(a: &SlotSet, b: &SlotSet) -> Ordering {
-    (0..256).map(SlotIndex).find(|slot| a.contains(*slot) != b.contains(*slot)).map_or(Ordering::Equal, |slot| {
-        if a.contains(slot) { Ordering::Greater } else { Ordering::Less }
-    })
+    slots_of(&union(&without(a, b), &without(b, a)))
+        .next()
+        .map_or(Ordering::Equal, |slot| if a.contains(slot) { Ordering::Greater } else { Ordering::Less })
 }
 
 /// The answer: whom to propose.
@@ -260,13 +268,7 @@ impl Choice {
 /// device, or all of them proved gone) the joiners are ranked among themselves. Joiners count for the quorum: without that, one
 /// member short of votes could never let in the node that would help it.
 #[must_use]
-pub fn choose(
-    graph: &Graph,
-    members: &SlotSet,
-    joiners: &SlotSet,
-    standing: &Standing,
-    disk: DiskVotes,
-) -> Option<Choice> {
+pub fn choose(graph: &Graph, members: &SlotSet, joiners: &SlotSet, standing: &Standing, disk: DiskVotes) -> Option<Choice> {
     let joiners = without(joiners, members);
     if is_empty(members) {
         let join = best(maximal_cliques(graph, &joiners).sets, standing, disk)?;
@@ -286,7 +288,7 @@ fn best(sets: Vec<SlotSet>, standing: &Standing, disk: DiskVotes) -> Option<Slot
 }
 
 fn joiners_of(graph: &Graph, stay: &SlotSet, joiners: &SlotSet, standing: &Standing) -> SlotSet {
-    let near = stay.iter().fold(*joiners, |left, slot| and(&left, &graph.neighbours_of(slot)));
+    let near = slots_of(stay).fold(*joiners, |left, slot| and(&left, &graph.neighbours_of(slot)));
     maximal_cliques(graph, &near).sets.into_iter().max_by(|a, b| standing.rank(a, b)).unwrap_or_default()
 }
 
@@ -301,8 +303,7 @@ mod tests {
 
     /// One-way edges: (a, b) is "a hears b".
     fn graph(nodes: &[u16], hears: &[(u16, u16)]) -> Graph {
-        let mut map: BTreeMap<SlotIndex, SlotSet> =
-            nodes.iter().map(|&node| (SlotIndex(node), SlotSet::default())).collect();
+        let mut map: BTreeMap<SlotIndex, SlotSet> = nodes.iter().map(|&node| (SlotIndex(node), SlotSet::default())).collect();
         for &(a, b) in hears {
             map.get_mut(&SlotIndex(a)).unwrap().insert(SlotIndex(b));
         }
@@ -349,12 +350,7 @@ mod tests {
     fn cliques_are_exact_on_all_graphs_of_five_nodes() {
         let pairs: Vec<(u16, u16)> = (0..5).flat_map(|a| (a + 1..5).map(move |b| (a, b))).collect();
         for code in 0u32..1 << pairs.len() {
-            let edges: Vec<_> = pairs
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| code & (1 << index) != 0)
-                .map(|(_, &pair)| pair)
-                .collect();
+            let edges: Vec<_> = pairs.iter().enumerate().filter(|(index, _)| code & (1 << index) != 0).map(|(_, &pair)| pair).collect();
             let graph = graph(&[0, 1, 2, 3, 4], &both(&edges));
             let is_clique = |set: &SlotSet| set.iter().all(|a| set.iter().all(|b| a == b || graph.is_edge(a, b)));
             let mut expected: Vec<SlotSet> = (1u64..32)
@@ -377,8 +373,7 @@ mod tests {
     #[test]
     fn thirty_two_nodes_are_exact() {
         let nodes: Vec<u16> = (0..32).collect();
-        let edges: Vec<_> =
-            (0u16..32).flat_map(|a| (0u16..32).filter(move |b| a / 3 != b / 3).map(move |b| (a, b))).collect();
+        let edges: Vec<_> = (0u16..32).flat_map(|a| (0u16..32).filter(move |b| a / 3 != b / 3).map(move |b| (a, b))).collect();
         let graph = graph(&nodes, &edges);
         let found = maximal_cliques(&graph, &graph.nodes());
         assert!(found.is_complete);
@@ -388,8 +383,7 @@ mod tests {
     #[test]
     fn above_thirty_two_nodes_the_work_is_bounded_and_the_answer_the_same() {
         let nodes: Vec<u16> = (0..120).collect();
-        let edges: Vec<_> =
-            (0u16..120).flat_map(|a| (0u16..120).filter(move |b| a / 3 != b / 3).map(move |b| (a, b))).collect();
+        let edges: Vec<_> = (0u16..120).flat_map(|a| (0u16..120).filter(move |b| a / 3 != b / 3).map(move |b| (a, b))).collect();
         let hard = graph(&nodes, &edges);
         let first = maximal_cliques(&hard, &hard.nodes());
         assert!(!first.is_complete);
@@ -406,7 +400,8 @@ mod tests {
     #[test]
     fn vote_table() {
         use DiskVotes::{Counted, NotCounted};
-        let table: &[(&[u16], u16, &[u16], DiskVotes, bool)] = &[
+        type Row<'a> = (&'a [u16], u16, &'a [u16], DiskVotes, bool);
+        let table: &[Row<'_>] = &[
             (&[1, 1], 1, &[0], Counted, true),
             (&[1, 1], 1, &[0], NotCounted, false),
             (&[1, 1], 1, &[0, 1], NotCounted, true),
@@ -423,11 +418,7 @@ mod tests {
             (&[1, 1], 1, &[7], Counted, false),
         ];
         for &(votes, disk_votes, nodes, disk, expected) in table {
-            assert_eq!(
-                standing(votes, disk_votes).is_eligible(&set(nodes), disk),
-                expected,
-                "{votes:?} {disk_votes} {nodes:?} {disk:?}"
-            );
+            assert_eq!(standing(votes, disk_votes).is_eligible(&set(nodes), disk), expected, "{votes:?} {disk_votes} {nodes:?} {disk:?}");
         }
     }
 
@@ -482,14 +473,7 @@ mod tests {
             row("2:1", graph(&three, &both(&[(1, 2)])), &three, &[], one(), Some((&[1, 2], &[]))),
             row("one node with the disk", graph(&[2], &[]), &three, &[], one(), Some((&[2], &[]))),
             row("join", graph(&three, &all), &[0, 1], &[2], one(), Some((&[0, 1], &[2]))),
-            row(
-                "nobody is removed to let another in",
-                graph(&three, &both(&[(0, 1), (1, 2)])),
-                &[0, 1],
-                &[2],
-                one(),
-                Some((&[0, 1], &[])),
-            ),
+            row("nobody is removed to let another in", graph(&three, &both(&[(0, 1), (1, 2)])), &[0, 1], &[2], one(), Some((&[0, 1], &[]))),
             row("outsiders do not outvote", graph(&three, &both(&[(1, 2)])), &[0], &[1, 2], one(), Some((&[0], &[]))),
             row("too few", graph(&[0], &[]), &[0, 1], &[], standing(&[1, 1, 1, 1], 1), None),
             row(
@@ -513,12 +497,7 @@ mod tests {
         let configuration = Configuration {
             disk_votes: 2,
             nodes: (0..3)
-                .map(|slot| deadbolt_disk_format::NodeEntry {
-                    slot: SlotIndex(slot),
-                    votes: 1,
-                    name: String::new(),
-                    addresses: vec![],
-                })
+                .map(|slot| deadbolt_disk_format::NodeEntry { slot: SlotIndex(slot), votes: 1, name: String::new(), addresses: vec![] })
                 .collect(),
             ..Configuration::default()
         };

@@ -13,6 +13,6 @@ pub mod candidates;
 pub mod register;
 
 pub use register::{
-    DiskDone, DiskOp, DiskOpKind, Input, IoFailed, Output, ProposalError, Register, RegisterBlock, RegisterConfig,
-    RegisterPhase, RegisterStatus,
+    DiskDone, DiskOp, DiskOpKind, Input, IoFailed, Output, ProposalError, Register, RegisterBlock, RegisterConfig, RegisterPhase,
+    RegisterStatus,
 };

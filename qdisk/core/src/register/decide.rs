@@ -5,9 +5,9 @@
 //! Does not: touch bytes; see the disk work.
 //! Called by: the register.
 
-use super::{Fetch, Goal, Known, Output, Proposal, ProposalError, Register, RegisterBlock, Spoken};
 #[cfg(test)]
 use super::tests::Mistake;
+use super::{Fetch, Goal, Known, Output, Proposal, ProposalError, Register, RegisterBlock, Spoken};
 use alloc::vec::Vec;
 use deadbolt_disk_format::{Ballot, ByteOffset, Digest, Place, ViewBody, ViewNumber, encode_body_place};
 
@@ -54,11 +54,10 @@ impl Register {
         let value = body.encode_value();
         for lane in &self.lanes {
             let place = Place { cluster: self.config.cluster, offset: lane.layout.body(self.me(), 0), slot: self.me() };
-            encode_body_place(&value, &place, &self.config.me, 0, lane.layout.place_bytes)
-                .map_err(ProposalError::Size)?;
+            encode_body_place(&value, &place, &self.config.me, 0, lane.layout.place_bytes).map_err(ProposalError::Size)?;
         }
         match self.known {
-            Some(known) if body.view.0 > known.view.0 + 1 => Err(ProposalError::NotNext { known: known.view }),
+            Some(known) if body.view > known.next() => Err(ProposalError::NotNext { known: known.view }),
             _ => Ok(()),
         }
     }
@@ -135,9 +134,7 @@ impl Register {
     /// Is the known view in the own record on a majority of devices?
     pub(super) fn is_recorded(&self) -> bool {
         self.known.is_some_and(|known| {
-            let has = |lane: &&super::lane::Lane| {
-                !lane.is_away && lane.has_record(&self.config.me, known.view, &known.digest)
-            };
+            let has = |lane: &&super::lane::Lane| !lane.is_away && lane.has_record(&self.config.me, known.view, &known.digest);
             self.lanes.iter().filter(has).count() >= self.majority()
         })
     }
@@ -174,7 +171,7 @@ impl Register {
         }
         let latest = self.latest_ballot();
         match known {
-            Some(known) if latest.0 > known.view.0 + 1 => {
+            Some(known) if latest > known.next() => {
                 self.missing(self.lanes[0].layout.records, RegisterBlock::MissingRecord);
             }
             Some(known) => self.settle(known),
@@ -190,7 +187,7 @@ impl Register {
     fn conclude_fetch(&mut self, digest: Digest, why: Fetch, until_ms: u64) {
         if let Some(value) = self.values.get(&digest) {
             let view = ViewBody::decode_value(value).map(|body| body.view).ok();
-            let next = self.known.map(|known| ViewNumber(known.view.0 + 1));
+            let next = self.known.map(|known| known.next());
             return match why {
                 Fetch::Learn(wanted) if view == Some(wanted) => self.learn(Known { view: wanted, digest }),
                 Fetch::Own if view == next => self.begin_attempt(),
@@ -238,10 +235,9 @@ impl Register {
     }
 
     fn drop_lost_proposal(&mut self, known: Known) {
-        if let Some(proposal) = self.proposal.take_if(|proposal| proposal.view.0 != known.view.0 + 1) {
-            if proposal.digest != known.digest {
-                self.outputs.push_back(Output::ProposalLost { winner: known.view });
-            }
+        let past = self.proposal.take_if(|proposal| proposal.view != known.next());
+        if past.is_some_and(|proposal| proposal.digest != known.digest) {
+            self.outputs.push_back(Output::ProposalLost { winner: known.view });
         }
     }
 
@@ -258,7 +254,7 @@ impl Register {
         let latest = self.latest_ballot();
         #[cfg(test)]
         let latest = if self.has_mistake(Mistake::ActWithoutScan) { known.view } else { latest };
-        if latest.0 > known.view.0 + 1 {
+        if latest > known.next() {
             return self.begin(Goal::Survey);
         }
         let value = self.values.get(&known.digest).map(|value| ViewBody::decode_value(value));
@@ -296,20 +292,25 @@ impl Register {
     /// Enters a ballot for the view after the known one, higher than any seen.
     fn begin_attempt(&mut self) {
         let Some(known) = self.known else { return };
-        let view = ViewNumber(known.view.0 + 1);
+        let view = known.next();
         if self.spoken.view != view {
             let own = self.restored.iter().filter(|ballot| ballot.view == view).max_by_key(|ballot| ballot.sequence);
-            self.spoken = own.map_or(
-                Spoken { view, entered: 0, accepted: 0, digest: Digest::NONE },
-                |ballot| Spoken { view, entered: ballot.entered, accepted: ballot.accepted, digest: ballot.digest },
-            );
+            self.spoken = own.map_or(Spoken { view, entered: 0, accepted: 0, digest: Digest::NONE }, |ballot| Spoken {
+                view,
+                entered: ballot.entered,
+                accepted: ballot.accepted,
+                digest: ballot.digest,
+            });
         }
         if self.spoken.accepted != 0 && !self.values.contains_key(&self.spoken.digest) {
             return self.fetch(self.spoken.digest, Fetch::Own);
         }
-        self.attempts += 1;
-        self.ballot_round += 1;
-        let ballot = self.ballot_round * 256 + u64::from(self.me().0);
+        self.attempts = self.attempts.saturating_add(1);
+        self.ballot_round = self.ballot_round.saturating_add(1);
+        let ballot = self.ballot_round.checked_mul(256).and_then(|number| number.checked_add(u64::from(self.me().0)));
+        let Some(ballot) = ballot else {
+            return self.halt(0, self.lanes[0].layout.votes, RegisterBlock::NumbersExhausted);
+        };
         assert!(ballot > self.spoken.entered, "ballot numbers of a node only grow");
         self.spoken.entered = ballot;
         self.begin(Goal::Enter { ballot, since_ms: self.now_ms });

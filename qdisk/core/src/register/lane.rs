@@ -15,13 +15,28 @@ use deadbolt_disk_format::{Ballot, Digest, Layout, Life, SlotIndex, ViewNumber, 
 pub(super) enum Step {
     ReadVotes,
     ReadRecords,
-    ReadBody { slot: SlotIndex, place: u8 },
-    WriteBody { place: u8, digest: Digest },
-    WriteRecord { index: u8, record: ViewRecord },
+    ReadBody {
+        slot: SlotIndex,
+        place: u8,
+    },
+    WriteBody {
+        place: u8,
+        digest: Digest,
+    },
+    WriteRecord {
+        index: u8,
+        record: ViewRecord,
+    },
     /// Write a ballot, then read the whole vote table.
-    Cast { index: u8, ballot: Ballot },
+    Cast {
+        index: u8,
+        ballot: Ballot,
+    },
     /// Rewrite an unreadable own vote unit with what this node last said.
-    Rewrite { index: u8, ballot: Ballot },
+    Rewrite {
+        index: u8,
+        ballot: Ballot,
+    },
 }
 
 /// Where somebody's unit says that a body stands.

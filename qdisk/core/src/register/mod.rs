@@ -40,6 +40,7 @@ pub struct RegisterConfig {
 
 /// What happens to a register.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "an input lives for one call")]
 pub enum Input {
     /// No write of an earlier life of this node can land any more: read everything.
     Start,
@@ -149,6 +150,8 @@ pub enum RegisterBlock {
     Foreign,
     /// Two values for one view: halted. Never seen unless a device lies.
     Disagreement,
+    /// A ballot number without a successor was read: halted. No node gets that far by itself.
+    NumbersExhausted,
     /// Every place is named by own units of unknown content.
     NoFreePlace,
 }
@@ -243,6 +246,13 @@ struct Known {
     digest: Digest,
 }
 
+impl Known {
+    /// The number that is decided next.
+    fn next(&self) -> ViewNumber {
+        ViewNumber(self.view.0.saturating_add(1))
+    }
+}
+
 /// What the register is after.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Goal {
@@ -250,11 +260,23 @@ enum Goal {
     Idle,
     Survey,
     /// Find the body of a digest, then go on.
-    Fetch { digest: Digest, why: Fetch, until_ms: u64 },
+    Fetch {
+        digest: Digest,
+        why: Fetch,
+        until_ms: u64,
+    },
     Record,
-    Enter { ballot: u64, since_ms: u64 },
-    Accept { ballot: u64, since_ms: u64 },
-    Wait { until_ms: u64 },
+    Enter {
+        ballot: u64,
+        since_ms: u64,
+    },
+    Accept {
+        ballot: u64,
+        since_ms: u64,
+    },
+    Wait {
+        until_ms: u64,
+    },
     Halted,
 }
 
@@ -378,13 +400,7 @@ impl Register {
     pub fn next_deadline(&self) -> Option<u64> {
         let goal = match self.goal {
             Goal::Wait { until_ms } | Goal::Fetch { until_ms, .. } => Some(until_ms),
-            Goal::Stopped
-            | Goal::Idle
-            | Goal::Survey
-            | Goal::Record
-            | Goal::Enter { .. }
-            | Goal::Accept { .. }
-            | Goal::Halted => None,
+            Goal::Stopped | Goal::Idle | Goal::Survey | Goal::Record | Goal::Enter { .. } | Goal::Accept { .. } | Goal::Halted => None,
         };
         let lanes = self.lanes.iter().filter(|lane| self.is_working() && lane.outstanding.is_none() && !lane.is_away);
         lanes.map(|lane| lane.not_before_ms).filter(|&at| at > self.now_ms).chain(goal).min()

@@ -73,10 +73,7 @@ impl<T: Sequenced> OwnPair<T> {
     /// The newest content, if it can be read there, too.
     pub(super) fn newest_readable(&self) -> Option<&T> {
         let newest = self.newest()?;
-        self.units
-            .iter()
-            .any(|unit| !unit.is_damaged && unit.maybe.is_empty() && unit.sure.as_ref() == Some(newest))
-            .then_some(newest)
+        self.units.iter().any(|unit| !unit.is_damaged && unit.maybe.is_empty() && unit.sure.as_ref() == Some(newest)).then_some(newest)
     }
 
     /// The unit that does not hold the newest content, a damaged one first.
@@ -116,13 +113,7 @@ impl<T: Sequenced> OwnPair<T> {
     }
 
     /// Judges a later read of an own unit; no write of it may be on its way.
-    pub(super) fn judge(
-        &mut self,
-        index: u8,
-        read: &Result<T, RecordError>,
-        me: &Life,
-        sequence_last: u64,
-    ) -> OwnVerdict {
+    pub(super) fn judge(&mut self, index: u8, read: &Result<T, RecordError>, me: &Life, sequence_last: u64) -> OwnVerdict {
         let unit = &mut self.units[usize::from(index)];
         let Ok(record) = read else {
             unit.is_damaged = true;
@@ -154,15 +145,7 @@ mod tests {
         Life { slot: SlotIndex(1), boot: BootId([number; 16]), incarnation: Incarnation([number; 16]) }
     }
     fn ballot(life_number: u8, sequence: u64) -> Ballot {
-        Ballot {
-            life: life(life_number),
-            sequence,
-            view: ViewNumber(1),
-            entered: sequence,
-            accepted: 0,
-            digest: Digest::NONE,
-            place: 0,
-        }
+        Ballot { life: life(life_number), sequence, view: ViewNumber(1), entered: sequence, accepted: 0, digest: Digest::NONE, place: 0 }
     }
     const BAD: RecordError = RecordError::ReservedNotZero { offset: 9 };
 

@@ -6,9 +6,7 @@
 //! Called by: the register.
 
 use alloc::vec::Vec;
-use deadbolt_disk_format::{
-    Ballot, ByteOffset, ClusterUuid, Layout, Place, RecordError, SlotIndex, UNIT_BYTES, ViewRecord,
-};
+use deadbolt_disk_format::{Ballot, ByteOffset, ClusterUuid, Layout, Place, RecordError, SlotIndex, UNIT_BYTES, ViewRecord};
 
 /// One read of a table.
 #[derive(Clone, Debug)]
@@ -21,12 +19,14 @@ pub(super) struct Table<T> {
     pub(super) unreadable: Vec<ByteOffset>,
 }
 
+type Decode<T> = dyn Fn(&[u8], &Place) -> Result<T, RecordError>;
+
 struct Reader<'a, T> {
     bytes: &'a [u8],
     start: ByteOffset,
     cluster: ClusterUuid,
     offset_of: &'a dyn Fn(SlotIndex, u8) -> ByteOffset,
-    decode: &'a dyn Fn(&[u8], &Place) -> Result<T, RecordError>,
+    decode: &'a Decode<T>,
     /// The unit with the higher key speaks for its slot.
     key: fn(&T) -> (u64, u64),
 }

@@ -9,9 +9,7 @@ use super::own::{OwnPair, OwnVerdict};
 use super::scan::{Table, record_table, vote_table};
 use super::{DiskDone, DiskOp, DiskOpKind, Goal, Output, Register, RegisterBlock};
 use alloc::vec::Vec;
-use deadbolt_disk_format::{
-    Ballot, ByteOffset, Digest, Layout, Place, ViewBody, ViewRecord, decode_body_place, encode_body_place,
-};
+use deadbolt_disk_format::{Ballot, ByteOffset, Digest, Layout, Place, ViewBody, ViewRecord, decode_body_place, encode_body_place};
 
 /// Reads of a vote table with an unreadable unit before it is called blocked: a write on its way can tear a read. Chosen.
 const BAD_SCANS_MAX: u32 = 3;
@@ -48,7 +46,7 @@ impl Register {
             return Some(if lane.half_loaded.is_none() { Step::ReadVotes } else { Step::ReadRecords });
         };
         if own.votes.is_damaged() {
-            let ballot = Ballot { sequence: self.sequence + 1, life: self.config.me, ..*own.votes.newest()? };
+            let ballot = Ballot { sequence: self.sequence.saturating_add(1), life: self.config.me, ..*own.votes.newest()? };
             return Some(Step::Rewrite { index: own.votes.next_index(), ballot });
         }
         if lane.progress.is_done {
@@ -57,9 +55,7 @@ impl Register {
         match self.goal {
             Goal::Survey if lane.progress.votes.is_none() => Some(Step::ReadVotes),
             Goal::Survey => Some(Step::ReadRecords),
-            Goal::Fetch { .. } => {
-                lane.progress.sources.last().map(|source| Step::ReadBody { slot: source.slot, place: source.place })
-            }
+            Goal::Fetch { .. } => lane.progress.sources.last().map(|source| Step::ReadBody { slot: source.slot, place: source.place }),
             Goal::Record => self.record_step(device).or_else(|| self.is_recorded().then_some(Step::ReadVotes)),
             Goal::Enter { .. } | Goal::Accept { .. } => self.ballot_step(device),
             Goal::Stopped | Goal::Idle | Goal::Wait { .. } | Goal::Halted => None,
@@ -77,7 +73,7 @@ impl Register {
         let Some(place) = place else { return self.body_step(device, known.digest) };
         let record = ViewRecord {
             life: self.config.me,
-            sequence: self.sequence + 1,
+            sequence: self.sequence.saturating_add(1),
             view: known.view,
             digest: known.digest,
             place,
@@ -127,7 +123,7 @@ impl Register {
         };
         let ballot = Ballot {
             life: self.config.me,
-            sequence: self.sequence + 1,
+            sequence: self.sequence.saturating_add(1),
             view: spoken.view,
             entered: spoken.entered,
             accepted: spoken.accepted,
@@ -164,14 +160,13 @@ impl Register {
         Some(match step {
             Step::ReadVotes => DiskOpKind::Read { offset: layout.votes, bytes: length(layout.votes_bytes()) },
             Step::ReadRecords => DiskOpKind::Read { offset: layout.records, bytes: length(layout.records_bytes()) },
-            Step::ReadBody { slot, place } => DiskOpKind::Read {
-                offset: layout.body(slot, place),
-                bytes: length(u64::from(layout.place_bytes)),
-            },
+            Step::ReadBody { slot, place } => {
+                DiskOpKind::Read { offset: layout.body(slot, place), bytes: length(u64::from(layout.place_bytes)) }
+            }
             Step::WriteBody { place, digest } => {
                 let offset = layout.body(me.slot, place);
                 let value = self.values.get(&digest)?;
-                self.sequence += 1;
+                self.sequence = self.sequence.saturating_add(1);
                 // The size was checked when the value was proposed or read from a place of the same size.
                 let data = encode_body_place(value, &place_at(offset), &me, self.sequence, layout.place_bytes);
                 DiskOpKind::Write { offset, data: data.ok()? }
