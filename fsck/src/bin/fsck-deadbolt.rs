@@ -1,2 +1,6 @@
 //! The program `fsck-deadbolt`.
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(deadbolt_fsck::main_from(std::env::args_os().skip(1)))
+}
