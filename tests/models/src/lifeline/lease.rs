@@ -444,6 +444,11 @@ fn healthy(lease: u8) -> Lease {
     Lease { lease, wait: lease + 1, guard, health: Some(health), ..WATCHDOG }
 }
 
+/// The least W that holds with D 1; a longer D runs too fast on the observer's clock.
+fn fast_linger(linger: u8) -> Lease {
+    Lease { wait: 10, linger, node_misses: 4, observer_doubles: 4, ..WATCHDOG }
+}
+
 fn run(model: &Lease, scale: Scale) -> crate::Outcome {
     search(model.clone(), scale)
 }
@@ -465,6 +470,7 @@ pub(crate) fn rules() -> Vec<Case> {
         case("lease: both clocks drift by 1/4, W 9", drift(9, 4)),
         case("lease: watchdog, margin 2 T", WATCHDOG),
         case("lease: watchdog, margin 2 T, both clocks drift by 1/4", Lease { wait: 12, node_misses: 4, observer_doubles: 4, ..WATCHDOG }),
+        case("lease: both clocks drift by 1/4, W 10, D 1", fast_linger(1)),
         case("lease: a path that turns stale is not counted", Lease { may_path_be_stale: true, ..WATCHDOG }),
         case(
             "lease: counted from completion, killed at its end, W 2 L + 1",
@@ -520,6 +526,7 @@ pub(crate) fn mistakes() -> Vec<Case> {
         mistake("lease: D forgotten in the verdict", S5, Lease { mistake: Mistake::LingerForgotten, ..WATCHDOG }),
         mistake("lease: a stale path is believed", S5, Lease { may_path_be_stale: true, mistake: Mistake::StalePathBelieved, ..WATCHDOG }),
         mistake("lease: both clocks drift by 1/4, W 8", S5, Lease { wait: 8, node_misses: 4, observer_doubles: 4, ..CHECKED }),
+        mistake("lease: both clocks drift by 1/4, W 10, D 4 not lengthened by the drift", S5, fast_linger(4)),
         mistake("lease: L without room for the stall", HEALTHY, healthy(13)),
     ]
 }
