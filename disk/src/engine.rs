@@ -24,7 +24,7 @@ use crate::threads::Threads;
 pub const OUTSTANDING_MAX: usize = 256;
 
 /// Stack of every engine thread. Chosen small, because a locked process pays for every stack in full.
-pub(crate) const STACK_BYTES: usize = 256 * 1024;
+pub(crate) const STACK_BYTES: usize = 128 * 1024;
 
 /// How an engine does its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,15 +9,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{PATIENCE, SIZE, chain, engine, exercise, next, read, wait_until, write};
+use common::{PATIENCE, SIZE, chain, engine, exercise, image, next, read, wait_until, write};
 use deadbolt_disk::{
     Access, AlignedBuf, Backend, BackendChoice, ByteOffset, Device, Direction, Engine, EngineError, Fault, FaultKind, IoError,
     MemoryDevice, OUTSTANDING_MAX, RawDevice, Touches, now_ns,
 };
 
 fn file_device() -> (tempfile::NamedTempFile, Arc<Device>) {
-    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    file.as_file().set_len(SIZE as u64).unwrap();
+    let file = image();
     let device = Arc::new(Device::open(file.path(), Access::ReadWrite).unwrap());
     (file, device)
 }

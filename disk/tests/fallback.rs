@@ -10,7 +10,7 @@ mod common;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::{SIZE, engine, exercise};
+use common::{engine, exercise, image};
 use deadbolt_disk::{Access, Backend, BackendChoice, Device, Engine, EngineError};
 
 const REFUSED_CALL: &str = "DEADBOLT_TEST_REFUSED_CALL";
@@ -47,8 +47,7 @@ fn under_a_filter() {
         _ => (libc::SYS_io_uring_enter, "io_uring_enter"),
     };
     refuse(number);
-    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    file.as_file().set_len(SIZE as u64).unwrap();
+    let file = image();
     let device = Arc::new(Device::open(file.path(), Access::ReadWrite).unwrap());
     let demanded = Engine::start(device.clone(), BackendChoice::IoUring, Box::new(drop));
     let Err(EngineError::IoUringRefused { reason }) = demanded else {

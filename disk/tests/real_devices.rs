@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, SIZE, chain, engine, exercise, next, read, wait_until, write};
+use common::{PATIENCE, SIZE, chain, engine, exercise, folder, image, next, read, wait_until, write};
 use deadbolt_disk::{
     Access, AlignedBuf, Backend, BackendChoice, ByteOffset, Detached, Device, DeviceKind, Finding, IoError, LoopDevice, LoopError,
     LoopOptions, OpenError, Severity, attach_loop, detach_loop, now_ns, preflight, preflight_within, same_storage,
@@ -45,12 +45,6 @@ fn may_hang() -> bool {
         println!("skipped: needs root and /dev/fuse");
     }
     may
-}
-
-fn image() -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    file.as_file().set_len(SIZE as u64).unwrap();
-    file
 }
 
 fn attached(path: &Path, sector_bytes: u32) -> LoopDevice {
@@ -139,7 +133,7 @@ fn a_read_only_device_is_refused() {
 
 #[test]
 fn what_is_no_device_is_refused() {
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = folder();
     let opened = |path: &Path| Device::open(path, Access::Read).unwrap_err();
     assert!(matches!(opened(folder.path()), OpenError::NotADevice { found: "directory", .. }));
     assert!(matches!(opened(Path::new("/dev/null")), OpenError::NotADevice { found: "character device", .. }));
@@ -166,7 +160,7 @@ fn a_file_system_without_direct_io_is_refused() {
     if !may_attach() {
         return;
     }
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = folder();
     in_own_namespace();
     mount(Some("none"), folder.path(), Some("ramfs"), MsFlags::empty(), None::<&str>).unwrap();
     let path = folder.path().join("disk");
@@ -216,7 +210,7 @@ fn a_device_in_use_is_found() {
         println!("skipped in part: no mkfs.ext4");
         return;
     }
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = folder();
     in_own_namespace();
     mount(Some(disk.path()), folder.path(), Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
     let on_device = preflight(disk.path());
@@ -230,7 +224,7 @@ fn a_device_in_use_is_found() {
 #[test]
 fn paths_of_one_storage_are_not_three_devices() {
     let (one, two) = (image(), image());
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = folder();
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(one.path(), &link).unwrap();
     assert!(same_storage(&[one.path(), two.path()]).is_empty());

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(unreachable_pub, reason = "a module shared by several test programs")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -14,6 +15,35 @@ use deadbolt_disk::{Backend, BackendChoice, ByteOffset, Completion, Engine, IoEr
 
 /// Longest wait for something that must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where and under what names the tests keep their files; what killed runs left is swept first.
+fn scratch() -> (&'static Path, String) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|name| name.strip_prefix("disk-test-")?.split('-').next());
+        if maker.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            // Another test may be faster; one of the two calls is the wrong one.
+            let _ = std::fs::remove_file(entry.path());
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    (folder, format!("disk-test-{}-", std::process::id()))
+}
+
+/// A sparse file of [`SIZE`] bytes that goes with its guard.
+pub fn image() -> tempfile::NamedTempFile {
+    let (folder, prefix) = scratch();
+    let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder).unwrap();
+    file.as_file().set_len(SIZE as u64).unwrap();
+    file
+}
+
+/// A folder that goes with its guard.
+pub fn folder() -> tempfile::TempDir {
+    let (folder, prefix) = scratch();
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(folder).unwrap()
+}
 
 /// An engine whose completions arrive in a channel.
 pub fn engine(device: Arc<dyn RawDevice>, choice: BackendChoice) -> (Engine, Receiver<Completion>) {
