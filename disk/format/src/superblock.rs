@@ -252,7 +252,6 @@ fn layout_of(bytes: &[u8]) -> Layout {
 
 /// What four copies say together.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
 pub enum SuperblockChoice {
     /// At least two copies are equal; the newest such generation.
     Agreed {
