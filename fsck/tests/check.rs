@@ -3,7 +3,8 @@
 //! Invariants: nothing is ever written by a check.
 //! Does not: need root or a disk.
 //! Called by: cargo test.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::too_many_lines, reason = "a table of damages is read best as one")]
 #![allow(missing_docs, reason = "a test program has no interface")]
 
 use deadbolt_disk::{Fault, FaultKind, MemoryDevice, RawDevice, Touches};
