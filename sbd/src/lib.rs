@@ -4,14 +4,33 @@
 //! Does not: decide who is a member; that is the daemon's.
 //! Called by: the program `sbd`, the front door, the daemon and its supervisor (page and pill helpers).
 
+mod area;
 pub mod feeder;
 pub mod life;
 pub mod log;
 mod memory;
+mod options;
 pub mod page;
 pub mod pill;
 pub mod protect;
 pub mod reset;
 pub mod run;
 mod say;
+mod stock;
 pub mod watchdog;
+
+use std::ffi::OsString;
+
+/// The program `sbd`: `arguments` begin with the program's name. `run` is the verb of a node of ours; all others are those of
+/// stock sbd. Answers the exit code; the caller ends the process with it at once.
+#[must_use]
+pub fn main_from(arguments: Vec<OsString>) -> u8 {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().map_or_else(|| "sbd".to_owned(), |name| name.to_string_lossy().into_owned());
+    let rest: Vec<OsString> = arguments.collect();
+    if rest.first().is_some_and(|verb| verb == "run") {
+        return run::run(rest.into_iter().skip(1).collect());
+    }
+    let rest: Vec<String> = rest.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    stock::stock(&program, &rest)
+}

@@ -1,2 +1,10 @@
-//! The program `sbd`.
-fn main() {}
+//! What: the program `sbd`.
+//! Owns: nothing.
+//! Invariants: it ends with the code that the library answers, whatever threads still hang on a device.
+//! Does not: anything else.
+//! Called by: people, fence agents, the node's supervisor.
+
+#[allow(clippy::exit, reason = "threads that hang on a device must not hold up the end")]
+fn main() {
+    std::process::exit(i32::from(deadbolt_sbd::main_from(std::env::args_os().collect())));
+}

@@ -1,0 +1,194 @@
+//! What: the SBD area of one device, read and written by tools.
+//! Owns: the opened device and the sector size that its area is laid out in.
+//! Invariants: every message is read back and compared; a header that is not plausible is never trusted for a fence.
+//! Does not: wait or print.
+//! Called by: `stock`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use deadbolt_disk::{Access, AlignedBuf, ByteOffset, Device, DeviceKind, IoError, OpenError};
+use deadbolt_disk_format::sbd::{Command, Mailbox, SBD_MINOR, SbdError, SbdHeader, SbdNode, Tail, area_bytes, mailbox_offset, node_offset};
+use deadbolt_disk_format::{NAME_BYTES_MAX, SLOTS_MAX, SlotIndex, SuperblockChoice, UNIT_BYTES, choose_superblock, read_superblocks};
+
+/// An SBD area.
+#[derive(Debug)]
+pub(crate) struct Area {
+    device: Device,
+    sector_bytes: u32,
+}
+
+/// What is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum AreaError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Io(#[from] IoError),
+    #[error("{0}; make the area with `sbd create`")]
+    Header(#[from] SbdError),
+    #[error("the header says {slots} slots; {SLOTS_MAX} is the only number ever written: it is damaged")]
+    Slots { slots: u8 },
+    #[error("{name:?} has no slot here; give it one with `allocate`")]
+    NoSlot { name: String },
+    #[error("all {SLOTS_MAX} slots are taken")]
+    Full,
+    #[error("the message that was read back is not the one that was written: it was overwritten, or the device loses writes")]
+    ReadBack,
+    #[error(
+        "this device belongs to the Deadbolt cluster {cluster:?}: creating the area anew would take its nodes' names; use `deadbolt format`"
+    )]
+    Ours { cluster: String },
+    #[error("the device did not answer within {waited_s} s")]
+    NoAnswer { waited_s: u64 },
+}
+
+/// One slot in use, or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Slot {
+    pub(crate) index: SlotIndex,
+    pub(crate) name: String,
+    pub(crate) mailbox: Mailbox,
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(UNIT_BYTES)
+}
+
+/// Names are equal without regard to case in their first 63 bytes (compatibility).
+fn is_same_name(one: &str, two: &str) -> bool {
+    let cut = |name: &str| name.as_bytes().get(..NAME_BYTES_MAX).unwrap_or(name.as_bytes()).to_ascii_lowercase();
+    cut(one) == cut(two)
+}
+
+impl Area {
+    pub(crate) fn open(path: &Path, access: Access, limit: Duration) -> Result<Self, AreaError> {
+        let device = Device::open_within(path, access, limit)?;
+        let sector_bytes = device.geometry().logical_sector_bytes;
+        let mut area = Self { device, sector_bytes };
+        // A file has no sector size of its own: the area's header says in which it was made.
+        if area.device.geometry().kind == DeviceKind::File && sector_bytes == 512 && area.header_of(4096).is_ok() {
+            area.sector_bytes = 4096;
+        }
+        Ok(area)
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> Result<AlignedBuf, AreaError> {
+        let mut buffer = AlignedBuf::zeroed(size(bytes));
+        self.device.read_at(ByteOffset(offset), &mut buffer)?;
+        Ok(buffer)
+    }
+
+    fn write(&self, offset: u64, sector: &[u8]) -> Result<(), AreaError> {
+        Ok(self.device.write_at(ByteOffset(offset), &AlignedBuf::copy_of(sector))?)
+    }
+
+    fn header_of(&self, sector_bytes: u32) -> Result<SbdHeader, AreaError> {
+        let sector = self.read(0, u64::from(self.sector_bytes))?;
+        Ok(SbdHeader::decode(&sector, sector_bytes)?)
+    }
+
+    pub(crate) fn header(&self) -> Result<SbdHeader, AreaError> {
+        self.header_of(self.sector_bytes)
+    }
+
+    /// A header fit to be trusted for a fence or an allocation.
+    fn plausible_header(&self) -> Result<SbdHeader, AreaError> {
+        let header = self.header()?;
+        if u16::from(header.slots) != SLOTS_MAX {
+            return Err(AreaError::Slots { slots: header.slots });
+        }
+        Ok(header)
+    }
+
+    /// Writes a new area; answers its uuid. `said` is called with the uuid before anything is written.
+    pub(crate) fn create(&self, times: [u32; 4], uuid: [u8; 16], said: impl FnOnce()) -> Result<(), AreaError> {
+        let device_bytes = self.device.geometry().size_bytes;
+        let copies = read_superblocks(device_bytes, |offset| self.read(offset.0, 4096).ok().map(|buffer| buffer.to_vec()));
+        match choose_superblock(&copies) {
+            SuperblockChoice::Agreed { superblock, .. } | SuperblockChoice::Alone { superblock, .. } => {
+                return Err(AreaError::Ours { cluster: superblock.name });
+            }
+            _ => {}
+        }
+        said();
+        let [watchdog_s, allocate_s, loop_s, msgwait_s] = times;
+        let sector_bytes = self.sector_bytes;
+        let slots = u8::try_from(SLOTS_MAX).unwrap_or(u8::MAX);
+        let header = SbdHeader { slots, sector_bytes, watchdog_s, allocate_s, loop_s, msgwait_s, minor: SBD_MINOR, uuid };
+        self.write(0, &header.encode())?;
+        for index in 0..SLOTS_MAX {
+            let slot = SlotIndex(index);
+            self.write(node_offset(slot, sector_bytes), &SbdNode::default().encode(sector_bytes))?;
+            self.write(mailbox_offset(slot, sector_bytes), &Mailbox::default().encode(sector_bytes))?;
+        }
+        Ok(())
+    }
+
+    /// The slots in use.
+    pub(crate) fn slots(&self) -> Result<Vec<Slot>, AreaError> {
+        let header = self.header()?;
+        let area = self.read(0, area_bytes(self.sector_bytes))?;
+        let sector = |offset: u64| area.get(size(offset)..size(offset) + size(u64::from(self.sector_bytes))).unwrap_or_default();
+        let mut slots = Vec::new();
+        for index in 0..u16::from(header.slots) {
+            let index = SlotIndex(index);
+            let node = SbdNode::decode(sector(node_offset(index, self.sector_bytes))).unwrap_or_default();
+            if node.is_in_use {
+                let mailbox = Mailbox::decode(sector(mailbox_offset(index, self.sector_bytes)))?;
+                slots.push(Slot { index, name: node.name, mailbox });
+            }
+        }
+        Ok(slots)
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<Option<SlotIndex>, AreaError> {
+        self.plausible_header()?;
+        Ok(self.slots()?.into_iter().find(|slot| is_same_name(&slot.name, name)).map(|slot| slot.index))
+    }
+
+    /// Writes a name into the first free slot; the caller waits and looks again.
+    pub(crate) fn claim_free(&self, name: &str, said: impl FnOnce(SlotIndex)) -> Result<u32, AreaError> {
+        let header = self.plausible_header()?;
+        let taken: Vec<SlotIndex> = self.slots()?.into_iter().map(|slot| slot.index).collect();
+        let free = (0..SLOTS_MAX).map(SlotIndex).find(|slot| !taken.contains(slot)).ok_or(AreaError::Full)?;
+        said(free);
+        let node = SbdNode { is_in_use: true, name: name.to_owned() };
+        self.write(node_offset(free, self.sector_bytes), &node.encode(self.sector_bytes))?;
+        Ok(header.allocate_s)
+    }
+
+    /// Writes a message and reads it back.
+    pub(crate) fn send(&self, name: &str, command: Command, sender: &str) -> Result<SbdHeader, AreaError> {
+        let header = self.plausible_header()?;
+        let slot = self.find(name)?.ok_or_else(|| AreaError::NoSlot { name: name.to_owned() })?;
+        let offset = mailbox_offset(slot, self.sector_bytes);
+        let sector = Mailbox { command, sender: sender.to_owned(), tail: Tail::Absent }.encode(self.sector_bytes);
+        self.write(offset, &sector)?;
+        if self.read(offset, u64::from(self.sector_bytes))?[..] == sector[..] { Ok(header) } else { Err(AreaError::ReadBack) }
+    }
+
+    /// The command that stands in a node's mailbox.
+    pub(crate) fn command_of(&self, name: &str) -> Result<Command, AreaError> {
+        let slots = self.slots()?;
+        let slot =
+            slots.into_iter().find(|slot| is_same_name(&slot.name, name)).ok_or_else(|| AreaError::NoSlot { name: name.to_owned() })?;
+        Ok(slot.mailbox.command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_compared_as_stock_does() {
+        let long = "n".repeat(63);
+        for (one, two, same) in
+            [("a", "A", true), ("a", "b", false), (&format!("{long}x") as &str, &format!("{long}y") as &str, true), ("", "a", false)]
+        {
+            assert_eq!(is_same_name(one, two), same, "{one} {two}");
+        }
+    }
+}
