@@ -4,7 +4,7 @@
 //! Does not: write pills or propose views.
 //! Called by: the membership machine.
 
-use crate::observer::Observer;
+use crate::{observer::Observer, timing::observed_ms};
 use alloc::collections::BTreeMap;
 use deadbolt_disk_format::{Beat, Evidence, Life, NodeState, Rule, Timings};
 
@@ -93,10 +93,10 @@ impl Evidences {
             return Verdict::Gone(Evidence::Operator);
         }
         let delay_ms = u64::from(timings.storage_delay_ms);
-        let mut due: Option<(u64, Evidence)> = seen.rebooted_ms.map(|at| (at + delay_ms, Evidence::Rebooted));
+        let wait = |wait_ms: u64| observed_ms(wait_ms, timings.drift_ppm);
+        let mut due: Option<(u64, Evidence)> = seen.rebooted_ms.map(|at| (at + wait(delay_ms), Evidence::Rebooted));
         if let Some((at, reset_ms)) = seen.acknowledged {
-            // The victim's T is granted + lateness + drift of its own clock already.
-            let acknowledged = (at + u64::from(reset_ms) + delay_ms, Evidence::Acknowledged);
+            let acknowledged = (at + wait(u64::from(reset_ms) + delay_ms), Evidence::Acknowledged);
             due = Some(due.map_or(acknowledged, |known| known.min(acknowledged)));
         }
         match due {
@@ -120,12 +120,13 @@ impl Evidences {
         // A lease published in the beat itself can only lengthen the wait, never shorten it.
         let published_ms = watched.beat.as_ref().map_or(0, |beat| u64::from(beat.lease_ms));
         let drift = u64::from(timings.drift_ppm);
-        let own_wait_ms = (published_ms * (1_000_000 + drift)).div_ceil(1_000_000 - drift) + 10;
+        let own_wait_ms = ((published_ms + 10) * (1_000_000 + drift)).div_ceil(1_000_000 - drift);
         let freeze_ms = match witness {
             Witness::MemberOfLastView => 0,
             Witness::Outsider => u64::from(timings.freeze_ms),
         };
-        let wait_ms = u64::from(timings.expiry_ms).max(own_wait_ms) + freeze_ms + u64::from(timings.storage_delay_ms);
+        let wait_ms =
+            u64::from(timings.expiry_ms).max(own_wait_ms) + observed_ms(freeze_ms + u64::from(timings.storage_delay_ms), timings.drift_ppm);
         observer.is_silent_for(life.slot, wait_ms)
     }
 }
@@ -182,8 +183,8 @@ mod tests {
         let mut seen = beat(1, 5);
         seen.boot = BootId([9; 16]);
         let (evidences, observer) = show(&seen, 100);
-        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 599), Verdict::GoneAt { due_ms: 600, evidence: Evidence::Rebooted });
-        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 600), Verdict::Gone(Evidence::Rebooted));
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 614), Verdict::GoneAt { due_ms: 615, evidence: Evidence::Rebooted });
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 615), Verdict::Gone(Evidence::Rebooted));
     }
 
     #[test]
@@ -192,10 +193,10 @@ mod tests {
         seen.acknowledged = Some(Acknowledgement { reset_ms: 700, command: 2 });
         let (evidences, observer) = show(&seen, 100);
         assert_eq!(
-            judge(&evidences, &observer, Witness::Outsider, 1299),
-            Verdict::GoneAt { due_ms: 1300, evidence: Evidence::Acknowledged }
+            judge(&evidences, &observer, Witness::Outsider, 1321),
+            Verdict::GoneAt { due_ms: 1322, evidence: Evidence::Acknowledged }
         );
-        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 1300), Verdict::Gone(Evidence::Acknowledged));
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 1322), Verdict::Gone(Evidence::Acknowledged));
     }
 
     fn silent_until(issued_ms: u64, rule: Rule) -> Observer {
@@ -212,14 +213,14 @@ mod tests {
 
     #[test]
     fn silence_takes_w_and_d_for_a_member_and_f_more_for_an_outsider() {
-        let wait_ms = u64::from(timings().expiry_ms + timings().storage_delay_ms) + 1;
+        let wait_ms = u64::from(timings().expiry_ms) + observed_ms(u64::from(timings().storage_delay_ms), 10_000) + 1;
         let evidences = Evidences::default();
         assert_eq!(judge(&evidences, &silent_until(wait_ms - 1, Rule::Disk), Witness::MemberOfLastView, wait_ms), Verdict::MayLive);
         let observer = silent_until(wait_ms, Rule::Disk);
         assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView, wait_ms), Verdict::Gone(Evidence::Expired));
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, wait_ms), Verdict::MayLive);
-        let late = silent_until(wait_ms + 60_000, Rule::Disk);
-        assert_eq!(judge(&evidences, &late, Witness::Outsider, wait_ms + 60_000), Verdict::Gone(Evidence::Expired));
+        let late = silent_until(wait_ms + 61_000, Rule::Disk);
+        assert_eq!(judge(&evidences, &late, Witness::Outsider, wait_ms + 61_000), Verdict::Gone(Evidence::Expired));
         assert_eq!(judge(&evidences, &silent_until(900_000, Rule::Cluster), Witness::MemberOfLastView, 900_000), Verdict::MayLive);
     }
 }
