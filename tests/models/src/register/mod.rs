@@ -69,9 +69,9 @@ pub fn cases() -> Vec<Case> {
         }),
         mistake("register: two crashes, both units written", S1, Register { units: Units::Both, crashes: 2, ..base() }),
         Case::holds("given up: ballot first, then votes, then records", |scale| {
-            let is_every_survivor_giver = scale.pick(false, true);
-            search(GivenUp { is_every_survivor_giver, rounds: scale.pick(1, 2), ..GivenUp::default() }, scale)
+            search(GivenUp { rounds: scale.pick(1, 2), ..GivenUp::default() }, scale)
         }),
+        Case::holds("given up: by either survivor", |scale| search(GivenUp { is_every_survivor_giver: true, ..GivenUp::default() }, scale)),
         given_up(
             "given up: votes and records before the ballot",
             DISOWNED,

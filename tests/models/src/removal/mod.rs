@@ -39,7 +39,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::holds("removal: two nodes", |scale| {
             let model = Removal { is_folded: true, ..two(Mistake::None) };
-            let far = Removal { views: 6, crashes: 3, boots: 3, incarnations: 3, ..model.clone() };
+            let far = Removal { views: 5, crashes: 2, boots: 3, incarnations: 3, ..model.clone() };
             search(scale.pick(model, far), scale)
         }),
         // The same without folding: what folding hides would show here.
