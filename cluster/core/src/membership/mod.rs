@@ -420,13 +420,12 @@ impl Membership {
         }
     }
 
+    /// Every word of the lock service is answered, also one that repeats the last.
     fn handle_holds(&mut self, holds: bool) {
-        if self.holds != holds || self.holds_number == 0 {
-            self.holds = holds;
-            self.holds_number = self.number + 1;
-            self.holds_said = None;
-            self.publish();
-        }
+        self.holds = holds;
+        self.holds_number = self.number + 1;
+        self.holds_said = None;
+        self.publish();
     }
 
     fn follow_stop(&mut self) {
