@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 use super::tests::Mistake;
+use super::work::BAD_SCANS_MAX;
 use super::{Fetch, Goal, Known, Output, Proposal, ProposalError, Register, RegisterBlock, Spoken};
 use alloc::vec::Vec;
 use deadbolt_disk_format::{Ballot, ByteOffset, Digest, Place, ViewBody, ViewNumber, encode_body_place};
@@ -75,7 +76,9 @@ impl Register {
     }
 
     pub(super) fn handle_learn(&mut self) {
-        let is_blocked = matches!(self.goal, Goal::Wait { .. }) && self.misses > 0;
+        // Blocked by a unit: look again, others may have gone on, and own units may want rewriting.
+        let has_bad_scan = self.lanes.iter().any(|lane| lane.own.is_some() && lane.progress.bad_scans >= BAD_SCANS_MAX);
+        let is_blocked = matches!(self.goal, Goal::Wait { .. }) && self.misses > 0 || has_bad_scan;
         if self.goal == Goal::Idle || is_blocked {
             self.begin(Goal::Survey);
         }

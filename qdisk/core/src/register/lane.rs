@@ -71,6 +71,8 @@ pub(super) struct Lane {
     pub(super) own: Option<Own>,
     /// Own vote units, read while the own records are not yet.
     pub(super) half_loaded: Option<[Ballot; 2]>,
+    /// First reads of the own records that showed an unreadable one.
+    pub(super) bad_loads: u32,
     /// It went back in time: not used any more by this life.
     pub(super) is_away: bool,
     /// What this life wrote completely, by place.
@@ -107,6 +109,7 @@ impl Lane {
             outstanding: None,
             own: None,
             half_loaded: None,
+            bad_loads: 0,
             is_away: false,
             places: vec![None; usize::from(layout.places)],
             progress: Progress::default(),
@@ -125,18 +128,27 @@ impl Lane {
     /// A place that nothing of this node names, now or when an unfinished write lands.
     pub(super) fn free_place(&self) -> Option<u8> {
         let own = self.own.as_ref()?;
+        let mark = |marks: &mut Vec<bool>, place: u8| {
+            if let Some(mark) = marks.get_mut(usize::from(place)) {
+                *mark = true;
+            }
+        };
         let mut is_named = vec![false; self.places.len()];
-        let votes = own.votes.all().filter(|ballot| ballot.digest != Digest::NONE).map(|ballot| ballot.place);
-        let records = own.records.newest().into_iter().chain(own.records.unsure());
-        let records = records.filter(|record| record.digest != Digest::NONE).map(|record| record.place);
-        for place in votes.chain(records) {
-            if let Some(named) = is_named.get_mut(usize::from(place)) {
-                *named = true;
+        for ballot in own.votes.all().filter(|ballot| ballot.digest != Digest::NONE) {
+            mark(&mut is_named, ballot.place);
+        }
+        for record in own.records.newest().into_iter().chain(own.records.unsure()) {
+            if record.digest != Digest::NONE {
+                mark(&mut is_named, record.place);
             }
         }
-        // Unused places first: an old body is of use to people after a total loss.
-        let free = || (0u8..).zip(&self.places).filter(|(place, _)| !is_named[usize::from(*place)]);
-        free().find(|(_, held)| held.is_none()).or_else(|| free().next()).map(|(place, _)| place)
+        // The older record, too, while there is room: should the newest rot, it is what the next life starts from.
+        let mut is_better_kept = is_named.clone();
+        for record in own.records.all().filter(|record| record.digest != Digest::NONE) {
+            mark(&mut is_better_kept, record.place);
+        }
+        let first = |marks: &[bool]| marks.iter().position(|mark| !mark).and_then(|place| u8::try_from(place).ok());
+        first(&is_better_kept).or_else(|| first(&is_named))
     }
 
     /// Does this life's own record here name this view?

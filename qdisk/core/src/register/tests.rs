@@ -1,7 +1,7 @@
 //! What: the register over simulated disks: any order of landing, completion, crash, silence and damage, one seed per run.
 //! Owns: the checkers of design S1 (one value per view), of the register's rules, and the planted mistakes that they must find.
 //! Invariants: a seed is a run. Forbidden to inject, because nothing could survive it: a completed write that is lost, a stale read, a
-//! misdirected write, damage of both vote units of one node or of a node that is down.
+//! misdirected write, damage of both vote units of one node, damage that its owner had no time to mend before it went down.
 //! Does not: use real time or files.
 //! Called by: `cargo test`.
 
@@ -276,6 +276,9 @@ impl World {
 
     fn crash(&mut self, node: usize) {
         self.figures.crashes += 1;
+        if self.trace {
+            eprintln!("{} crash of node {node}", self.now_ms);
+        }
         self.nodes[node].register = None;
         for op in self.ops.iter_mut().filter(|op| op.node == node) {
             op.is_orphan = true;
@@ -445,6 +448,12 @@ impl World {
         }
         put(&mut self.disks[device].bytes, offset, data);
         let at = place_at(offset, slot);
+        if self.trace {
+            let ballot = Ballot::decode(data, &at).ok().map(|b| (b.sequence, b.view.0, b.entered, b.accepted, b.digest, b.place));
+            let record = ViewRecord::decode(data, &at).ok().map(|r| (r.sequence, r.view.0, r.digest, r.place));
+            let place = (0..layout.places).find(|place| layout.body(slot, *place) == offset);
+            eprintln!("{} lands node {node}: ballot {ballot:?} record {record:?} place {place:?}", self.now_ms);
+        }
         if let Ok(ballot) = Ballot::decode(data, &at) {
             let disk = &mut self.disks[device];
             disk.ballot_view_max = disk.ballot_view_max.max(ballot.view.0);
@@ -505,13 +514,16 @@ impl World {
         let index = u8::from(self.random.one_in(2));
         let offset = if self.random.one_in(2) { disk.layout.vote(slot, index) } else { disk.layout.record(slot, index) };
         self.damaged.push((device, slot));
+        if self.trace {
+            eprintln!("{} damage of slot {slot} at {}", self.now_ms, offset.0);
+        }
         let at = usize::try_from(offset.0).unwrap() + 200;
         self.disks[device].bytes[at] ^= 0x10;
     }
 
     fn is_whole(&self, node: usize) -> bool {
         let slot = SlotIndex(u16::try_from(node).unwrap());
-        self.disks.iter().all(|disk| (0..2).all(|index| disk.ballot(slot, index).is_some()))
+        self.disks.iter().all(|disk| (0..2).all(|index| disk.ballot(slot, index).is_some() && disk.record(slot, index).is_some()))
     }
 
     fn step(&mut self) {
@@ -620,10 +632,13 @@ impl World {
     }
 }
 
-/// `DEADBOLT_SEEDS` multiplies the number of seeds.
+/// `DEADBOLT_SEEDS` multiplies the number of seeds, `DEADBOLT_SEED` names the one to run (with `DEADBOLT_TRACE` for its story).
 fn seeds(count: u64) -> core::ops::Range<u64> {
-    let factor = std::env::var("DEADBOLT_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    0..count * factor
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match number("DEADBOLT_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..count * number("DEADBOLT_SEEDS").unwrap_or(1),
+    }
 }
 
 fn expect_agreement(name: &str, plan: Plan, count: u64) -> Figures {
@@ -680,6 +695,7 @@ fn one_device_with_damage_and_failures_agrees() {
 fn three_devices_one_silent_now_and_then_agree() {
     let plan = Plan { devices: 3, steps: 5000, failures: true, ..PLAIN };
     expect_agreement("three devices", plan, 30);
+    expect_agreement("three devices, damage", Plan { damage: true, ..plan }, 10);
     expect_agreement("two devices", Plan { devices: 2, steps: 4000, ..PLAIN }, 15);
 }
 
@@ -840,6 +856,24 @@ fn a_device_that_went_back_is_not_used_and_a_foreign_record_halts() {
     assert_eq!(world.status(0).phase, RegisterPhase::Halted);
     world.violation = None;
     assert!(!world.status(0).may_act);
+}
+
+#[test]
+fn a_ballot_whose_write_failed_is_not_taken_back_by_a_rewrite() {
+    let mut world = calm(2, 1);
+    world.decide(0);
+    world.propose(0);
+    world.progress(0);
+    let newest = |world: &World| (0..2).filter_map(|index| world.disks[0].ballot(SlotIndex(0), index)).max_by_key(|b| b.sequence);
+    let index = (0..2).find(|&index| world.disks[0].ballot(SlotIndex(0), index) == newest(&world)).unwrap();
+    assert_eq!(newest(&world).map(|ballot| ballot.view), Some(ViewNumber(2)), "landed");
+    let op = world.ops.swap_remove(0);
+    world.input(0, Input::Disk(DiskDone { tag: op.tag, device: 0, result: Err(IoFailed) }));
+    let offset = world.disks[0].layout.vote(SlotIndex(0), index);
+    world.flip(0, offset);
+    world.input(0, Input::Abandon);
+    world.finish();
+    assert_eq!(newest(&world).map(|ballot| ballot.view), Some(ViewNumber(2)), "rewritten as it was");
 }
 
 #[test]

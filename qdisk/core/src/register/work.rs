@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::{Ballot, ByteOffset, Digest, Layout, Place, ViewBody, ViewRecord, decode_body_place, encode_body_place};
 
 /// Reads of a vote table with an unreadable unit before it is called blocked: a write on its way can tear a read. Chosen.
-const BAD_SCANS_MAX: u32 = 3;
+pub(super) const BAD_SCANS_MAX: u32 = 3;
 /// Pause after a bad scan that may be such a tear. Chosen: several times the write of one unit.
 const BAD_SCAN_PAUSE_MS: u64 = 2;
 /// Pause while blocked by a unit: its owner looks at its units at every poll (50 ms while a ballot is in the air).
@@ -46,7 +46,9 @@ impl Register {
             return Some(if lane.half_loaded.is_none() { Step::ReadVotes } else { Step::ReadRecords });
         };
         if own.votes.is_damaged() {
-            let ballot = Ballot { sequence: self.sequence.saturating_add(1), life: self.config.me, ..*own.votes.newest()? };
+            // The last word, also where its write failed: it may stand there, and nothing said is taken back.
+            let last = own.votes.all().max_by_key(|ballot| ballot.sequence)?;
+            let ballot = Ballot { sequence: self.sequence.saturating_add(1), life: self.config.me, ..*last };
             return Some(Step::Rewrite { index: own.votes.next_index(), ballot });
         }
         if lane.progress.is_done {
@@ -333,6 +335,12 @@ impl Register {
         let read = table.own.iter().filter_map(|unit| unit.as_ref().ok()).map(|record| record.sequence);
         let highest = read.max().unwrap_or(0);
         let Some(own) = &mut lane.own else {
+            if table.own.iter().any(Result::is_err) && lane.bad_loads < BAD_SCANS_MAX {
+                // Taken for damaged, a record would not protect the place that it names: it may only have been a bad read.
+                lane.bad_loads += 1;
+                lane.not_before_ms = self.now_ms + BAD_SCAN_PAUSE_MS;
+                return false;
+            }
             let Some(votes) = lane.half_loaded.take() else { return false };
             let records = [0, 1].map(|index: usize| table.own[index].as_ref().ok().copied());
             lane.own = Some(Own { votes: OwnPair::restore(votes.map(Some)), records: OwnPair::restore(records) });
