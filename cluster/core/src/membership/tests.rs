@@ -1,1 +1,447 @@
+#![allow(clippy::cast_possible_truncation, clippy::indexing_slicing, reason = "slots of a test world are small")]
+//! A small world for the machine alone: a register that takes the first proposal, beats that land at once, a network with cuts.
 
+use super::*;
+use crate::observer::tests::beat;
+use crate::timing::{Wishes, derive};
+use alloc::{string::ToString, vec, vec::Vec};
+use deadbolt_disk_format::{Acknowledgement, Beat, BootId, ViewReason};
+
+const STEP_MS: u64 = 50;
+
+struct Place {
+    machine: Option<Membership>,
+    boot: u8,
+    incarnation: u8,
+    beat: u64,
+    is_alive: bool,
+    part: DaemonPart,
+    acknowledged: Option<Acknowledgement>,
+    reboot_at_ms: Option<u64>,
+    recovers: bool,
+    holds: bool,
+    is_stopped: bool,
+}
+
+struct World {
+    now_ms: u64,
+    places: Vec<Place>,
+    beats: BTreeMap<SlotIndex, Beat>,
+    views: Vec<ViewBody>,
+    cut: Vec<(usize, usize)>,
+    fenced: Vec<Evidence>,
+    resets: usize,
+}
+
+fn timings() -> Timings {
+    derive(&Wishes::stall(1000)).unwrap()
+}
+
+fn configuration(nodes: u16) -> Configuration {
+    Configuration {
+        version: 1,
+        disk_votes: default_disk_votes(usize::from(nodes)),
+        disk_votes_pinned: false,
+        format_level: 1,
+        timings: timings(),
+        nodes: (0..nodes)
+            .map(|slot| NodeEntry {
+                slot: SlotIndex(slot),
+                votes: 1,
+                name: format!("n{slot}"),
+                addresses: vec![format!("127.0.0.1:{slot}")],
+            })
+            .collect(),
+    }
+}
+
+/// Cliques by trying every set: enough for the few nodes of these tests.
+fn largest(input: &ArbitrationInput) -> Option<Choice> {
+    let slots: Vec<SlotIndex> = input.nodes.iter().map(|node| node.slot).collect();
+    let total = input.configured_votes.values().sum::<u16>() + input.disk_votes;
+    let is_clique = |set: &Vec<SlotIndex>| set.iter().all(|a| set.iter().all(|b| a == b || input.edges[a].contains(*b)));
+    let sets = (1u32..1 << slots.len()).map(|bits| (0..slots.len()).filter(|n| bits & (1 << n) != 0).map(|n| slots[n]).collect::<Vec<_>>());
+    let is_member = |slot: &SlotIndex| input.nodes.iter().any(|node| node.slot == *slot && node.is_member);
+    let best = sets
+        .filter(|set| is_clique(set) && set.iter().any(is_member))
+        .filter(|set| set.len() as u16 + input.disk_votes > total / 2)
+        .max_by_key(|set| (set.iter().filter(|slot| is_member(slot)).count(), set.len(), core::cmp::Reverse(set[0])))?;
+    let (members, joiners) = best.into_iter().partition::<Vec<_>, _>(is_member);
+    Some(Choice { members: members.into_iter().collect(), joiners: joiners.into_iter().collect() })
+}
+
+impl World {
+    fn new(nodes: usize) -> Self {
+        let mut world = Self {
+            now_ms: 1000,
+            places: Vec::new(),
+            beats: BTreeMap::new(),
+            views: Vec::new(),
+            cut: Vec::new(),
+            fenced: Vec::new(),
+            resets: 0,
+        };
+        for slot in 0..nodes {
+            world.places.push(Place {
+                machine: None,
+                boot: 1,
+                incarnation: 0,
+                beat: 0,
+                is_alive: true,
+                part: DaemonPart::default(),
+                acknowledged: None,
+                reboot_at_ms: None,
+                recovers: true,
+                holds: false,
+                is_stopped: false,
+            });
+            world.boot(slot, nodes);
+        }
+        world
+    }
+
+    fn boot(&mut self, slot: usize, nodes: usize) {
+        let place = &mut self.places[slot];
+        place.incarnation += 1;
+        place.is_alive = true;
+        place.is_stopped = false;
+        place.holds = false;
+        let carried_left = (place.part.left_incarnation, place.part.left_view);
+        let carried_left = if place.part.state == NodeState::Left { (place.part.incarnation, place.part.view) } else { carried_left };
+        let setup = Setup {
+            me: Life {
+                slot: SlotIndex(slot as u16),
+                boot: BootId([place.boot; 16]),
+                incarnation: Incarnation([place.incarnation * 16 + slot as u8 + 1; 16]),
+            },
+            devices: 1,
+            slots: 32,
+            timings: timings(),
+            carried_left,
+            first_number: self.now_ms * 1000,
+            initial: (slot == 0 && self.views.is_empty()).then(|| configuration(nodes as u16)),
+            arbiter: largest,
+        };
+        let mut machine = Membership::new(setup, self.now_ms);
+        let (body, digest) = self.views.last().map_or((ViewBody::default(), Digest::NONE), |body| (body.clone(), body.digest()));
+        machine.handle(self.now_ms, Input::Learned { body, digest, may_act: true });
+        place.machine = Some(machine);
+    }
+
+    fn kill(&mut self, slot: usize) {
+        self.places[slot].is_alive = false;
+        self.places[slot].machine = None;
+    }
+
+    fn can_talk(&self, a: usize, b: usize) -> bool {
+        !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
+    }
+
+    fn step(&mut self) {
+        self.now_ms += STEP_MS;
+        for slot in 0..self.places.len() {
+            if self.places[slot].reboot_at_ms.is_some_and(|at| self.now_ms >= at) {
+                let place = &mut self.places[slot];
+                place.reboot_at_ms = None;
+                place.boot += 1;
+                place.acknowledged = None;
+                place.part = DaemonPart::default();
+                self.boot(slot, self.places.len());
+            }
+            self.turn(slot);
+        }
+    }
+
+    fn turn(&mut self, slot: usize) {
+        let now_ms = self.now_ms;
+        let Some(mut machine) = self.places[slot].machine.take() else { return };
+        let place = &mut self.places[slot];
+        place.beat += 1;
+        let mut own = beat(slot as u16, place.beat);
+        own.boot = BootId([place.boot; 16]);
+        own.daemon = place.part.clone();
+        own.acknowledged = place.acknowledged;
+        own.is_stopped = place.is_stopped;
+        let own_beat = own.beat;
+        self.beats.insert(SlotIndex(slot as u16), own);
+        let published = place.part.number;
+        let recovers = place.recovers;
+        machine.handle(now_ms, Input::Lifeline { lease_end_ms: now_ms + u64::from(timings().lease_ms), published });
+        machine.handle(
+            now_ms,
+            Input::Beats(BeatsRead { device: 0, issued_ms: now_ms, ended_ms: now_ms + 1, own_beat, beats: self.beats.clone() }),
+        );
+        if let Some(body) = self.views.last() {
+            if recovers && body.owed.is_empty() {
+                machine.handle(now_ms, Input::Recovered(body.view));
+            }
+            machine.handle(now_ms, Input::Learned { body: body.clone(), digest: body.digest(), may_act: true });
+        }
+        machine.handle(now_ms, Input::Tick);
+        let mut next = Some(machine);
+        while let Some(output) = next.as_mut().and_then(Membership::poll_output) {
+            self.follow(slot, &mut next, output);
+        }
+        self.places[slot].machine = next;
+    }
+
+    fn follow(&mut self, slot: usize, machine: &mut Option<Membership>, output: Output) {
+        let now_ms = self.now_ms;
+        match output {
+            Output::Publish(part) => self.places[slot].part = part,
+            Output::SayHello(hello) => {
+                for other in 0..self.places.len() {
+                    if other != slot
+                        && self.can_talk(slot, other)
+                        && let Some(peer) = self.places[other].machine.as_mut()
+                    {
+                        peer.handle(now_ms, Input::Hello(hello));
+                    }
+                }
+            }
+            Output::Propose(body) => {
+                if body.view.0 == self.views.len() as u64 + 1 {
+                    self.check(&body);
+                    self.views.push(body);
+                }
+                if let Some(machine) = machine {
+                    machine.handle(now_ms, Input::ProposalEnded);
+                }
+            }
+            Output::AbandonRegister => {
+                if let Some(machine) = machine {
+                    machine.handle(now_ms, Input::RegisterQuiet);
+                }
+            }
+            Output::WritePill { victim, .. } => {
+                let victim_slot = usize::from(victim.slot.0);
+                let is_alive = self.places[victim_slot].machine.is_some() && BootId([self.places[victim_slot].boot; 16]) == victim.boot;
+                if is_alive {
+                    self.reset(victim_slot);
+                }
+                if let Some(machine) = machine {
+                    machine.handle(now_ms, Input::PillDone { victim, is_written: true });
+                }
+            }
+            Output::ResetSelf(_) => {
+                *machine = None;
+                self.reset(slot);
+            }
+            Output::NewIncarnation => {
+                self.boot(slot, self.places.len());
+                *machine = self.places[slot].machine.take();
+            }
+            Output::Stopped => {
+                *machine = None;
+                self.places[slot].is_stopped = true;
+                let part = self.places[slot].part.clone();
+                let entry = self.beats.get_mut(&SlotIndex(slot as u16)).unwrap();
+                entry.is_stopped = true;
+                entry.beat += 1;
+                entry.daemon = part;
+            }
+            Output::Fenced { evidence, .. } => self.fenced.push(evidence),
+            Output::StopLocks => self.places[slot].holds = false,
+            Output::View { .. } | Output::Permit(_) | Output::HoldsPublished(_) | Output::Journal(_) => {}
+        }
+    }
+
+    /// sbd acknowledges in one more beat, then the machine is reset and comes back later under another boot.
+    fn reset(&mut self, slot: usize) {
+        self.resets += 1;
+        let place = &mut self.places[slot];
+        place.machine = None;
+        place.acknowledged = Some(Acknowledgement { reset_ms: timings().reset_ms, command: 2 });
+        place.reboot_at_ms = Some(self.now_ms + 3000);
+        place.beat += 1;
+        let entry = self.beats.get_mut(&SlotIndex(slot as u16)).unwrap();
+        entry.acknowledged = place.acknowledged;
+        entry.beat = place.beat;
+    }
+
+    /// What every view must satisfy against the one before it.
+    fn check(&self, body: &ViewBody) {
+        let Some(before) = self.views.last() else { return };
+        let proposer = body.proposer.unwrap();
+        let is_restart = body.reason == ViewReason::Restart;
+        assert!(before.members.contains(&proposer) || is_restart, "an outsider proposed {body:?}");
+        for life in before.members.iter().chain(before.owed.iter().map(|owed| &owed.life)) {
+            let is_kept = body.members.contains(life) || body.owed.iter().any(|owed| owed.life == *life);
+            let is_released = body.released.iter().any(|released| released.life == *life);
+            assert!(is_kept || is_released, "{life:?} was forgotten in {body:?}");
+        }
+        for released in &body.released {
+            let place = &self.places[usize::from(released.life.slot.0)];
+            let is_same_boot = BootId([place.boot; 16]) == released.life.boot;
+            let lives_on = is_same_boot && place.machine.as_ref().is_some_and(|machine| machine.setup.me == released.life);
+            assert!(!lives_on, "{released:?} lives");
+        }
+    }
+
+    fn run_until(&mut self, at_most_ms: u64, what: &str, is_done: impl Fn(&Self) -> bool) {
+        let end = self.now_ms + at_most_ms;
+        while !is_done(self) {
+            assert!(self.now_ms < end, "{what} did not happen within {at_most_ms} ms; last view {:?}", self.views.last());
+            self.step();
+        }
+    }
+
+    fn members(&self) -> Vec<u16> {
+        self.views.last().map_or_else(Vec::new, |body| body.members.iter().map(|life| life.slot.0).collect())
+    }
+
+    fn whole(nodes: usize) -> Self {
+        let mut world = Self::new(nodes);
+        let all: Vec<u16> = (0..nodes as u16).collect();
+        world.run_until(10_000, "everybody in", |world| world.members() == all);
+        world.run_until(5000, "everybody knows", |world| world.places.iter().all(|place| place.part.state == NodeState::Member));
+        world
+    }
+
+    fn hold(&mut self, slot: usize) {
+        self.places[slot].holds = true;
+        let now_ms = self.now_ms;
+        self.places[slot].machine.as_mut().unwrap().handle(now_ms, Input::Holds(true));
+    }
+
+    fn evidence(&self, slot: u16) -> Option<Evidence> {
+        self.views.iter().flat_map(|body| &body.released).rfind(|released| released.life.slot.0 == slot).map(|released| released.evidence)
+    }
+}
+
+#[test]
+fn three_nodes_form_a_cluster() {
+    let world = World::whole(3);
+    assert_eq!(world.views[0].reason, ViewReason::Initial);
+    assert_eq!(world.views.last().unwrap().reason, ViewReason::Join);
+}
+
+#[test]
+fn a_dead_node_is_owed_until_it_expired() {
+    let mut world = World::whole(3);
+    world.kill(2);
+    world.run_until(3000, "removal", |world| world.members() == [0, 1]);
+    let removed_at = world.now_ms;
+    assert_eq!(world.views.last().unwrap().owed.len(), 1);
+    world.run_until(5000, "release", |world| world.views.last().unwrap().owed.is_empty());
+    assert_eq!(world.evidence(2), Some(Evidence::Expired));
+    let waited = world.now_ms - removed_at;
+    assert!(waited >= 1500, "only {waited} ms after the removal");
+}
+
+#[test]
+fn a_loser_that_holds_nothing_leaves_without_a_reset_and_comes_back() {
+    let mut world = World::whole(3);
+    world.cut = vec![(0, 2), (1, 2)];
+    world.run_until(4000, "removal", |world| world.members() == [0, 1]);
+    world.run_until(2000, "left", |world| world.evidence(2) == Some(Evidence::Left));
+    assert_eq!(world.resets, 0);
+    world.cut.clear();
+    world.run_until(3000, "rejoin", |world| world.members() == [0, 1, 2]);
+}
+
+#[test]
+fn a_loser_that_holds_something_is_reset_once() {
+    let mut world = World::whole(3);
+    world.hold(0);
+    world.step();
+    world.cut = vec![(0, 2), (0, 1)];
+    world.run_until(4000, "removal", |world| world.members() == [1, 2]);
+    world.run_until(6000, "release", |world| world.views.last().unwrap().owed.is_empty());
+    assert!(matches!(world.evidence(0), Some(Evidence::Acknowledged | Evidence::Rebooted)));
+    assert_eq!(world.resets, 1);
+    world.cut.clear();
+    world.run_until(8000, "rejoin", |world| world.members() == [0, 1, 2]);
+}
+
+#[test]
+fn two_nodes_split_and_one_goes_on() {
+    let mut world = World::whole(2);
+    world.cut = vec![(0, 1)];
+    world.run_until(4000, "removal", |world| world.members() == [0]);
+    world.run_until(3000, "left", |world| world.evidence(1) == Some(Evidence::Left));
+    world.cut.clear();
+    world.run_until(3000, "rejoin", |world| world.members() == [0, 1]);
+}
+
+#[test]
+fn nobody_is_let_in_before_recovery_is_finished_everywhere() {
+    let mut world = World::whole(3);
+    world.places[1].recovers = false;
+    world.cut = vec![(0, 2), (1, 2)];
+    world.run_until(4000, "left", |world| world.evidence(2) == Some(Evidence::Left));
+    world.cut.clear();
+    for _ in 0..100 {
+        world.step();
+    }
+    assert_eq!(world.members(), [0, 1]);
+    world.places[1].recovers = true;
+    world.run_until(3000, "rejoin", |world| world.members() == [0, 1, 2]);
+}
+
+#[test]
+fn after_a_clean_stop_of_all_anybody_starts_at_once() {
+    let mut world = World::whole(3);
+    for slot in 0..3 {
+        let now_ms = world.now_ms;
+        world.places[slot].machine.as_mut().unwrap().handle(now_ms, Input::Stop);
+    }
+    world.run_until(4000, "stop", |world| world.places.iter().all(|place| place.is_stopped));
+    let before = world.views.len();
+    world.places[1].boot += 1;
+    world.boot(1, 3);
+    world.run_until(2000, "restart", |world| world.views.len() > before);
+    let body = world.views.last().unwrap();
+    assert_eq!((body.reason, world.members()), (ViewReason::Restart, vec![1]));
+}
+
+#[test]
+fn after_a_total_loss_a_single_node_waits_w_and_f() {
+    let mut world = World::whole(3);
+    (0..3).for_each(|slot| world.kill(slot));
+    let before = world.views.len();
+    world.places[2].boot += 1;
+    world.boot(2, 3);
+    let start = world.now_ms;
+    world.run_until(80_000, "restart", |world| world.views.len() > before);
+    assert!(world.now_ms - start >= 63_000, "{} ms", world.now_ms - start);
+    assert_eq!(world.members(), [2]);
+    assert_eq!(world.views.last().unwrap().owed, []);
+}
+
+#[test]
+fn an_operator_s_fence_ends_with_evidence() {
+    let mut world = World::whole(3);
+    let now_ms = world.now_ms;
+    world.places[0].machine.as_mut().unwrap().handle(now_ms, Input::Fence(SlotIndex(1)));
+    world.run_until(5000, "evidence", |world| !world.fenced.is_empty());
+    assert_eq!(world.resets, 1);
+    world.run_until(10_000, "rejoin", |world| world.members() == [0, 1, 2]);
+}
+
+#[test]
+fn a_node_is_added_and_removed_by_views() {
+    let mut world = World::whole(2);
+    let change = ChangeRequest::AddNode {
+        name: "late".to_string(),
+        addresses: vec!["127.0.0.1:9".to_string()],
+        votes: 1,
+        occupied: SlotSet::default(),
+    };
+    let now_ms = world.now_ms;
+    world.places[1].machine.as_mut().unwrap().handle(now_ms, Input::Change(change));
+    world.run_until(3000, "addition", |world| world.views.last().unwrap().configuration.nodes.len() == 3);
+    let configuration = &world.views.last().unwrap().configuration;
+    assert_eq!((configuration.version, configuration.disk_votes, configuration.nodes[2].slot), (2, 2, SlotIndex(2)));
+    let now_ms = world.now_ms;
+    world.places[0].machine.as_mut().unwrap().handle(now_ms, Input::Change(ChangeRequest::RemoveNode { slot: SlotIndex(2) }));
+    world.run_until(3000, "removal", |world| world.views.last().unwrap().configuration.nodes.len() == 2);
+}
+
+#[test]
+fn names_that_cannot_be_told_apart_are_refused() {
+    for bad in ["", "LOCAL", "a b", "a/b", &"x".repeat(64), "\u{fc}"] {
+        assert!(check_name(bad).is_err(), "{bad:?}");
+    }
+    assert!(check_name("node-1.example_x").is_ok());
+}
