@@ -40,7 +40,7 @@ pub(crate) enum AreaError {
         "this device belongs to the Deadbolt cluster {cluster:?}: creating the area anew would take its nodes' names; use `deadbolt format`"
     )]
     Ours { cluster: String },
-    #[error("the device did not answer within {waited_s} s")]
+    #[error("not every device answered within {waited_s} s")]
     NoAnswer { waited_s: u64 },
 }
 

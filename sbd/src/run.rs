@@ -201,8 +201,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
             return if error.use_stderr() { USAGE } else { STOPPED };
         }
     };
+    // Before any thread: one that does not block them would be ended by them, and the process with it.
+    let stop = block_signals();
     let log = Log::to_standard_error(&format!("sbd[{}]: ", options.name));
-    let end = begin(&options, &log).and_then(|setup| Ok(live(setup)?));
+    let end = stop.and_then(|stop| begin(&options, &log, stop)).and_then(|setup| Ok(live(setup)?));
     let code = match end {
         Ok(LifeEnd::Stopped { is_recorded: true }) => {
             log.say("stopped cleanly");
@@ -227,9 +229,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
     code
 }
 
-fn begin(options: &Options, log: &Log) -> Result<LifeSetup, RunError> {
+fn begin(options: &Options, log: &Log, stop: OwnedFd) -> Result<LifeSetup, RunError> {
     let protection = protect(options, log)?;
-    let stop = block_signals()?;
     let page = open_page(options)?;
     let (devices, first) = open_devices(options)?;
     let timings = first.timings;

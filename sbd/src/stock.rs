@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::path::Path;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use deadbolt_disk::Access;
@@ -307,15 +307,18 @@ fn send_to_all(options: &StockOptions, name: &str, command: Command, sender: &st
         match answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok((_, Ok(header))) => headers.push(header),
             Ok((device, Err(error))) => Say::err(&format!("{device}: {error}\n")),
-            Err(_) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                Say::err(&format!("message: {}\n", AreaError::NoAnswer { waited_s: limit.as_secs() }));
+                break;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     if headers.len() >= needed {
         return Some(headers);
     }
     let (reached, count) = (headers.len(), options.devices.len());
-    let waited_s = limit.as_secs();
-    Say::err(&format!("message: proved on {reached} of {count} devices, {needed} are needed ({})\n", AreaError::NoAnswer { waited_s }));
+    Say::err(&format!("message: written and read back on {reached} of {count} devices, {needed} are needed\n"));
     None
 }
 

@@ -1,0 +1,186 @@
+//! What: the verbs of stock sbd: by themselves on an image, and against the stock program on loop devices.
+//! Owns: the lines and bytes that must be equal.
+//! Invariants: whatever the stock program writes we read, and the other way round.
+//! Does not: run a node.
+//! Called by: `cargo test`; as root with Debian's package sbd for the second half.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Image, STOCK, attach, has_stock, namespace, ours, out, read, sbd, write};
+use deadbolt_disk::ByteOffset;
+
+const HEADER: &str = "Number of slots    : 255
+Sector size        : 512
+Timeout (watchdog) : 2
+Timeout (allocate) : 0
+Timeout (loop)     : 1
+Timeout (msgwait)  : 4
+";
+
+#[test]
+fn the_lines_that_others_parse() {
+    let image = Image::new();
+    let path = image.path();
+    let ran = |line: &str| {
+        let output = sbd(ours(), &format!("-d {path} {line}"));
+        (output.status.code().unwrap(), out(&output))
+    };
+    assert_eq!(ran("dump"), (1, format!("==Dumping header on disk {path}\n")));
+    let (code, created) = ran("-1 2 -2 0 -4 4 create");
+    let uuid = created.split("uuid: ").nth(1).unwrap().split(')').next().unwrap().to_owned();
+    assert_eq!(code, 0);
+    assert_eq!(
+        created,
+        format!(
+            "Initializing device {path}\nCreating version 2.1 header on device 3 (uuid: {uuid})\nInitializing 255 slots on device 3\nDevice {path} is initialized.\n\
+             Did you check sbd service down on all nodes before? If not do so now and restart afterwards.\n"
+        )
+    );
+    let dumped = format!(
+        "==Dumping header on disk {path}\nHeader version     : 2.1\nUUID               : {uuid}\n{HEADER}==Header on disk {path} is dumped\n"
+    );
+    assert_eq!(ran("dump"), (0, dumped));
+    assert_eq!(ran("list"), (0, String::new()));
+    let owned = format!("Slot for NodeA has been allocated on {path}.\n");
+    let trying = format!("Trying to allocate slot for NodeA on device {path}.\n");
+    assert_eq!(ran("allocate NodeA"), (0, format!("{trying}slot 0 is unused - trying to own\n{owned}")));
+    assert_eq!(ran("allocate NodeA"), (0, format!("{trying}{owned}")));
+    assert_eq!(ran("allocate nodea").0, 0);
+    assert_eq!(ran("-n me message nodea exit"), (0, String::new()));
+    assert_eq!(ran("list"), (0, "0\tNodeA\texit\tme\n".to_owned()));
+    assert_eq!(ran("-n nodea message LOCAL exit"), (0, String::new()));
+    assert_eq!(ran("list"), (0, "0\tNodeA\texit\tnodea\n".to_owned()));
+    for line in ["message nodeb exit", "message nodea", "message nodea foo", "allocate", "bogus", "", "watch", "-x list"] {
+        assert_eq!(ran(line).0, 1, "{line}");
+    }
+    assert_eq!(
+        (sbd(ours(), "list").status.code(), sbd(ours(), "-h").status.code(), sbd(ours(), "dump").status.code()),
+        (Some(0), Some(0), Some(0))
+    );
+    assert!(out(&sbd(ours(), "query-watchdog")).starts_with("\nDiscovered "));
+}
+
+#[test]
+fn a_fence_is_not_claimed_when_it_is_not_proved() {
+    let image = Image::new();
+    let path = image.path();
+    assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 1 create")).status.success());
+    assert!(sbd(ours(), &format!("-d {path} allocate victim")).status.success());
+    let refused = sbd(ours(), &format!("-d {path} message victim reset"));
+    assert_eq!(refused.status.code(), Some(1), "msgwait no longer than the watchdog proves nothing");
+    assert!(out(&sbd(ours(), &format!("-d {path} list"))).starts_with("0\tvictim\treset"), "the pill is written all the same");
+    // One of two devices is not more than half.
+    let one = sbd(ours(), &format!("-d {path} -d /nonexistent message victim exit"));
+    assert_eq!(one.status.code(), Some(1));
+    // A header that hides slots.
+    let mut header = read(path, ByteOffset(0), 512);
+    header[9] = 1;
+    write(path, ByteOffset(0), &header);
+    assert_eq!(sbd(ours(), &format!("-d {path} message victim exit")).status.code(), Some(1));
+}
+
+#[test]
+fn a_write_that_fails_is_a_failure() {
+    let image = Image::new();
+    let Some(device) = attach(&image, 512) else { return };
+    let path = device.path().to_str().unwrap();
+    assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 2 create")).status.success());
+    assert!(sbd(ours(), &format!("-d {path} allocate victim")).status.success());
+    drop(device);
+    let options = deadbolt_disk::LoopOptions { read_only: true, autoclear: true, ..deadbolt_disk::LoopOptions::default() };
+    let device = deadbolt_disk::attach_loop(&image.0, options).unwrap();
+    let started = Instant::now();
+    assert_eq!(sbd(ours(), &format!("-d {} message victim reset", device.path().display())).status.code(), Some(1));
+    assert!(started.elapsed() < Duration::from_secs(3), "nothing was sent, nothing is waited for");
+}
+
+#[test]
+fn our_area_is_never_made_over_a_cluster_of_ours() {
+    let image = Image::new();
+    common::format(image.path(), 512);
+    let before = read(image.path(), ByteOffset(0), 1 << 20);
+    let refused = sbd(ours(), &format!("-d {} create", image.path()));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("\"test\""), "{refused:?}");
+    assert_eq!(read(image.path(), ByteOffset(0), 1 << 20), before);
+}
+
+#[test]
+fn stock_and_ours_agree_line_by_line_and_byte_by_byte() {
+    if !has_stock() {
+        return;
+    }
+    for sector_bytes in [512, 4096] {
+        let (image, other) = (Image::new(), Image::new());
+        let (Some(device), Some(second)) = (attach(&image, sector_bytes), attach(&other, sector_bytes)) else { return };
+        let (path, second) = (device.path().to_str().unwrap(), second.path().to_str().unwrap());
+        assert!(sbd(ours(), &format!("-d {path} -1 300 -2 0 -3 2 -4 700 create")).status.success());
+        assert!(sbd(STOCK, &format!("-d {second} -1 300 -2 0 -3 2 -4 700 create")).status.success());
+        assert!(sbd(ours(), &format!("-d {path} allocate NodeA")).status.success());
+        assert!(sbd(STOCK, &format!("-d {second} allocate NodeA")).status.success());
+        assert!(sbd(STOCK, &format!("-d {path} allocate other")).status.success(), "stock allocates on ours");
+        assert!(sbd(ours(), &format!("-d {second} allocate other")).status.success(), "ours allocates on stock's");
+        assert!(sbd(ours(), &format!("-d {path} -n me message nodea exit")).status.success());
+        assert!(sbd(STOCK, &format!("-d {second} -n me message nodea exit")).status.success());
+        let area = 511 * usize::try_from(sector_bytes).unwrap();
+        let (mut one, mut two) = (read(path, ByteOffset(0), area), read(second, ByteOffset(0), area));
+        for bytes in [&mut one, &mut two] {
+            assert_ne!(bytes[33..49], [0; 16]);
+            bytes[33..49].fill(0);
+        }
+        assert!(one == two, "the areas differ with sectors of {sector_bytes} bytes");
+        for line in ["list", "dump", "allocate NODEA", "message nodeb exit", "message nodea foo"] {
+            for device in [path, second] {
+                let (mine, stock) = (sbd(ours(), &format!("-d {device} {line}")), sbd(STOCK, &format!("-d {device} {line}")));
+                assert_eq!((mine.status.code(), out(&mine)), (stock.status.code(), out(&stock)), "{line}");
+            }
+        }
+    }
+    for line in [
+        "list",
+        "dump",
+        "-h",
+        "",
+        "-d /nonexistent list",
+        "-d /nonexistent dump",
+        "-d rel list",
+        "-1 x create",
+        "-d /a -d /b -d /c -d /d list",
+    ] {
+        let (mine, stock) = (sbd(ours(), line), sbd(STOCK, line));
+        assert_eq!((mine.status.code(), out(&mine)), (stock.status.code(), out(&stock)), "{line}");
+    }
+}
+
+#[test]
+fn our_message_kills_a_stock_watcher() {
+    if !has_stock() {
+        return;
+    }
+    let image = Image::new();
+    let Some(device) = attach(&image, 512) else { return };
+    let path = device.path().to_str().unwrap();
+    assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 2 create")).status.success());
+    assert!(sbd(ours(), &format!("-d {path} allocate victim")).status.success());
+    let pidfile = tempfile::tempdir().unwrap();
+    let watch = format!(
+        "SBD_PACEMAKER=no SBD_SYNC_RESOURCE_STARTUP=no SBD_WATCHDOG_DEV=/dev/null {STOCK} -d {path} -w /dev/null -n victim -p {}/pid watch; sleep 60",
+        pidfile.path().display()
+    );
+    let Some(mut node) = namespace(&watch) else { return };
+    // A watcher that is at work answers a test.
+    std::thread::sleep(Duration::from_millis(300));
+    let pinged = sbd(ours(), &format!("-d {path} -n me ping victim"));
+    assert!(pinged.status.success(), "{pinged:?}");
+    assert!(node.wait(Duration::ZERO).is_none(), "the watcher lives");
+    let sent = std::thread::spawn({
+        let line = format!("-d {path} -n me message victim reset");
+        move || sbd(ours(), &line)
+    });
+    let ended = node.wait(Duration::from_secs(4));
+    assert!(ended.is_some_and(|status| !status.success()), "{ended:?}");
+    assert!(sent.join().unwrap().status.success());
+}
