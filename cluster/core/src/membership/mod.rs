@@ -226,6 +226,8 @@ pub struct Membership {
     holds_said: Option<bool>,
     pub(crate) recovered: ViewNumber,
     pub(crate) is_stopping: bool,
+    /// A view has named this life: only then does its own *left* mean anything to anybody.
+    was_named: bool,
     pub(crate) permit: Option<bool>,
     pub(crate) proposal: proposal::Proposals,
     pub(crate) fencing: fencing::Fencing,
@@ -264,6 +266,7 @@ impl Membership {
             holds_said: None,
             recovered: ViewNumber(0),
             is_stopping: false,
+            was_named: false,
             permit: None,
             proposal: proposal::Proposals::default(),
             fencing: fencing::Fencing::default(),
@@ -348,6 +351,7 @@ impl Membership {
         }
         let is_member = body.members.contains(&self.setup.me);
         let was_member = self.role == Role::Member;
+        self.was_named |= is_member;
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
         self.proposal.handle_view(&body, now_ms);
         self.known = Known { body, digest, may_act, since_ms: now_ms };

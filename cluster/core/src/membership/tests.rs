@@ -107,7 +107,6 @@ impl World {
         place.is_stopped = false;
         place.holds = false;
         let carried_left = (place.part.left_incarnation, place.part.left_view);
-        let carried_left = if place.part.state == NodeState::Left { (place.part.incarnation, place.part.view) } else { carried_left };
         let setup = Setup {
             me: Life {
                 slot: SlotIndex(slot as u16),
