@@ -114,6 +114,7 @@ impl Checker {
             Output::PublishLease { lease_end_ms, before_ms, beat, .. } => {
                 assert!(self.is_armed && !self.is_condemned && !self.is_disarmed);
                 assert_eq!(*before_ms, self.lease_end_ms);
+                assert!(now_ms < *lease_end_ms, "a lease that has ended was given");
                 assert!(self.lease_end_ms.is_none_or(|before_ms| now_ms < before_ms), "a late cycle changed something");
                 let first = self.issued.iter().filter(|(number, ..)| number == beat).map(|(_, at_ms, _)| *at_ms).min();
                 assert_eq!(first.map(|at_ms| at_ms + u64::from(timings().lease_ms)), Some(*lease_end_ms));
@@ -374,6 +375,16 @@ fn a_cycle_that_completes_after_the_lease_changes_nothing() {
     world.run(500);
     assert_eq!(world.leases().len(), count);
     assert!(matches!(world.reset(), Some((at_ms, ResetCommand::Reset, ResetReason::LeaseEnded { .. })) if at_ms == end_ms));
+}
+
+#[test]
+fn a_first_cycle_that_takes_longer_than_a_lease_gives_none() {
+    let mut late = World::new(config(1));
+    late.health[0] = Health::Fine(3150);
+    late.start();
+    late.run(20_000);
+    assert!(late.has(|output| *output == Output::Arm));
+    assert_eq!(late.leases(), []);
 }
 
 #[test]
