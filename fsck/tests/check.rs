@@ -7,12 +7,12 @@
 #![allow(clippy::too_many_lines, reason = "a table of damages is read best as one")]
 #![allow(missing_docs, reason = "a test program has no interface")]
 
-use deadbolt_disk::{Fault, FaultKind, MemoryDevice, RawDevice, Touches};
+use deadbolt_disk::{AlignedBuf, Fault, FaultKind, Geometry, IoError, MemoryDevice, RawDevice, Touches};
 use deadbolt_disk_format::fresh::{Fresh, sbd_header_of};
 use deadbolt_disk_format::sbd::{Command, Mailbox, SbdHeader, SbdNode, Tail, mailbox_offset, node_offset};
 use deadbolt_disk_format::*;
 use deadbolt_fsck::{CODES, CheckOptions, Report, Severity, Source, check, main_from};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const SIZE: usize = 16 << 20;
@@ -436,6 +436,48 @@ fn a_cluster_that_decides_views_all_the_time_is_clean() {
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(writer.join().unwrap() > 20 && seen_live > 0);
+}
+
+/// A node that decides another view whenever somebody looks at one of its bodies.
+struct Restless {
+    disk: Disk,
+    state: Mutex<(ViewBody, u64)>,
+}
+impl RawDevice for Restless {
+    fn geometry(&self) -> &Geometry {
+        self.disk.device.geometry()
+    }
+    fn is_writable(&self) -> bool {
+        false
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut AlignedBuf) -> Result<(), IoError> {
+        let layout = &self.disk.layout;
+        let own = layout.bodies.0..layout.body(SlotIndex(1), 0).0;
+        if own.contains(&offset.0) {
+            let mut state = self.state.lock().unwrap();
+            for _ in 0..6 {
+                let (before, turns) = &mut *state;
+                let body = ViewBody { view: ViewNumber(before.view.0 + 1), predecessor: before.digest(), ..before.clone() };
+                let (index, at) = (u8::try_from(*turns % 2).unwrap(), u8::try_from(*turns % 6).unwrap());
+                self.disk.put_body(0, at, &body);
+                self.disk.put_ballot(0, 1 - index, 3 + *turns, &body, at, 256 * (*turns + 2));
+                self.disk.put_record(0, index, 4 + *turns, &body, at);
+                *state = (body, *turns + 1);
+            }
+        }
+        self.disk.device.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: ByteOffset, _: &AlignedBuf) -> Result<(), IoError> {
+        Err(IoError::ReadOnly { offset: offset.0 })
+    }
+}
+
+#[test]
+fn a_body_that_moves_between_two_reads_is_no_finding() {
+    let restless = Restless { disk: Disk::used(), state: Mutex::new((second_view(), 2)) };
+    let source = Source::of_device("/dev/trial", Arc::new(restless) as Arc<dyn RawDevice>);
+    let report = check(&source, CheckOptions { pause: Duration::ZERO });
+    assert_eq!(report.errors(), 0, "{report}");
 }
 
 #[test]

@@ -131,6 +131,11 @@ fn a_body_of_one_write_never_passes_under_the_head_of_another() {
     let mut torn = newer[..512].to_vec();
     torn.extend_from_slice(&older[512..]);
     assert!(decode_body_place(&torn, &place).is_err());
+    // Even where every checksum fits, head and body must be of one write.
+    let mut forged = newer.clone();
+    forged[80] ^= 1;
+    reseal(&mut forged);
+    assert!(matches!(decode_body_place(&forged, &place), Err(RecordError::BadField { field: "BODY_SEQUENCE", .. })));
     assert!(encode_body_place(&[1; 8192 - 519], &place, &life(3), 7, 8192).is_err());
     let most = encode_body_place(&[1; 8192 - 520], &place, &life(3), 7, 8192).unwrap();
     assert_eq!(decode_body_place(&most, &place).unwrap().2, [1; 8192 - 520]);
@@ -167,6 +172,9 @@ fn one_view_has_one_encoding_whatever_the_order_of_its_lists() {
     assert_eq!(shuffled.digest(), body.digest());
     let decoded = ViewBody::decode_value(&shuffled.encode_value()).unwrap();
     assert_eq!(decoded, body);
+    let mut longer = body.encode_value();
+    longer.push(0);
+    assert!(matches!(ViewBody::decode_value(&longer), Err(RecordError::BadField { field: "VALUE_LENGTH", .. })));
     // A second encoding of the same view would have a second digest: refused.
     let value = body.encode_value();
     for index in 0..value.len() {
