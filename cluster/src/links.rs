@@ -90,6 +90,8 @@ struct Identity {
     events: mpsc::Sender<LinkEvent>,
     connections: Arc<AtomicU64>,
     user_timeout: Duration,
+    /// The node's own addresses: where its calls come from, too.
+    own: Vec<SocketAddr>,
 }
 
 /// The network of one incarnation; dropping it closes everything.
@@ -135,7 +137,8 @@ impl Links {
         events: mpsc::Sender<LinkEvent>,
     ) -> Result<Self, BindError> {
         let sealer = DatagramSealer::new(key.clone(), cluster, me.slot, me.incarnation);
-        let identity = Identity { key, cluster, me, events, connections: Arc::default(), user_timeout: detect };
+        let own = addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let identity = Identity { key, cluster, me, events, connections: Arc::default(), user_timeout: detect, own };
         let mut links = Self { identity, sockets: Vec::new(), sealer, tasks: Vec::new(), connectors: BTreeMap::new() };
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         for address in addresses {
@@ -249,8 +252,12 @@ async fn keep_connected(slot: SlotIndex, addresses: Vec<String>, identity: Ident
 }
 
 async fn call(address: &str, identity: &Identity, me: Option<Life>) -> io::Result<Session> {
-    let stream = TcpStream::connect(address).await?;
-    Session::open(stream, End::Caller, identity, me).await
+    let parsed: SocketAddr = address.parse().map_err(|_| io::Error::other("not of the form ip:port"))?;
+    let socket = if parsed.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    if let Some(own) = identity.own.iter().find(|own| own.is_ipv4() == parsed.is_ipv4()) {
+        socket.bind(SocketAddr::new(own.ip(), 0))?;
+    }
+    Session::open(socket.connect(parsed).await?, End::Caller, identity, me).await
 }
 
 /// Asks a node for something on behalf of a holder of the key that has no place yet.
@@ -260,7 +267,7 @@ async fn call(address: &str, identity: &Identity, me: Option<Life>) -> io::Resul
 pub async fn request(address: &str, key: &ClusterKey, cluster: ClusterUuid, message: &NodeMessage) -> io::Result<NodeMessage> {
     let nobody = Life { slot: SlotIndex::NONE, boot: BootId::NONE, incarnation: Incarnation::NONE };
     let (events, _) = mpsc::channel(1);
-    let identity = Identity { key: key.clone(), cluster, me: nobody, events, connections: Arc::default(), user_timeout: HANDSHAKE };
+    let identity = Identity { key: key.clone(), cluster, me: nobody, events, connections: Arc::default(), user_timeout: HANDSHAKE, own: Vec::new() };
     let ask = async {
         let mut session = call(address, &identity, None).await?;
         session.write(2, &message.encode()).await?;
