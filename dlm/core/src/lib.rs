@@ -12,7 +12,12 @@ extern crate std;
 mod bytes;
 pub mod client;
 pub mod mode;
+mod name;
+mod queue;
+pub mod service;
+mod wire;
 
 pub use bytes::DecodeError;
 pub use client::{ClientReply, ClientRequest};
 pub use mode::{Flags, LockStatus, Mode, ResultFlags, Token};
+pub use service::{Input, LockService, Output, SessionInfo};

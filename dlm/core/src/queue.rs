@@ -1,0 +1,623 @@
+//! What: one resource at its master: the granted, converting and waiting locks and the value block.
+//! Owns: the grant rules, conversion deadlock, blocking callbacks, value block traffic, the token counter.
+//! Invariants: granted modes (of granted and converting locks) are pairwise compatible; nothing is granted under a closed gate but what only
+//! gives up (unlock, down-conversion); every operation number is answered exactly once, and again when its holder asks in recovery.
+//! Does not: know nodes' membership, sessions or messages.
+//! Called by: `service`.
+
+use crate::client::Lvb;
+use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
+use crate::wire::{LvbCopy, OpKind, OpResult, Report};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use deadbolt_disk_format::types::Life;
+
+/// A lock as its master knows it: whose, and the number that the owner gave it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Owner {
+    pub(crate) life: Life,
+    pub(crate) lock: u32,
+}
+
+/// May new locks be granted, and with which numbers?
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gate {
+    pub(crate) now_ms: u64,
+    pub(crate) view: u64,
+    pub(crate) may_grant: bool,
+}
+
+/// What a holder must be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Notice {
+    Completed(OpResult),
+    Blocking(Mode),
+}
+
+pub(crate) type Notices = Vec<(Owner, Notice)>;
+
+/// One lock on one of the queues.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) owner: Owner,
+    pub(crate) pid: u32,
+    pub(crate) op: u32,
+    pub(crate) granted: Option<Mode>,
+    pub(crate) wanted: Option<Mode>,
+    pub(crate) flags: Flags,
+    pub(crate) lvb: Option<Lvb>,
+    pub(crate) token: Token,
+    pub(crate) since_ms: u64,
+    /// How the last operation ended, to say it again after a view in which the answer was lost.
+    status: LockStatus,
+    result: ResultFlags,
+    is_read: bool,
+    /// Strongest mode that the holder was told about since its grant.
+    told: Option<Mode>,
+    /// Its holder has reported it in this recovery.
+    pub(crate) is_confirmed: bool,
+}
+
+impl Entry {
+    pub(crate) fn new(owner: Owner, pid: u32, op: u32, mode: Mode, flags: Flags, now_ms: u64) -> Self {
+        Self {
+            owner,
+            pid,
+            op,
+            granted: None,
+            wanted: Some(mode),
+            flags,
+            lvb: None,
+            token: Token::default(),
+            since_ms: now_ms,
+            status: LockStatus::Success,
+            result: ResultFlags::default(),
+            is_read: false,
+            told: None,
+            is_confirmed: true,
+        }
+    }
+}
+
+/// Operations that came while the gate was closed, or just now: judged in order.
+#[derive(Clone, Debug)]
+enum Arrival {
+    New(Entry),
+    Convert(Owner),
+}
+
+/// Where a request stands when it is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Now,
+    Queued(usize),
+}
+
+/// A resource at its master.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resource {
+    pub(crate) granted: Vec<Entry>,
+    pub(crate) converting: Vec<Entry>,
+    pub(crate) waiting: Vec<Entry>,
+    arrivals: VecDeque<Arrival>,
+    pub(crate) lvb: LvbCopy,
+    /// Last token counter given in the present view.
+    pub(crate) counter: u64,
+}
+
+fn blocks(entry: &Entry, mode: Mode) -> bool {
+    entry.granted.is_some_and(|granted| !granted.is_compatible(mode))
+}
+
+fn position(queue: &[Entry], owner: Owner) -> Option<usize> {
+    queue.iter().position(|entry| entry.owner == owner)
+}
+
+impl Resource {
+    /// A resource without locks, whose tokens go on after `counter`.
+    pub(crate) fn with_counter(counter: u64) -> Self {
+        Self { counter, ..Self::default() }
+    }
+
+    /// No lock is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.granted.is_empty() && self.converting.is_empty() && self.waiting.is_empty() && self.arrivals.is_empty()
+    }
+
+    /// All entries, with their queue: granted, converting, waiting (arrivals count as waiting).
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let arrived = self.arrivals.iter().filter_map(|arrival| match arrival {
+            Arrival::New(entry) => Some(entry),
+            Arrival::Convert(_) => None,
+        });
+        self.granted.iter().chain(&self.converting).chain(&self.waiting).chain(arrived)
+    }
+
+    fn queues(&mut self) -> [&mut Vec<Entry>; 3] {
+        [&mut self.granted, &mut self.converting, &mut self.waiting]
+    }
+
+    pub(crate) fn find_mut(&mut self, owner: Owner) -> Option<&mut Entry> {
+        let arrived = self.arrivals.iter_mut().filter_map(|arrival| match arrival {
+            Arrival::New(entry) => Some(entry),
+            Arrival::Convert(_) => None,
+        });
+        let queued = self.granted.iter_mut().chain(&mut self.converting).chain(&mut self.waiting);
+        queued.chain(arrived).find(|entry| entry.owner == owner)
+    }
+
+    fn take(&mut self, owner: Owner) -> Option<Entry> {
+        let arrived = self.arrivals.iter().position(|arrival| match arrival {
+            Arrival::New(entry) => entry.owner == owner,
+            Arrival::Convert(converting) => *converting == owner,
+        });
+        if let Some(index) = arrived
+            && let Some(Arrival::New(entry)) = self.arrivals.remove(index)
+        {
+            return Some(entry);
+        }
+        self.queues().into_iter().find_map(|queue| position(queue, owner).map(|index| queue.remove(index)))
+    }
+
+    /// The grant rules, in their order (design facts 1.2); rule 4 is not needed because order is kept or judged anew.
+    fn is_grantable(&self, entry: &Entry, mode: Mode, place: Place) -> bool {
+        if entry.flags.has(Flags::EXPEDITE) {
+            return true;
+        }
+        let others = self.granted.iter().chain(&self.converting).filter(|other| other.owner != entry.owner);
+        if others.into_iter().any(|other| blocks(other, mode)) {
+            return false;
+        }
+        match (entry.granted.is_some(), place) {
+            (true, Place::Now) => !entry.flags.has(Flags::QUECVT) || self.converting.is_empty() || entry.flags.has(Flags::NOORDER),
+            (_, _) if entry.flags.has(Flags::NOORDER) => true,
+            (true, Place::Queued(index)) => index == 0,
+            (false, Place::Now) => self.converting.is_empty() && self.waiting.is_empty(),
+            (false, Place::Queued(index)) => self.converting.is_empty() && index == 0,
+        }
+    }
+
+    /// The mode in which it can be granted here, if any: the wanted one or its alternative.
+    fn grantable_mode(&self, entry: &Entry, place: Place) -> Option<(Mode, bool)> {
+        let wanted = entry.wanted?;
+        if self.is_grantable(entry, wanted, place) {
+            return Some((wanted, false));
+        }
+        let alternative = match entry.flags {
+            flags if flags.has(Flags::ALTPR) => Mode::Pr,
+            flags if flags.has(Flags::ALTCW) => Mode::Cw,
+            _ => return None,
+        };
+        (alternative != wanted && self.is_grantable(entry, alternative, place)).then_some((alternative, true))
+    }
+
+    fn write_lvb(&mut self, flags: Flags, lvb: Option<Lvb>) {
+        if flags.has(Flags::IVVALBLK) {
+            self.lvb.is_invalid = true;
+        } else if let (true, Some(value)) = (flags.has(Flags::VALBLK), lvb) {
+            self.lvb = LvbCopy { sequence: self.lvb.sequence + 1, is_invalid: false, value: Some(value) };
+        }
+    }
+
+    fn next_token(&mut self, gate: Gate) -> Token {
+        self.counter += 1;
+        Token { view: gate.view, counter: self.counter }
+    }
+
+    /// Grants `entry` in `mode` and tells its holder. The caller has taken it off its queue.
+    fn grant(&mut self, mut entry: Entry, mode: Mode, is_alternative: bool, gate: Gate, out: &mut Notices) {
+        let transfer = mode.lvb_transfer(entry.granted);
+        if transfer == LvbTransfer::Write {
+            self.write_lvb(entry.flags, entry.lvb.take());
+        }
+        let is_given_up = entry.granted.is_some_and(|granted| mode < granted && !granted.is_middle(mode));
+        if !is_given_up {
+            entry.token = self.next_token(gate);
+        }
+        if is_alternative {
+            entry.result = entry.result.with(ResultFlags::ALTMODE);
+        }
+        entry.is_read = transfer == LvbTransfer::Read && entry.flags.has(Flags::VALBLK);
+        entry.status = LockStatus::Success;
+        entry.granted = Some(mode);
+        entry.wanted = None;
+        entry.told = None;
+        entry.since_ms = gate.now_ms;
+        out.push((entry.owner, Notice::Completed(self.result_of(&entry))));
+        let index = self.granted.iter().position(|other| other.granted < Some(mode)).unwrap_or(self.granted.len());
+        self.granted.insert(index, entry);
+    }
+
+    /// What the holder is told of its last operation.
+    fn result_of(&self, entry: &Entry) -> OpResult {
+        let mut flags = entry.result;
+        let is_success = entry.status == LockStatus::Success;
+        if is_success && entry.flags.has(Flags::VALBLK) && self.lvb.is_invalid {
+            flags = flags.with(ResultFlags::VALNOTVALID);
+        }
+        let value = if is_success && entry.is_read { self.lvb.value } else { None };
+        let token = if is_success { entry.token } else { Token::default() };
+        OpResult { op: entry.op, status: entry.status, mode: entry.granted, flags, token, lvb: LvbCopy { value, ..self.lvb } }
+    }
+
+    /// An operation that failed: a lock that was granted keeps what it has; a new one is gone.
+    fn fail(&mut self, mut entry: Entry, status: LockStatus, out: &mut Notices) {
+        entry.status = status;
+        entry.wanted = None;
+        out.push((entry.owner, Notice::Completed(self.result_of(&entry))));
+        if entry.granted.is_some() {
+            self.granted.push(entry);
+            self.granted.sort_by_key(|other| core::cmp::Reverse(other.granted));
+        }
+    }
+
+    /// A new lock is asked for.
+    pub(crate) fn request(&mut self, entry: Entry, gate: Gate, out: &mut Notices) {
+        self.arrivals.push_back(Arrival::New(entry));
+        self.settle(gate, out);
+    }
+
+    /// A granted lock is to change its mode. A holder has one operation at a time, so the lock is on the granted queue.
+    pub(crate) fn convert(&mut self, owner: Owner, op: u32, mode: Mode, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
+        let Some(index) = position(&self.granted, owner) else { return };
+        let Some(entry) = self.granted.get_mut(index) else { return };
+        entry.op = op;
+        entry.wanted = Some(mode);
+        entry.flags = flags;
+        entry.lvb = lvb;
+        entry.result = ResultFlags::default();
+        entry.since_ms = gate.now_ms;
+        if entry.granted.is_some_and(|granted| mode < granted && granted.is_down(mode)) {
+            let entry = self.granted.remove(index);
+            self.grant(entry, mode, false, gate, out);
+        } else {
+            self.arrivals.push_back(Arrival::Convert(owner));
+        }
+        self.settle(gate, out);
+    }
+
+    /// A lock is given back, whatever queue it is on; unknown locks count as given back.
+    pub(crate) fn unlock(&mut self, owner: Owner, op: u32, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
+        if let Some(entry) = self.take(owner)
+            && entry.granted.is_some_and(Mode::is_writer)
+        {
+            self.write_lvb(flags, lvb);
+        }
+        out.push((owner, Notice::Completed(self.unlocked(op))));
+        self.settle(gate, out);
+    }
+
+    fn unlocked(&self, op: u32) -> OpResult {
+        let lvb = LvbCopy { value: None, ..self.lvb };
+        OpResult { op, status: LockStatus::Unlocked, mode: None, flags: ResultFlags::default(), token: Token::default(), lvb }
+    }
+
+    /// A request or conversion is taken back, unless it was granted already.
+    pub(crate) fn cancel(&mut self, owner: Owner, op: u32, gate: Gate, out: &mut Notices) {
+        if self.find_mut(owner).is_none_or(|entry| entry.op != op || entry.wanted.is_none()) {
+            return;
+        }
+        if let Some(entry) = self.take(owner) {
+            self.fail(entry, LockStatus::Cancelled, out);
+        }
+        self.settle(gate, out);
+    }
+
+    /// Grants whatever can be granted, judges arrivals, tells who stands in the way.
+    pub(crate) fn settle(&mut self, gate: Gate, out: &mut Notices) {
+        if !gate.may_grant {
+            return;
+        }
+        self.grant_pending(gate, out);
+        while let Some(arrival) = self.arrivals.pop_front() {
+            match arrival {
+                Arrival::New(entry) => self.judge_new(entry, gate, out),
+                Arrival::Convert(owner) => self.judge_convert(owner, gate, out),
+            }
+        }
+        self.tell_blockers(out);
+    }
+
+    fn judge_new(&mut self, entry: Entry, gate: Gate, out: &mut Notices) {
+        if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
+            self.grant(entry, mode, is_alternative, gate, out);
+        } else if entry.flags.has(Flags::NOQUEUE) {
+            self.tell_refused(&entry, out);
+            self.fail(entry, LockStatus::Again, out);
+        } else if entry.flags.has(Flags::HEADQUE) {
+            self.waiting.insert(0, entry);
+        } else {
+            self.waiting.push(entry);
+        }
+    }
+
+    fn judge_convert(&mut self, owner: Owner, gate: Gate, out: &mut Notices) {
+        let Some(index) = position(&self.granted, owner) else { return };
+        let mut entry = self.granted.remove(index);
+        if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
+            self.grant(entry, mode, is_alternative, gate, out);
+            self.grant_pending(gate, out);
+            return;
+        }
+        if entry.flags.has(Flags::NOQUEUE) {
+            self.tell_refused(&entry, out);
+            self.fail(entry, LockStatus::Again, out);
+            return;
+        }
+        let is_demoted = if !self.is_deadlock(&entry) || entry.flags.has(Flags::NODLCKWT) {
+            false
+        } else if entry.flags.has(Flags::CONVDEADLK) {
+            entry.granted = Some(Mode::Nl);
+            entry.result = entry.result.with(ResultFlags::DEMOTED);
+            true
+        } else {
+            self.fail(entry, LockStatus::Deadlock, out);
+            return;
+        };
+        let index = if entry.flags.has(Flags::HEADQUE) { 0 } else { self.converting.len() };
+        self.converting.insert(index, entry);
+        if is_demoted {
+            self.grant_pending(gate, out);
+        }
+    }
+
+    /// Would this conversion and one already queued wait for each other?
+    fn is_deadlock(&self, entry: &Entry) -> bool {
+        let is_first = entry.flags.has(Flags::HEADQUE);
+        self.converting.iter().any(|ahead| {
+            let (first, second) = if is_first { (entry, ahead) } else { (ahead, entry) };
+            first.wanted.is_some_and(|wanted| blocks(second, wanted))
+        })
+    }
+
+    fn grant_pending(&mut self, gate: Gate, out: &mut Notices) {
+        let mut index = 0;
+        while let Some(entry) = self.converting.get(index) {
+            if let Some((mode, is_alternative)) = self.grantable_mode(entry, Place::Queued(index)) {
+                let entry = self.converting.remove(index);
+                self.grant(entry, mode, is_alternative, gate, out);
+                // A grant can enable an earlier one.
+                index = 0;
+            } else {
+                index += 1;
+            }
+        }
+        let mut index = 0;
+        while let Some(entry) = self.waiting.get(index) {
+            if let Some((mode, is_alternative)) = self.grantable_mode(entry, Place::Queued(index)) {
+                let entry = self.waiting.remove(index);
+                self.grant(entry, mode, is_alternative, gate, out);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Each granted lock hears of the strongest queued mode that it blocks, once per strength.
+    fn tell_blockers(&mut self, out: &mut Notices) {
+        let mut is_wanted = [false; 6];
+        for entry in self.converting.iter().chain(&self.waiting) {
+            if let Some(flag) = entry.wanted.and_then(|wanted| is_wanted.get_mut(usize::from(wanted.number()))) {
+                *flag = true;
+            }
+        }
+        for entry in &mut self.granted {
+            let blocked = crate::mode::MODES
+                .into_iter()
+                .rev()
+                .find(|mode| is_wanted.get(usize::from(mode.number())) == Some(&true) && blocks(entry, *mode));
+            if let Some(mode) = blocked
+                && entry.told < Some(mode)
+            {
+                entry.told = Some(mode);
+                out.push((entry.owner, Notice::Blocking(mode)));
+            }
+        }
+    }
+
+    /// A failed try with NOQUEUEBAST tells granted and converting holders.
+    fn tell_refused(&mut self, entry: &Entry, out: &mut Notices) {
+        let Some(wanted) = entry.wanted.filter(|_| entry.flags.has(Flags::NOQUEUEBAST)) else { return };
+        for holder in self.granted.iter_mut().chain(&mut self.converting) {
+            if holder.owner != entry.owner && blocks(holder, wanted) && holder.told < Some(wanted) {
+                holder.told = Some(wanted);
+                out.push((holder.owner, Notice::Blocking(wanted)));
+            }
+        }
+    }
+
+    /// Drops the locks of lives that are no more; a writer among them may have been about to write the value block.
+    pub(crate) fn retain_lives(&mut self, is_kept: impl Fn(&Life) -> bool) {
+        let is_writer_gone = self.entries().any(|entry| !is_kept(&entry.owner.life) && entry.granted.is_some_and(Mode::is_writer));
+        self.lvb.is_invalid |= is_writer_gone;
+        for queue in self.queues() {
+            queue.retain(|entry| is_kept(&entry.owner.life));
+        }
+        self.arrivals.retain(|arrival| match arrival {
+            Arrival::New(entry) => is_kept(&entry.owner.life),
+            Arrival::Convert(owner) => is_kept(&owner.life),
+        });
+    }
+
+    /// Start of a recovery: what every holder has must be confirmed by it; tokens of the new view begin.
+    pub(crate) fn begin_recovery(&mut self) {
+        self.counter = 0;
+        for entry in self.granted.iter_mut().chain(&mut self.converting).chain(&mut self.waiting) {
+            entry.is_confirmed = false;
+            entry.told = None;
+        }
+        for arrival in &mut self.arrivals {
+            if let Arrival::New(entry) = arrival {
+                entry.is_confirmed = false;
+            }
+        }
+    }
+
+    /// A holder's report meets what this (continuing) master knows.
+    pub(crate) fn reconcile(&mut self, origin: Life, report: &Report, gate: Gate, out: &mut Notices) {
+        let owner = Owner { life: origin, lock: report.lock };
+        let Some(entry) = self.find_mut(owner) else {
+            self.adopt(owner, report, gate, out);
+            return;
+        };
+        entry.is_confirmed = true;
+        let Some(pending) = report.pending else { return };
+        let data = (pending.flags, pending.lvb);
+        if pending.kind == OpKind::Unlock {
+            self.unlock(owner, report.op, data, gate, out);
+        } else if entry.op >= report.op {
+            if entry.wanted.is_none() {
+                self.say_again(owner, gate, out);
+            } else if pending.is_cancelled {
+                self.cancel(owner, report.op, gate, out);
+            }
+        } else if pending.is_cancelled {
+            entry.op = report.op;
+            entry.status = LockStatus::Cancelled;
+            self.say_again(owner, gate, out);
+        } else {
+            self.convert(owner, report.op, pending.mode, data, gate, out);
+        }
+    }
+
+    /// The answer to an operation that ended here was lost with its view. A grant gets a token of this view.
+    fn say_again(&mut self, owner: Owner, gate: Gate, out: &mut Notices) {
+        let token = self.next_token(gate);
+        let Some(entry) = self.find_mut(owner) else { return };
+        if entry.status == LockStatus::Success {
+            entry.token = token;
+        }
+        let entry = entry.clone();
+        out.push((owner, Notice::Completed(self.result_of(&entry))));
+    }
+
+    /// A lock that this master has never seen, or whose master is lost.
+    pub(crate) fn adopt(&mut self, owner: Owner, report: &Report, gate: Gate, out: &mut Notices) {
+        let mut entry = Entry::new(owner, report.pid, report.op, Mode::Nl, Flags::NONE, gate.now_ms);
+        entry.wanted = None;
+        entry.granted = report.granted;
+        entry.token = report.token;
+        let Some(pending) = report.pending else {
+            if entry.granted.is_some() {
+                self.granted.push(entry);
+                self.granted.sort_by_key(|other| core::cmp::Reverse(other.granted));
+            }
+            return;
+        };
+        entry.flags = pending.flags;
+        match (pending.kind, report.granted) {
+            (OpKind::Unlock, _) => out.push((owner, Notice::Completed(self.unlocked(report.op)))),
+            (OpKind::New, None) if pending.is_cancelled => self.fail(entry, LockStatus::Cancelled, out),
+            (OpKind::New, None) => {
+                entry.wanted = Some(pending.mode);
+                self.arrivals.push_back(Arrival::New(entry));
+            }
+            (OpKind::Convert, Some(granted)) if pending.mode < granted && granted.is_down(pending.mode) => {
+                entry.granted = Some(pending.mode);
+                out.push((owner, Notice::Completed(self.result_of(&entry))));
+                self.granted.push(entry);
+            }
+            (OpKind::Convert, Some(_)) => {
+                // The lost master may have demoted it already and granted others on the strength of that.
+                if pending.flags.has(Flags::CONVDEADLK) {
+                    entry.granted = Some(Mode::Nl);
+                    entry.result = ResultFlags::DEMOTED;
+                }
+                if pending.is_cancelled {
+                    self.fail(entry, LockStatus::Cancelled, out);
+                } else {
+                    entry.wanted = Some(pending.mode);
+                    entry.lvb = pending.lvb;
+                    self.granted.push(entry);
+                    self.arrivals.push_back(Arrival::Convert(owner));
+                }
+            }
+            (OpKind::New, Some(_)) | (OpKind::Convert, None) => {}
+        }
+    }
+
+    /// A resource whose master is lost, from the reports of all its surviving holders.
+    pub(crate) fn rebuild(reports: &[(Life, Report)], gate: Gate, out: &mut Notices) -> Self {
+        let mut resource = Self { lvb: rebuild_lvb(reports), ..Self::default() };
+        for (origin, report) in reports {
+            resource.adopt(Owner { life: *origin, lock: report.lock }, report, gate, out);
+        }
+        resource.granted.sort_by_key(|entry| core::cmp::Reverse(entry.granted));
+        resource.order_arrivals();
+        resource
+    }
+
+    /// Conversions before new requests, and none behind one that it blocks: the lost master had them in such an order.
+    fn order_arrivals(&mut self) {
+        let arrivals = core::mem::take(&mut self.arrivals);
+        let (mut converts, news): (Vec<_>, Vec<_>) = arrivals.into_iter().partition(|arrival| matches!(arrival, Arrival::Convert(_)));
+        let modes = |arrival: &Arrival, granted: &[Entry]| match arrival {
+            Arrival::Convert(owner) => {
+                position(granted, *owner).and_then(|index| granted.get(index)).and_then(|entry| entry.granted.zip(entry.wanted))
+            }
+            Arrival::New(_) => None,
+        };
+        while !converts.is_empty() {
+            let wants: Vec<_> = converts.iter().map(|arrival| modes(arrival, &self.granted)).collect();
+            let is_free = |index: usize, wanted: Mode| {
+                wants
+                    .iter()
+                    .enumerate()
+                    .all(|(other, modes)| other == index || modes.is_none_or(|(granted, _)| granted.is_compatible(wanted)))
+            };
+            let next = wants.iter().enumerate().position(|(index, modes)| modes.is_none_or(|(_, wanted)| is_free(index, wanted)));
+            self.arrivals.push_back(converts.remove(next.unwrap_or(0)));
+        }
+        self.arrivals.extend(news);
+    }
+
+    /// End of a recovery at a continuing master: a living member that did not report a lock does not have it.
+    pub(crate) fn drop_unconfirmed(&mut self, is_member: impl Fn(&Life) -> bool) {
+        let is_dropped = |entry: &Entry| !entry.is_confirmed && is_member(&entry.owner.life);
+        for queue in self.queues() {
+            queue.retain(|entry| !is_dropped(entry));
+        }
+        self.arrivals.retain(|arrival| match arrival {
+            Arrival::New(entry) => !is_dropped(entry),
+            Arrival::Convert(_) => true,
+        });
+    }
+}
+
+/// The value block of a resource whose master is lost: the newest copy that is known; valid only if a survivor's lock proves that nobody
+/// can have written since (it has excluded writers ever since it saw that copy).
+fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
+    let mut best = LvbCopy { is_invalid: true, ..LvbCopy::default() };
+    let mut proved: Option<LvbCopy> = None;
+    let mut newest = 0;
+    for (_, report) in reports {
+        let written = report.pending.filter(|pending| {
+            let is_write = match (pending.kind, report.granted) {
+                (OpKind::Unlock, Some(granted)) => granted.is_writer(),
+                (OpKind::Convert, Some(granted)) => pending.mode.lvb_transfer(Some(granted)) == LvbTransfer::Write,
+                _ => false,
+            };
+            is_write && pending.flags.has(Flags::VALBLK) && !pending.flags.has(Flags::IVVALBLK) && pending.lvb.is_some()
+        });
+        let copy = match written {
+            Some(pending) => LvbCopy { sequence: report.lvb.sequence + 1, is_invalid: true, value: pending.lvb },
+            None => report.lvb,
+        };
+        newest = copy.sequence.max(newest);
+        if copy.sequence > best.sequence && copy.value.is_some() {
+            best = LvbCopy { is_invalid: true, ..copy };
+        }
+        if report.granted >= Some(Mode::Cw) && report.pending.is_none() && proved.is_none_or(|proved| proved.sequence < report.lvb.sequence)
+        {
+            proved = Some(report.lvb);
+        }
+    }
+    if let Some(proved) = proved {
+        best.is_invalid = proved.is_invalid || best.sequence != proved.sequence;
+    }
+    if best.is_invalid {
+        // No copy that anybody holds may ever be taken for this content.
+        best.sequence = newest + 1;
+    }
+    best
+}

@@ -1,0 +1,286 @@
+//! What: the service as holder: the locks of this node's sessions and their operations under way.
+//! Owns: local locks, their operation numbers, which master each resource has.
+//! Invariants: one operation per lock at a time; each is sent to one master per view and answered to its client exactly once.
+//! Does not: decide grants.
+//! Called by: `service`, its sessions and its recovery.
+
+use super::LockService;
+use crate::client::{ClientReply, Lvb};
+use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
+use crate::name::Key;
+use crate::wire::{LvbCopy, OpKind, OpResult, Record};
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+use deadbolt_disk_format::types::Life;
+
+/// Where an operation under way is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sent {
+    /// No node has it.
+    Unsent,
+    /// The request went to the home, which may be master and have taken it.
+    ToHome,
+    /// The master has it, or will have it by this recovery.
+    ToMaster,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) kind: OpKind,
+    /// `None`: nobody waits for the answer.
+    pub(super) serial: Option<u64>,
+    pub(super) mode: Mode,
+    pub(super) flags: Flags,
+    pub(super) lvb: Option<Lvb>,
+    pub(super) sent: Sent,
+    pub(super) is_cancelled: bool,
+    pub(super) is_cancel_sent: bool,
+    /// Cancel requests to answer when the operation has ended.
+    pub(super) cancels: Vec<u64>,
+}
+
+impl Pending {
+    pub(super) fn new(kind: OpKind, serial: Option<u64>, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Self {
+        let sent = Sent::Unsent;
+        Self { kind, serial, mode, flags, lvb, sent, is_cancelled: false, is_cancel_sent: false, cancels: Vec::new() }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct LocalLock {
+    pub(super) session: u64,
+    pub(super) key: Key,
+    pub(super) pid: u32,
+    pub(super) op: u32,
+    pub(super) granted: Option<Mode>,
+    pub(super) token: Token,
+    pub(super) lvb: LvbCopy,
+    pub(super) pending: Option<Pending>,
+    /// Last mode of a blocking callback since the last completion.
+    pub(super) told: Option<Mode>,
+    pub(super) since_ms: u64,
+}
+
+/// A resource on which this node has locks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LocalResource {
+    pub(super) master: Option<Life>,
+    pub(super) is_looking: bool,
+    pub(super) locks: BTreeSet<u32>,
+}
+
+impl LockService {
+    /// Sends what can be sent of a lock's operation.
+    pub(super) fn advance(&mut self, id: u32) {
+        if !self.is_running() {
+            return;
+        }
+        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let (key, op, pid) = (lock.key, lock.op, lock.pid);
+        let Some(pending) = &mut lock.pending else { return };
+        let Some(resource) = self.resources.get_mut(&key) else { return };
+        if self.mastered.contains_key(&key) {
+            resource.master = Some(self.me);
+        }
+        let request = Record::Request { key, lock: id, pid, op, mode: pending.mode, flags: pending.flags };
+        let mut records = Vec::new();
+        let to = match (resource.master, pending.sent) {
+            (Some(master), Sent::Unsent) => {
+                pending.sent = Sent::ToMaster;
+                records.push(match pending.kind {
+                    OpKind::New => request,
+                    OpKind::Convert => Record::Convert { lock: id, op, mode: pending.mode, flags: pending.flags, lvb: pending.lvb },
+                    OpKind::Unlock => Record::Unlock { lock: id, op, flags: pending.flags, lvb: pending.lvb },
+                });
+                master
+            }
+            (Some(master), Sent::ToMaster) => master,
+            (None, Sent::Unsent) if pending.kind == OpKind::New && !resource.is_looking => {
+                pending.sent = Sent::ToHome;
+                resource.is_looking = true;
+                return self.send(self.home(&key), request);
+            }
+            (None, _) | (Some(_), Sent::ToHome) => return,
+        };
+        if pending.is_cancelled && !pending.is_cancel_sent && pending.kind != OpKind::Unlock {
+            pending.is_cancel_sent = true;
+            records.push(Record::Cancel { lock: id, op });
+        }
+        for record in records {
+            self.send(to, record);
+        }
+    }
+
+    /// The home says who is master.
+    pub(super) fn handle_master_is(&mut self, key: Key, master: Life, counter: u64, is_taken: bool) {
+        if master == self.me && self.is_running() {
+            self.become_master(key, counter);
+        }
+        if let Some(resource) = self.resources.get_mut(&key) {
+            resource.master = Some(master);
+            resource.is_looking = false;
+            for id in resource.locks.clone() {
+                self.learn_master(id, is_taken);
+            }
+        }
+        self.pump();
+        self.release_if_empty(key);
+    }
+
+    fn learn_master(&mut self, id: u32, is_taken: bool) {
+        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let is_new = lock.granted.is_none();
+        let Some(pending) = &mut lock.pending else { return };
+        if pending.sent == Sent::ToHome {
+            // A forced unlock follows the request that was taken; without that there is nothing to unlock.
+            pending.sent = if is_taken && pending.kind == OpKind::New { Sent::ToMaster } else { Sent::Unsent };
+            if !is_taken && is_new && (pending.is_cancelled || pending.kind == OpKind::Unlock) {
+                return self.end_unsent(id);
+            }
+        }
+        self.advance(id);
+    }
+
+    /// A request that no master has is taken back.
+    pub(super) fn end_unsent(&mut self, id: u32) {
+        let Some(lock) = self.locks.get(&id) else { return };
+        let Some(pending) = &lock.pending else { return };
+        let status = if pending.kind == OpKind::Unlock { LockStatus::Unlocked } else { LockStatus::Cancelled };
+        let flags = ResultFlags::default();
+        let result = OpResult { op: lock.op, status, mode: lock.granted, flags, token: Token::default(), lvb: lock.lvb };
+        self.handle_completed(id, &result);
+    }
+
+    pub(super) fn handle_not_master(&mut self, id: u32, op: u32) {
+        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let Some(pending) = &mut lock.pending else { return };
+        if lock.op != op || pending.kind != OpKind::New || pending.sent != Sent::ToMaster {
+            return;
+        }
+        pending.sent = Sent::Unsent;
+        pending.is_cancel_sent = false;
+        if pending.is_cancelled {
+            return self.end_unsent(id);
+        }
+        if let Some(resource) = self.resources.get_mut(&lock.key) {
+            resource.master = None;
+        }
+        self.advance(id);
+    }
+
+    /// The master's answer.
+    pub(super) fn handle_completed(&mut self, id: u32, result: &OpResult) {
+        let Some(lock) = self.locks.get_mut(&id) else { return };
+        if lock.op != result.op {
+            return;
+        }
+        let Some(pending) = lock.pending.take() else { return };
+        let granted = lock.granted;
+        let is_success = result.status == LockStatus::Success;
+        lock.granted = result.mode;
+        lock.told = None;
+        lock.since_ms = self.now_ms;
+        if is_success {
+            lock.token = result.token;
+        }
+        let is_written = is_success
+            && pending.flags.has(Flags::VALBLK)
+            && !pending.flags.has(Flags::IVVALBLK)
+            && result.mode.is_some_and(|mode| mode.lvb_transfer(granted) == LvbTransfer::Write);
+        let written = if is_written { pending.lvb } else { None };
+        let known = if lock.lvb.sequence == result.lvb.sequence { lock.lvb.value } else { None };
+        lock.lvb = LvbCopy { value: result.lvb.value.or(written).or(known), ..result.lvb };
+        let is_given_up = granted.zip(result.mode).is_some_and(|(from, to)| to < from && from.is_down(to));
+        let session = lock.session;
+        if let Some(serial) = pending.serial {
+            let reply = ClientReply::Completed {
+                serial,
+                lock: id,
+                status: result.status,
+                mode: result.mode,
+                flags: result.flags,
+                lvb: result.lvb.value,
+                token: result.token,
+            };
+            self.reply_about(session, id, is_success && !is_given_up, reply);
+        }
+        for serial in pending.cancels {
+            let reply = Self::simple_reply(serial, id, LockStatus::Success, result.mode);
+            self.reply_about(session, id, false, reply);
+        }
+        if result.mode.is_none() {
+            self.remove_lock(id);
+        }
+    }
+
+    pub(super) fn simple_reply(serial: u64, lock: u32, status: LockStatus, mode: Option<Mode>) -> ClientReply {
+        ClientReply::Completed { serial, lock, status, mode, flags: ResultFlags::default(), lvb: None, token: Token::default() }
+    }
+
+    pub(super) fn remove_lock(&mut self, id: u32) {
+        let Some(lock) = self.locks.remove(&id) else { return };
+        if let Some(session) = self.sessions.get_mut(&lock.session) {
+            session.locks.remove(&id);
+        }
+        if let Some(resource) = self.resources.get_mut(&lock.key) {
+            resource.locks.remove(&id);
+            if resource.locks.is_empty() {
+                self.resources.remove(&lock.key);
+                self.leave_if_unused(lock.key.lockspace);
+            }
+        }
+    }
+
+    /// A blocking callback, unless the client knows it already or it no longer concerns what the client has.
+    pub(super) fn handle_blocking(&mut self, id: u32, mode: Mode) {
+        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let is_known = lock.told.is_some_and(|told| told == mode || (told > mode && told > Mode::Pr));
+        if is_known || lock.granted.is_none_or(|granted| granted.is_compatible(mode)) {
+            return;
+        }
+        lock.told = Some(mode);
+        let session = lock.session;
+        self.reply_about(session, id, false, ClientReply::Blocking { lock: id, mode });
+    }
+
+    /// Gives a lock back from whatever state it is in; an operation under way ends as cancelled.
+    pub(super) fn begin_unlock(&mut self, id: u32, serial: Option<u64>, flags: Flags, lvb: Option<Lvb>) {
+        self.cancel_held(id);
+        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let (session, granted) = (lock.session, lock.granted);
+        let mut unlock = Pending::new(OpKind::Unlock, serial, Mode::Nl, flags, lvb);
+        let previous = lock.pending.take();
+        if let Some(previous) = &previous {
+            if previous.kind == OpKind::Unlock {
+                lock.pending.clone_from(&Some(previous.clone()));
+                return;
+            }
+            if previous.sent == Sent::ToHome {
+                unlock.sent = Sent::ToHome;
+            }
+        }
+        let is_nowhere = granted.is_none() && previous.as_ref().is_some_and(|previous| previous.sent == Sent::Unsent);
+        lock.op += 1;
+        lock.pending = Some(unlock);
+        if let Some(previous) = previous {
+            if let Some(serial) = previous.serial {
+                self.reply(session, Self::simple_reply(serial, id, LockStatus::Cancelled, granted));
+            }
+            for serial in previous.cancels {
+                self.reply(session, Self::simple_reply(serial, id, LockStatus::Success, granted));
+            }
+        }
+        if is_nowhere { self.end_unsent(id) } else { self.advance(id) }
+    }
+
+    /// Grants that the client was not told yet are never told: the lock is on its way back.
+    fn cancel_held(&mut self, id: u32) {
+        let (mine, others) = core::mem::take(&mut self.held).into_iter().partition(|(_, lock, _)| *lock == id);
+        self.held = others;
+        for (session, lock, reply) in mine {
+            if let ClientReply::Completed { serial, mode, .. } = reply {
+                self.reply(session, Self::simple_reply(serial, lock, LockStatus::Cancelled, mode));
+            }
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! What: a node's lock service: sessions on one side, the other nodes' services on the other.
+//! Owns: the node's locks, the resources it is master of, its share of the directory, what it knows of joined lockspaces.
+//! Invariants: nothing new is granted outside membership, during recovery, without a permit, or in a lockspace that an owed node may have
+//! joined; a grant reaches a client only while the permit holds and "holds" is published; messages of older views are dropped.
+//! Does not: open, sleep, read a clock; decide membership or evidence.
+//! Called by: the daemon's loop, the simulator.
+
+mod holder;
+mod master;
+mod recovery;
+mod report;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use crate::client::{ClientReply, ClientRequest};
+use crate::name::Key;
+use crate::queue::{Gate, Owner, Resource};
+use crate::wire::{self, Record};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
+
+pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, ServiceStatus};
+
+/// A message to a peer is closed when it is longer than this, in bytes (chosen: far below any link's frame limit, large enough to batch).
+const MESSAGE_BYTES: usize = 32 * 1024;
+/// Most locks of one session (bounds memory; chosen, no strong reason).
+pub const SESSION_LOCKS_MAX: usize = 1 << 20;
+
+/// Who a session is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SessionInfo {
+    /// Process at the other end of the socket.
+    pub pid: u32,
+}
+
+/// What happens to the service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// A decided view was learned. Numbers only grow; others are ignored.
+    View {
+        /// Its number.
+        number: ViewNumber,
+        /// Who is in.
+        members: Vec<Life>,
+        /// Removed and not yet proved gone.
+        owed: Vec<Owed>,
+        /// This life is in.
+        is_member: bool,
+    },
+    /// Lease alive, member, published: grants may leave - or not any more.
+    Permit {
+        /// Now.
+        may_grant: bool,
+    },
+    /// A message of another life's service. The link keeps order and loses nothing while both are in the view.
+    Peer {
+        /// Who sent it (authenticated by the link).
+        from: Life,
+        /// As it left [`Output::Send`].
+        message: Vec<u8>,
+    },
+    /// A client connected.
+    SessionOpened {
+        /// Number of the session, never used again.
+        session: u64,
+        /// Who it is.
+        info: SessionInfo,
+    },
+    /// A client's frame.
+    Request {
+        /// Whose.
+        session: u64,
+        /// What.
+        request: ClientRequest,
+    },
+    /// A client is gone: its locks are given back and what it may have been writing is marked.
+    SessionClosed {
+        /// Which.
+        session: u64,
+    },
+    /// Exactly one answer to each [`Output::Holds`]: the word now stands on disk.
+    HoldsPublished(bool),
+    /// Refuse new locks and lockspaces from now on.
+    Stop,
+    /// Membership is lost for good: every session is told, everything is void, nothing more is done by this service.
+    Lose {
+        /// For people.
+        reason: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What the daemon must do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send to another life's service, in order.
+    Send {
+        /// To whom.
+        to: Life,
+        /// The message.
+        message: Vec<u8>,
+    },
+    /// Send to a client, in order.
+    Reply {
+        /// To whom.
+        session: u64,
+        /// The frame.
+        reply: ClientReply,
+    },
+    /// Publish that clients (may) hold something, or hold nothing; answer with [`Input::HoldsPublished`].
+    Holds(bool),
+    /// Recovery in this view is finished here.
+    Recovered(ViewNumber),
+    /// A line for the log.
+    Log(String),
+}
+
+#[derive(Debug, Default)]
+struct View {
+    number: u64,
+    members: Vec<Life>,
+    owed: Vec<Owed>,
+    is_member: bool,
+}
+
+#[derive(Debug, Default)]
+struct Session {
+    info: SessionInfo,
+    lockspaces: BTreeSet<u32>,
+    locks: BTreeSet<u32>,
+}
+
+/// A lockspace that this node uses.
+#[derive(Debug)]
+struct Lockspace {
+    name: Vec<u8>,
+    is_joined: bool,
+    /// The view in which every member was sent the announcement.
+    announced_in: Option<u64>,
+    confirmed: BTreeSet<Life>,
+    sessions: BTreeSet<u64>,
+    asked: Vec<(u64, u64)>,
+}
+
+/// A resource of which this node is master.
+#[derive(Debug)]
+struct Mastered {
+    resource: Resource,
+    /// View in which mastery was last established or confirmed.
+    firm: u64,
+}
+
+/// "Holds" as the daemon was told and as it stands on disk.
+#[derive(Debug, Default)]
+struct Holds {
+    is_said: bool,
+    is_published: bool,
+}
+
+/// A planted mistake, so that the tests can prove that they would see it.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mistake {
+    GrantBeforeGone,
+    AcceptOldView,
+    ForgetWaiter,
+    TokenReset,
+    KeepDeadLvb,
+    GrantWithoutRebuild,
+}
+
+/// A node's lock service.
+#[derive(Debug)]
+pub struct LockService {
+    me: Life,
+    now_ms: u64,
+    view: View,
+    may_grant: bool,
+    is_stopped: bool,
+    is_lost: bool,
+    holds: Holds,
+    recovery: Option<recovery::Recovery>,
+    /// Messages of this view that came before recovery was finished here.
+    deferred: VecDeque<(Life, Record)>,
+    /// Messages of views not learned yet.
+    future: VecDeque<(Life, u64, Vec<u8>)>,
+    sessions: BTreeMap<u64, Session>,
+    lockspaces: BTreeMap<u32, Lockspace>,
+    /// What each life has joined. An entry is complete: whoever uses a lockspace has had our confirmation first.
+    joins: BTreeMap<Life, BTreeSet<u32>>,
+    names: BTreeMap<u32, Vec<u8>>,
+    locks: BTreeMap<u32, holder::LocalLock>,
+    resources: BTreeMap<Key, holder::LocalResource>,
+    last_lock: u32,
+    mastered: BTreeMap<Key, Mastered>,
+    owners: BTreeMap<Owner, Key>,
+    directory: BTreeMap<Key, Life>,
+    /// Highest token counter that came back to this home in this view.
+    share_counter: u64,
+    /// Grants that wait for permit and publication.
+    held: VecDeque<(u64, u32, ClientReply)>,
+    loopback: VecDeque<Record>,
+    outbox: BTreeMap<Life, Vec<u8>>,
+    outputs: VecDeque<Output>,
+    #[cfg(test)]
+    pub(crate) mistake: Option<Mistake>,
+}
+
+impl LockService {
+    /// The service of a life that is in no view yet.
+    #[must_use]
+    pub fn new(me: Life) -> Self {
+        Self {
+            me,
+            now_ms: 0,
+            view: View::default(),
+            may_grant: false,
+            is_stopped: false,
+            is_lost: false,
+            holds: Holds::default(),
+            recovery: None,
+            deferred: VecDeque::new(),
+            future: VecDeque::new(),
+            sessions: BTreeMap::new(),
+            lockspaces: BTreeMap::new(),
+            joins: BTreeMap::from([(me, BTreeSet::new())]),
+            names: BTreeMap::new(),
+            locks: BTreeMap::new(),
+            resources: BTreeMap::new(),
+            last_lock: 0,
+            mastered: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            directory: BTreeMap::new(),
+            share_counter: 0,
+            held: VecDeque::new(),
+            loopback: VecDeque::new(),
+            outbox: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            #[cfg(test)]
+            mistake: None,
+        }
+    }
+
+    /// Takes an input; the outputs are polled afterwards.
+    pub fn handle(&mut self, now_ms: u64, input: Input) {
+        self.now_ms = now_ms;
+        if self.is_lost {
+            return;
+        }
+        match input {
+            Input::View { number, members, owed, is_member } => self.handle_view(View { number: number.0, members, owed, is_member }),
+            Input::Permit { may_grant } => self.handle_permit(may_grant),
+            Input::Peer { from, message } => self.handle_peer(from, &message),
+            Input::SessionOpened { session, info } => {
+                self.sessions.insert(session, Session { info, ..Session::default() });
+            }
+            Input::Request { session, request } => self.handle_request(session, request),
+            Input::SessionClosed { session } => self.close_session(session),
+            Input::HoldsPublished(is_held) => self.holds.is_published = is_held && self.holds.is_said,
+            Input::Stop => self.is_stopped = true,
+            Input::Lose { reason } => self.lose(&reason),
+            Input::Tick => {}
+        }
+        self.pump();
+        self.update_holds();
+        self.deliver_held();
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        // Batched per peer until the turn's end: many records, one message.
+        self.outbox.pop_first().map(|(to, message)| Output::Send { to, message })
+    }
+
+    /// No timer runs in this machine yet.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        None
+    }
+
+    fn log(&mut self, text: String) {
+        self.outputs.push_back(Output::Log(text));
+    }
+
+    fn pump(&mut self) {
+        while let Some(record) = self.loopback.pop_front() {
+            self.handle_record(self.me, record);
+        }
+    }
+
+    fn send(&mut self, to: Life, record: Record) {
+        if to == self.me {
+            self.loopback.push_back(record);
+            return;
+        }
+        let message = self.outbox.remove(&to).unwrap_or_else(|| wire::begin_message(self.view.number));
+        let message = record.append(message);
+        if message.len() > MESSAGE_BYTES {
+            self.outputs.push_back(Output::Send { to, message });
+        } else {
+            self.outbox.insert(to, message);
+        }
+    }
+
+    fn send_others(&mut self, record: &Record) {
+        for to in self.others() {
+            self.send(to, record.clone());
+        }
+    }
+
+    fn others(&self) -> Vec<Life> {
+        self.view.members.iter().copied().filter(|life| *life != self.me).collect()
+    }
+
+    fn is_member(&self, life: &Life) -> bool {
+        self.view.members.contains(life)
+    }
+
+    /// Member, and recovery in this view is finished here.
+    fn is_running(&self) -> bool {
+        self.view.is_member && self.recovery.is_none()
+    }
+
+    /// The first in the rendezvous order among the members. While an owed node comes before it, the share of that node is served only in
+    /// lockspaces that it has certainly not joined (`gated_by`), and every member has told this view's home what it knows: so a home
+    /// needs no memory of an earlier one.
+    fn home(&self, key: &Key) -> Life {
+        self.view.members.iter().copied().max_by_key(|life| (key.weight(life.slot), life.slot)).unwrap_or(self.me)
+    }
+
+    /// Owed lives that may have joined the lockspace: while there is one, nothing new is granted in it.
+    fn gated_by(&self, lockspace: u32) -> impl Iterator<Item = Life> + '_ {
+        self.view
+            .owed
+            .iter()
+            .map(|owed| owed.life)
+            .filter(move |life| self.joins.get(life).is_none_or(|joined| joined.contains(&lockspace)))
+    }
+
+    fn gate(&self, lockspace: u32) -> Gate {
+        let is_gated = self.gated_by(lockspace).next().is_some();
+        #[cfg(test)]
+        let is_gated = is_gated && self.mistake != Some(Mistake::GrantBeforeGone);
+        let may_grant = self.is_running() && self.may_grant && !is_gated;
+        Gate { now_ms: self.now_ms, view: self.view.number, may_grant }
+    }
+
+    fn handle_permit(&mut self, may_grant: bool) {
+        let is_new = may_grant && !self.may_grant;
+        self.may_grant = may_grant;
+        if is_new && self.is_running() {
+            let keys: Vec<Key> = self.mastered.keys().copied().collect();
+            for key in keys {
+                self.settle(key);
+            }
+        }
+    }
+
+    fn handle_peer(&mut self, from: Life, message: &[u8]) {
+        let (view, bytes) = match wire::open_message(message) {
+            Ok(opened) => opened,
+            Err(error) => return self.log(format!("message of slot {} refused: {error}", from.slot)),
+        };
+        if view > self.view.number {
+            return self.future.push_back((from, view, message.to_vec()));
+        }
+        let is_old = view < self.view.number;
+        #[cfg(test)]
+        let is_old = is_old && self.mistake != Some(Mistake::AcceptOldView);
+        if is_old || !self.view.is_member || !self.is_member(&from) {
+            return;
+        }
+        match Record::read_all(bytes) {
+            Ok(records) => {
+                for record in records {
+                    self.take_record(from, record);
+                    self.pump();
+                }
+            }
+            Err(error) => self.log(format!("message of slot {} refused: {error}", from.slot)),
+        }
+    }
+
+    /// A record of the present view: now, or when recovery is finished.
+    fn take_record(&mut self, from: Life, record: Record) {
+        let is_early = self.recovery.is_some() && !record.is_recovery() && !matches!(record, Record::MasterIs { .. });
+        if is_early {
+            self.deferred.push_back((from, record));
+        } else {
+            self.handle_record(from, record);
+        }
+    }
+
+    fn handle_record(&mut self, from: Life, record: Record) {
+        match record {
+            Record::Request { key, lock, pid, op, mode, flags } => {
+                self.handle_lock_request(Owner { life: from, lock }, key, (pid, op, mode, flags));
+            }
+            Record::Convert { lock, op, mode, flags, lvb } => {
+                self.operate(Owner { life: from, lock }, |resource, owner, gate, out| {
+                    resource.convert(owner, op, mode, (flags, lvb), gate, out);
+                });
+            }
+            Record::Unlock { lock, op, flags, lvb } => self.handle_unlock(Owner { life: from, lock }, op, (flags, lvb)),
+            Record::Cancel { lock, op } => {
+                self.operate(Owner { life: from, lock }, |resource, owner, gate, out| resource.cancel(owner, op, gate, out));
+            }
+            Record::Completed { lock, result } => self.handle_completed(lock, &result),
+            Record::Blocking { lock, mode } => self.handle_blocking(lock, mode),
+            Record::MasterIs { key, master, counter, is_taken } => self.handle_master_is(key, master, counter, is_taken),
+            Record::Released { key, counter } => self.handle_released(from, &key, counter),
+            Record::NotMaster { lock, op } => self.handle_not_master(lock, op),
+            Record::Join { name } => self.handle_join(from, name),
+            Record::JoinAnswer { lockspace, is_refused } => self.handle_join_answer(from, lockspace, is_refused),
+            Record::Leave { lockspace } => {
+                if let Some(joined) = self.joins.get_mut(&from) {
+                    joined.remove(&lockspace);
+                }
+            }
+            recovery => self.handle_recovery(from, recovery),
+        }
+    }
+
+    fn update_holds(&mut self) {
+        let is_held = !self.locks.is_empty();
+        if is_held && !self.holds.is_said {
+            self.holds = Holds { is_said: true, is_published: false };
+            self.outputs.push_back(Output::Holds(true));
+        } else if !is_held && self.holds.is_said && self.holds.is_published && !self.is_lost {
+            // Only after the answer to "true", so that this answer can never be taken for a later one.
+            self.holds = Holds::default();
+            self.outputs.push_back(Output::Holds(false));
+        }
+    }
+
+    /// May a grant reach a client?
+    fn may_deliver(&self) -> bool {
+        self.view.is_member && self.may_grant && self.holds.is_published
+    }
+
+    fn deliver_held(&mut self) {
+        while self.may_deliver()
+            && let Some((session, _, reply)) = self.held.pop_front()
+        {
+            self.reply(session, reply);
+        }
+    }
+
+    fn reply(&mut self, session: u64, reply: ClientReply) {
+        if self.sessions.contains_key(&session) {
+            self.outputs.push_back(Output::Reply { session, reply });
+        }
+    }
+
+    /// A reply about a lock: a grant, and what follows it, waits until grants may leave.
+    fn reply_about(&mut self, session: u64, lock: u32, is_grant: bool, reply: ClientReply) {
+        let is_behind = self.held.iter().any(|(_, held, _)| *held == lock);
+        if is_behind || (is_grant && !self.may_deliver()) {
+            self.held.push_back((session, lock, reply));
+        } else {
+            self.reply(session, reply);
+        }
+    }
+
+    /// What holders here have is not given back by this: "holds" stays said.
+    fn lose(&mut self, reason: &str) {
+        let sessions: Vec<u64> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            self.reply(session, ClientReply::Lost { reason: reason.into() });
+        }
+        let (holds, outputs) = (core::mem::take(&mut self.holds), core::mem::take(&mut self.outputs));
+        let is_lost = true;
+        let view = View { number: self.view.number, ..View::default() };
+        *self = Self { holds, outputs, is_lost, view, now_ms: self.now_ms, ..Self::new(self.me) };
+    }
+}

@@ -1,0 +1,345 @@
+//! What: what clients ask, judged; and the joining of lockspaces.
+//! Owns: sessions, the lockspaces this node uses, the legality of flags.
+//! Invariants: a lockspace is used only after every member of the present view knows that this node has joined it.
+//! Does not: read sockets; the server hands typed frames in.
+//! Called by: `service`.
+
+use super::holder::{LocalLock, Pending, Sent};
+use super::{LockService, Lockspace, SESSION_LOCKS_MAX};
+use crate::client::{CLIENT_VERSION, ClientReply, ClientRequest, LOCKSPACE_BYTES_MAX, Lvb};
+use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, Token};
+use crate::name::{Key, lockspace_number};
+use crate::wire::{LvbCopy, OpKind, Record};
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+use deadbolt_disk_format::types::Life;
+
+/// Accepted without effect.
+const IGNORED: Flags = Flags::NODLCKBLK.with(Flags::TIMEOUT).with(Flags::CONVERT);
+/// Legal on requests and conversions.
+const COMMON: Flags = Flags::NOQUEUE
+    .with(Flags::VALBLK)
+    .with(Flags::NOQUEUEBAST)
+    .with(Flags::HEADQUE)
+    .with(Flags::NOORDER)
+    .with(Flags::ALTPR)
+    .with(Flags::ALTCW)
+    .with(Flags::NODLCKWT)
+    .with(IGNORED);
+const FOR_LOCK: Flags = COMMON.with(Flags::EXPEDITE);
+const FOR_CONVERT: Flags = COMMON.with(Flags::QUECVT).with(Flags::IVVALBLK).with(Flags::CONVDEADLK);
+const FOR_UNLOCK: Flags = Flags::VALBLK.with(Flags::IVVALBLK).with(Flags::FORCEUNLOCK).with(IGNORED);
+
+fn are_common_flags_legal(flags: Flags) -> bool {
+    let is_bast_alone = flags.has(Flags::NOQUEUEBAST) && !flags.has(Flags::NOQUEUE);
+    !is_bast_alone && !flags.has(Flags::ALTPR.with(Flags::ALTCW))
+}
+
+/// PERSISTENT and ORPHAN are not legal here.
+fn is_lock_legal(mode: Mode, flags: Flags) -> bool {
+    let is_expedite_legal = !flags.has(Flags::EXPEDITE) || (mode == Mode::Nl && !flags.has(Flags::NOQUEUE));
+    flags.is_within(FOR_LOCK) && are_common_flags_legal(flags) && is_expedite_legal
+}
+
+/// QUECVT is legal only upwards (and between PR and CW).
+fn is_convert_legal(granted: Mode, mode: Mode, flags: Flags, lvb: Option<&Lvb>) -> bool {
+    let is_quecvt_legal = !flags.has(Flags::QUECVT) || (mode > granted || granted.is_middle(mode));
+    let is_deadlock_legal = !(flags.has(Flags::CONVDEADLK) && flags.has(Flags::NOQUEUE));
+    let is_write = flags.has(Flags::VALBLK) && !flags.has(Flags::IVVALBLK) && mode.lvb_transfer(Some(granted)) == LvbTransfer::Write;
+    flags.is_within(FOR_CONVERT) && are_common_flags_legal(flags) && is_quecvt_legal && is_deadlock_legal && !(is_write && lvb.is_none())
+}
+
+impl LockService {
+    pub(super) fn handle_request(&mut self, session: u64, request: ClientRequest) {
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        match request {
+            ClientRequest::Hello { .. } => {
+                let (slot, view) = (self.me.slot.0, self.view.number);
+                self.reply(session, ClientReply::Welcome { version: CLIENT_VERSION, slot, view });
+            }
+            ClientRequest::JoinLockspace { serial, name } => self.join_lockspace(session, serial, name),
+            ClientRequest::LeaveLockspace { serial, lockspace } => self.leave_lockspace(session, serial, lockspace),
+            ClientRequest::Lock { serial, lockspace, resource, mode, flags, lvb: _ } => {
+                if let Err(status) = self.lock(session, serial, (lockspace, &resource), mode, flags) {
+                    self.reply(session, Self::simple_reply(serial, 0, status, None));
+                }
+            }
+            ClientRequest::Convert { serial, lock, mode, flags, lvb } => {
+                if let Err(status) = self.convert(session, serial, lock, mode, flags, lvb) {
+                    let granted = self.locks.get(&lock).and_then(|lock| lock.granted);
+                    self.reply(session, Self::simple_reply(serial, lock, status, granted));
+                }
+            }
+            ClientRequest::Unlock { serial, lock, flags, lvb } => {
+                if let Err(status) = self.unlock(session, serial, lock, flags, lvb) {
+                    let granted = self.locks.get(&lock).and_then(|lock| lock.granted);
+                    self.reply(session, Self::simple_reply(serial, lock, status, granted));
+                }
+            }
+            ClientRequest::Cancel { serial, lock } => self.cancel(session, serial, Some(lock)),
+            ClientRequest::CancelRequest { serial, request } => {
+                let mut locks = self.sessions.get(&session).into_iter().flat_map(|session| &session.locks);
+                let is_it = |id: &&u32| {
+                    let pending = self.locks.get(id).and_then(|lock| lock.pending.as_ref());
+                    pending.is_some_and(|pending| pending.serial == Some(request))
+                };
+                let found = locks.find(is_it).copied();
+                self.cancel(session, serial, found);
+            }
+        }
+    }
+
+    fn refuse(&mut self, session: u64, serial: u64, status: LockStatus, reason: &str) {
+        self.reply(session, ClientReply::Refused { serial, status, reason: reason.into() });
+    }
+
+    fn lock(&mut self, session: u64, serial: u64, (lockspace, name): (u32, &[u8]), mode: Mode, flags: Flags) -> Result<(), LockStatus> {
+        if self.is_stopped {
+            return Err(LockStatus::Stopped);
+        }
+        let owner = self.sessions.get(&session).ok_or(LockStatus::NotFound)?;
+        if !owner.lockspaces.contains(&lockspace) {
+            return Err(LockStatus::NotFound);
+        }
+        if owner.locks.len() >= SESSION_LOCKS_MAX {
+            return Err(LockStatus::NoMemory);
+        }
+        let key = Key::new(lockspace, name).filter(|_| is_lock_legal(mode, flags)).ok_or(LockStatus::Invalid)?;
+        let pid = owner.info.pid;
+        let mut id = self.last_lock;
+        // Numbers go round; 0 is no lock, and one in use is passed over.
+        loop {
+            id = id.wrapping_add(1);
+            if id != 0 && !self.locks.contains_key(&id) {
+                break;
+            }
+        }
+        self.last_lock = id;
+        let pending = Some(Pending::new(OpKind::New, Some(serial), mode, flags, None));
+        let (token, lvb, since_ms) = (Token::default(), LvbCopy::default(), self.now_ms);
+        self.locks.insert(id, LocalLock { session, key, pid, op: 1, granted: None, token, lvb, pending, told: None, since_ms });
+        self.resources.entry(key).or_default().locks.insert(id);
+        if let Some(owner) = self.sessions.get_mut(&session) {
+            owner.locks.insert(id);
+        }
+        self.advance(id);
+        Ok(())
+    }
+
+    fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
+        self.locks.get_mut(&id).filter(|lock| lock.session == session).ok_or(LockStatus::NotFound)
+    }
+
+    fn convert(&mut self, session: u64, serial: u64, id: u32, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<(), LockStatus> {
+        let lock = self.own_lock(session, id)?;
+        let granted = lock.granted.filter(|_| lock.pending.is_none()).ok_or(LockStatus::Busy)?;
+        if !is_convert_legal(granted, mode, flags, lvb.as_ref()) {
+            return Err(LockStatus::Invalid);
+        }
+        lock.op += 1;
+        lock.pending = Some(Pending::new(OpKind::Convert, Some(serial), mode, flags, lvb));
+        self.advance(id);
+        Ok(())
+    }
+
+    fn unlock(&mut self, session: u64, serial: u64, id: u32, flags: Flags, lvb: Option<Lvb>) -> Result<(), LockStatus> {
+        let lock = self.own_lock(session, id)?;
+        if !flags.is_within(FOR_UNLOCK) {
+            return Err(LockStatus::Invalid);
+        }
+        let is_unlocking = lock.pending.as_ref().is_some_and(|pending| pending.kind == OpKind::Unlock);
+        if is_unlocking || (lock.pending.is_some() && !flags.has(Flags::FORCEUNLOCK)) {
+            return Err(LockStatus::Busy);
+        }
+        self.begin_unlock(id, Some(serial), flags, lvb);
+        Ok(())
+    }
+
+    fn cancel(&mut self, session: u64, serial: u64, id: Option<u32>) {
+        let id = id.unwrap_or(0);
+        let Ok(lock) = self.own_lock(session, id) else {
+            return self.reply(session, Self::simple_reply(serial, id, LockStatus::NotFound, None));
+        };
+        let granted = lock.granted;
+        let Some(pending) = lock.pending.as_mut().filter(|pending| pending.kind != OpKind::Unlock) else {
+            return self.reply_about(session, id, false, Self::simple_reply(serial, id, LockStatus::Success, granted));
+        };
+        pending.is_cancelled = true;
+        pending.cancels.push(serial);
+        if pending.sent == Sent::Unsent {
+            self.end_unsent(id);
+        } else {
+            self.advance(id);
+        }
+    }
+
+    pub(super) fn close_session(&mut self, id: u64) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        for lock in session.locks {
+            // Whoever dies while it may write leaves the value block in doubt.
+            self.begin_unlock(lock, None, Flags::IVVALBLK.with(Flags::FORCEUNLOCK), None);
+        }
+        for lockspace in session.lockspaces {
+            if let Some(lockspace) = self.lockspaces.get_mut(&lockspace) {
+                lockspace.sessions.remove(&id);
+            }
+            self.leave_if_unused(lockspace);
+        }
+        let asked: Vec<u32> = self.lockspaces.keys().copied().collect();
+        for number in asked {
+            if let Some(lockspace) = self.lockspaces.get_mut(&number) {
+                lockspace.asked.retain(|(session, _)| *session != id);
+            }
+            self.leave_if_unused(number);
+        }
+    }
+
+    fn join_lockspace(&mut self, session: u64, serial: u64, name: Vec<u8>) {
+        if self.is_stopped {
+            return self.refuse(session, serial, LockStatus::Stopped, "the node stops; nothing new is begun");
+        }
+        if name.is_empty() || name.len() > LOCKSPACE_BYTES_MAX {
+            return self.refuse(session, serial, LockStatus::Invalid, "a lockspace name has 1 to 64 bytes");
+        }
+        let number = lockspace_number(&name);
+        if self.names.get(&number).is_some_and(|known| *known != name) {
+            return self.refuse(session, serial, LockStatus::Invalid, "another lockspace has the same number; choose another name");
+        }
+        self.names.insert(number, name.clone());
+        let lockspace = self.lockspaces.entry(number).or_insert_with(|| Lockspace {
+            name: name.clone(),
+            is_joined: false,
+            announced_in: None,
+            confirmed: BTreeSet::new(),
+            sessions: BTreeSet::new(),
+            asked: Vec::new(),
+        });
+        lockspace.asked.push((session, serial));
+        self.joins.entry(self.me).or_default().insert(number);
+        self.announce(number);
+        self.finish_join(number);
+    }
+
+    /// Tells the members that this node will use the lockspace, once per view.
+    pub(super) fn announce(&mut self, number: u32) {
+        if !self.is_running() {
+            return;
+        }
+        let view = self.view.number;
+        let Some(lockspace) = self.lockspaces.get_mut(&number) else { return };
+        if lockspace.is_joined || lockspace.announced_in == Some(view) {
+            return;
+        }
+        lockspace.announced_in = Some(view);
+        lockspace.confirmed.clear();
+        let record = Record::Join { name: lockspace.name.clone() };
+        self.send_others(&record);
+    }
+
+    /// Joined when every member has confirmed in this view; then whoever asked is told.
+    pub(super) fn finish_join(&mut self, number: u32) {
+        let others = self.others();
+        let (is_running, view) = (self.is_running(), self.view.number);
+        let Some(lockspace) = self.lockspaces.get_mut(&number) else { return };
+        if !lockspace.is_joined {
+            let is_announced = is_running && lockspace.announced_in == Some(view);
+            lockspace.is_joined = is_announced && others.iter().all(|life| lockspace.confirmed.contains(life));
+        }
+        if !lockspace.is_joined {
+            return;
+        }
+        for (session, serial) in core::mem::take(&mut lockspace.asked) {
+            let Some(asker) = self.sessions.get_mut(&session) else { continue };
+            asker.lockspaces.insert(number);
+            lockspace.sessions.insert(session);
+            self.outputs.push_back(super::Output::Reply { session, reply: ClientReply::Joined { serial, lockspace: number } });
+        }
+    }
+
+    pub(super) fn handle_join(&mut self, from: Life, name: Vec<u8>) {
+        let lockspace = lockspace_number(&name);
+        let is_refused = *self.names.entry(lockspace).or_insert_with(|| name.clone()) != name;
+        if !is_refused && let Some(joined) = self.joins.get_mut(&from) {
+            joined.insert(lockspace);
+        }
+        self.send(from, Record::JoinAnswer { lockspace, is_refused });
+    }
+
+    pub(super) fn handle_join_answer(&mut self, from: Life, number: u32, is_refused: bool) {
+        let Some(lockspace) = self.lockspaces.get_mut(&number) else { return };
+        if !is_refused {
+            lockspace.confirmed.insert(from);
+            return self.finish_join(number);
+        }
+        let asked = core::mem::take(&mut lockspace.asked);
+        for (session, serial) in asked {
+            self.refuse(session, serial, LockStatus::Invalid, "another lockspace has the same number; choose another name");
+        }
+        self.leave_if_unused(number);
+    }
+
+    fn leave_lockspace(&mut self, session: u64, serial: u64, number: u32) {
+        let Some(owner) = self.sessions.get_mut(&session) else { return };
+        if owner.locks.iter().any(|id| self.locks.get(id).is_some_and(|lock| lock.key.lockspace == number)) {
+            return self.refuse(session, serial, LockStatus::Busy, "this session has locks in the lockspace; unlock them first");
+        }
+        if !owner.lockspaces.remove(&number) {
+            return self.refuse(session, serial, LockStatus::NotFound, "this session has not joined that lockspace");
+        }
+        if let Some(lockspace) = self.lockspaces.get_mut(&number) {
+            lockspace.sessions.remove(&session);
+        }
+        self.reply(session, ClientReply::LockspaceLeft { serial });
+        self.leave_if_unused(number);
+    }
+
+    /// Nobody here uses the lockspace and nothing of it is here: the others may forget that this node had joined it.
+    pub(super) fn leave_if_unused(&mut self, number: u32) {
+        let is_used = self.lockspaces.get(&number).is_none_or(|lockspace| !lockspace.sessions.is_empty() || !lockspace.asked.is_empty());
+        let first = Key::first(number);
+        let has_lock = self.resources.range(first..).next().is_some_and(|(key, _)| key.lockspace == number);
+        let has_master = self.mastered.range(first..).next().is_some_and(|(key, _)| key.lockspace == number);
+        if is_used || has_lock || has_master {
+            return;
+        }
+        self.lockspaces.remove(&number);
+        self.joins.entry(self.me).or_default().remove(&number);
+        if self.is_running() {
+            self.send_others(&Record::Leave { lockspace: number });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mode::MODES;
+
+    #[test]
+    fn quecvt_is_legal_where_the_published_table_says() {
+        // Rows: granted NL, CR, CW, PR, PW, EX; columns: wanted.
+        let rows = [".QQQQQ", "..QQQQ", "...QQQ", "..Q.QQ", ".....Q", "......"];
+        for (granted, line) in MODES.iter().zip(rows) {
+            for (wanted, cell) in MODES.iter().zip(line.chars()) {
+                assert_eq!(is_convert_legal(*granted, *wanted, Flags::QUECVT, None), cell == 'Q', "{granted} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_are_refused_where_they_make_no_sense() {
+        assert!(is_lock_legal(Mode::Nl, Flags::EXPEDITE.with(Flags::VALBLK)));
+        assert!(!is_lock_legal(Mode::Cr, Flags::EXPEDITE));
+        assert!(!is_lock_legal(Mode::Nl, Flags::EXPEDITE.with(Flags::NOQUEUE)));
+        assert!(!is_lock_legal(Mode::Ex, Flags::QUECVT));
+        assert!(!is_lock_legal(Mode::Ex, Flags::PERSISTENT));
+        assert!(!is_lock_legal(Mode::Ex, Flags::ORPHAN));
+        assert!(!is_lock_legal(Mode::Ex, Flags::NOQUEUEBAST));
+        assert!(!is_lock_legal(Mode::Ex, Flags(0x8000_0000)));
+        assert!(!is_convert_legal(Mode::Pr, Mode::Ex, Flags::CONVDEADLK.with(Flags::NOQUEUE), None));
+        assert!(!is_convert_legal(Mode::Ex, Mode::Nl, Flags::VALBLK, None));
+        assert!(is_convert_legal(Mode::Ex, Mode::Nl, Flags::VALBLK, Some(&[0; 32])));
+    }
+}

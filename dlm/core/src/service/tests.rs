@@ -1,0 +1,17 @@
+//! What: the service alone in its view, then several over a scripted network.
+//! Owns: the simulated network and the checkers.
+//! Invariants: every checker is shown to see its planted mistake.
+//! Does not: use time or threads; a seed decides everything.
+//! Called by: `cargo test`.
+
+use super::*;
+use crate::mode::{Flags, LockStatus, Mode, ResultFlags};
+use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
+use std::vec;
+use std::vec::Vec;
+
+mod single;
+
+fn life(slot: u16, incarnation: u8) -> Life {
+    Life { slot: SlotIndex(slot), boot: BootId([1; 16]), incarnation: Incarnation([incarnation; 16]) }
+}

@@ -1,0 +1,356 @@
+//! What: one node alone: the client protocol's semantics, one behaviour each.
+//! Owns: a driver that answers `Holds` and collects replies.
+//! Invariants: none of its own.
+//! Does not: simulate a network.
+//! Called by: `cargo test`.
+
+use super::*;
+
+struct Node {
+    service: LockService,
+    replies: Vec<(u64, ClientReply)>,
+    serial: u64,
+    space: u32,
+}
+
+const VALUE: [u8; 32] = [7; 32];
+
+impl Node {
+    fn new() -> Self {
+        let me = life(0, 1);
+        let mut node = Self { service: LockService::new(me), replies: Vec::new(), serial: 0, space: 0 };
+        node.input(Input::View { number: ViewNumber(1), members: vec![me], owed: vec![], is_member: true });
+        node.input(Input::Permit { may_grant: true });
+        for session in 1..=4 {
+            node.input(Input::SessionOpened { session, info: SessionInfo { pid: 100 } });
+            node.input(Input::Request { session, request: ClientRequest::JoinLockspace { serial: 0, name: b"space".to_vec() } });
+            let Some((_, ClientReply::Joined { lockspace, .. })) = node.replies.pop() else { panic!("joined at once") };
+            node.space = lockspace;
+        }
+        node
+    }
+
+    fn input(&mut self, input: Input) {
+        self.service.handle(5, input);
+        while let Some(output) = self.service.poll_output() {
+            match output {
+                Output::Reply { session, reply } => self.replies.push((session, reply)),
+                Output::Holds(is_held) => self.input(Input::HoldsPublished(is_held)),
+                Output::Send { .. } => panic!("nobody to send to"),
+                _ => {}
+            }
+        }
+    }
+
+    fn ask(&mut self, session: u64, request: ClientRequest) -> u64 {
+        self.input(Input::Request { session, request });
+        self.serial
+    }
+
+    fn lock_with(&mut self, session: u64, mode: Mode, flags: Flags) -> u64 {
+        self.serial += 1;
+        let (serial, lockspace, resource) = (self.serial, self.space, b"r".to_vec());
+        self.ask(session, ClientRequest::Lock { serial, lockspace, resource, mode, flags, lvb: None })
+    }
+
+    fn lock(&mut self, session: u64, mode: Mode) -> u64 {
+        self.lock_with(session, mode, Flags::NONE)
+    }
+
+    fn convert(&mut self, session: u64, lock: u32, mode: Mode, flags: Flags, lvb: Option<[u8; 32]>) -> u64 {
+        self.serial += 1;
+        let serial = self.serial;
+        self.ask(session, ClientRequest::Convert { serial, lock, mode, flags, lvb })
+    }
+
+    fn unlock(&mut self, session: u64, lock: u32, flags: Flags, lvb: Option<[u8; 32]>) -> u64 {
+        self.serial += 1;
+        let serial = self.serial;
+        self.ask(session, ClientRequest::Unlock { serial, lock, flags, lvb })
+    }
+
+    /// The one completion of a serial, if it has come.
+    fn answer(&self, wanted: u64) -> Option<(u32, LockStatus, Option<Mode>, ResultFlags, Option<[u8; 32]>, Token)> {
+        let mut found = self.replies.iter().filter_map(|(_, reply)| match reply {
+            ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } if *serial == wanted => {
+                Some((*lock, *status, *mode, *flags, *lvb, *token))
+            }
+            _ => None,
+        });
+        let answer = found.next();
+        assert!(found.next().is_none(), "answered twice");
+        answer
+    }
+
+    fn granted(&self, serial: u64) -> u32 {
+        match self.answer(serial) {
+            Some((lock, LockStatus::Success, ..)) => lock,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    fn status(&self, serial: u64) -> Option<LockStatus> {
+        self.answer(serial).map(|answer| answer.1)
+    }
+
+    fn blocking(&mut self) -> Vec<(u32, Mode)> {
+        let told = self.replies.iter().filter_map(|(_, reply)| match reply {
+            ClientReply::Blocking { lock, mode } => Some((*lock, *mode)),
+            _ => None,
+        });
+        let told = told.collect();
+        self.replies.retain(|(_, reply)| !matches!(reply, ClientReply::Blocking { .. }));
+        told
+    }
+}
+
+use crate::mode::{MODES, Token};
+
+#[test]
+fn a_second_lock_is_granted_only_when_compatible() {
+    for first in MODES {
+        for second in MODES {
+            let mut node = Node::new();
+            let (one, two) = (node.lock(1, first), node.lock(2, second));
+            node.granted(one);
+            assert_eq!(node.status(two).is_some(), first.is_compatible(second), "{first} {second}");
+        }
+    }
+}
+
+#[test]
+fn readers_do_not_pass_a_waiting_writer() {
+    let mut node = Node::new();
+    let reader = node.lock(1, Mode::Pr);
+    let writer = node.lock(2, Mode::Ex);
+    let late = node.lock(3, Mode::Pr);
+    let reader = node.granted(reader);
+    assert_eq!((node.status(writer), node.status(late)), (None, None));
+    assert_eq!(node.blocking(), [(reader, Mode::Ex)]);
+    node.unlock(1, reader, Flags::NONE, None);
+    let writer = node.granted(writer);
+    assert_eq!(node.status(late), None);
+    assert_eq!(node.blocking(), [(writer, Mode::Pr)]);
+    node.unlock(2, writer, Flags::NONE, None);
+    node.granted(late);
+}
+
+#[test]
+fn a_conversion_passes_waiting_conversions_unless_told() {
+    for flags in [Flags::NONE, Flags::QUECVT] {
+        let mut node = Node::new();
+        let (a, b, c) = (node.lock(1, Mode::Cr), node.lock(2, Mode::Pr), node.lock(3, Mode::Nl));
+        let (a, _, c) = (node.granted(a), node.granted(b), node.granted(c));
+        let up = node.convert(1, a, Mode::Pw, Flags::NONE, None);
+        assert_eq!(node.status(up), None);
+        let barging = node.convert(3, c, Mode::Pr, flags, None);
+        assert_eq!(node.status(barging).is_some(), flags == Flags::NONE);
+    }
+}
+
+#[test]
+fn a_new_request_never_passes_a_waiting_conversion() {
+    let mut node = Node::new();
+    let (a, b) = (node.lock(1, Mode::Pr), node.lock(2, Mode::Pr));
+    let (a, b) = (node.granted(a), node.granted(b));
+    let up = node.convert(1, a, Mode::Ex, Flags::NONE, None);
+    let new = node.lock(3, Mode::Pr);
+    assert_eq!((node.status(up), node.status(new)), (None, None));
+    let expedite = node.lock_with(4, Mode::Nl, Flags::EXPEDITE);
+    node.granted(expedite);
+    node.unlock(2, b, Flags::NONE, None);
+    node.granted(up);
+    assert_eq!(node.status(new), None);
+}
+
+#[test]
+fn two_conversions_that_wait_for_each_other_are_found_at_once() {
+    let cases = [
+        (Flags::NONE, Some((LockStatus::Deadlock, Some(Mode::Pr)))),
+        (Flags::NOQUEUE, Some((LockStatus::Again, Some(Mode::Pr)))),
+        (Flags::NODLCKWT, None),
+        (Flags::CONVDEADLK, None),
+    ];
+    for (flags, expected) in cases {
+        let mut node = Node::new();
+        let (a, b) = (node.lock(1, Mode::Pr), node.lock(2, Mode::Pr));
+        let (a, b) = (node.granted(a), node.granted(b));
+        let first = node.convert(1, a, Mode::Ex, Flags::NONE, None);
+        let second = node.convert(2, b, Mode::Ex, flags, None);
+        assert_eq!(node.answer(second).map(|answer| (answer.1, answer.2)), expected, "{flags:?}");
+        // Demoted to NL, the second lets the first through and is granted after it.
+        assert_eq!(node.status(first).is_some(), flags == Flags::CONVDEADLK);
+        if flags == Flags::CONVDEADLK {
+            node.unlock(1, a, Flags::NONE, None);
+            let answer = node.answer(second).unwrap();
+            assert_eq!((answer.1, answer.3), (LockStatus::Success, ResultFlags::DEMOTED));
+        }
+    }
+}
+
+#[test]
+fn a_try_fails_and_leaves_nothing() {
+    let mut node = Node::new();
+    let held = node.lock(1, Mode::Ex);
+    let held = node.granted(held);
+    let failed = node.lock_with(2, Mode::Pr, Flags::NOQUEUE);
+    assert_eq!(node.answer(failed).map(|answer| (answer.1, answer.2)), Some((LockStatus::Again, None)));
+    assert_eq!(node.blocking(), []);
+    node.lock_with(2, Mode::Pr, Flags::NOQUEUE.with(Flags::NOQUEUEBAST));
+    assert_eq!(node.blocking(), [(held, Mode::Pr)]);
+    assert_eq!(node.service.status().locks, 1);
+}
+
+#[test]
+fn alternatives_queue_heads_and_disorder() {
+    let mut node = Node::new();
+    let reader = node.lock(1, Mode::Pr);
+    node.granted(reader);
+    let alternative = node.lock_with(2, Mode::Ex, Flags::ALTPR);
+    let answer = node.answer(alternative).unwrap();
+    assert_eq!((answer.1, answer.2, answer.3), (LockStatus::Success, Some(Mode::Pr), ResultFlags::ALTMODE));
+    let (writer, _) = (node.lock(3, Mode::Ex), node.blocking());
+    let disorder = node.lock_with(4, Mode::Pr, Flags::NOORDER);
+    node.granted(disorder);
+    let head = node.lock_with(4, Mode::Ex, Flags::HEADQUE);
+    for (session, serial) in [(1, reader), (2, alternative), (4, disorder)] {
+        let lock = node.granted(serial);
+        node.unlock(session, lock, Flags::NONE, None);
+    }
+    node.granted(head);
+    assert_eq!(node.status(writer), None);
+}
+
+#[test]
+fn the_value_block_goes_from_writer_to_reader() {
+    let mut node = Node::new();
+    let keeper = node.lock(3, Mode::Nl);
+    node.granted(keeper);
+    let writer = node.lock(1, Mode::Ex);
+    let writer = node.granted(writer);
+    node.convert(1, writer, Mode::Nl, Flags::VALBLK, Some(VALUE));
+    let reader = node.lock_with(2, Mode::Pr, Flags::VALBLK);
+    let answer = node.answer(reader).unwrap();
+    assert_eq!((answer.4, answer.3), (Some(VALUE), ResultFlags::default()));
+    // Unlock from PR writes nothing; unlock of a PW with IVVALBLK marks it.
+    node.unlock(2, answer.0, Flags::VALBLK, Some([9; 32]));
+    let marker = node.lock(2, Mode::Pw);
+    let marker = node.granted(marker);
+    node.unlock(2, marker, Flags::IVVALBLK, None);
+    let reader = node.lock_with(2, Mode::Pr, Flags::VALBLK);
+    let answer = node.answer(reader).unwrap();
+    assert_eq!((answer.4, answer.3), (Some(VALUE), ResultFlags::VALNOTVALID));
+}
+
+#[test]
+fn a_session_that_dies_frees_its_locks_and_marks_what_it_may_have_written() {
+    let mut node = Node::new();
+    let keeper = node.lock(3, Mode::Nl);
+    node.granted(keeper);
+    let writer = node.lock(1, Mode::Ex);
+    node.granted(writer);
+    let waiter = node.lock_with(2, Mode::Pr, Flags::VALBLK);
+    let waiting_dead = node.lock(1, Mode::Ex);
+    node.input(Input::SessionClosed { session: 1 });
+    let answer = node.answer(waiter).unwrap();
+    assert_eq!((answer.1, answer.3), (LockStatus::Success, ResultFlags::VALNOTVALID));
+    assert_eq!(node.status(waiting_dead), None);
+    node.input(Input::SessionClosed { session: 2 });
+    node.input(Input::SessionClosed { session: 3 });
+    let status = node.service.status();
+    assert_eq!((status.locks, status.mastered, status.holds), (0, 0, false));
+}
+
+#[test]
+fn cancel_takes_back_what_waits_and_nothing_else() {
+    let mut node = Node::new();
+    let held = node.lock(1, Mode::Ex);
+    let held = node.granted(held);
+    let waiter = node.lock(2, Mode::Pr);
+    node.serial += 1;
+    let serial = node.serial;
+    node.ask(2, ClientRequest::CancelRequest { serial, request: waiter });
+    assert_eq!((node.status(waiter), node.status(serial)), (Some(LockStatus::Cancelled), Some(LockStatus::Success)));
+    node.serial += 1;
+    let serial = node.serial;
+    node.ask(1, ClientRequest::Cancel { serial, lock: held });
+    assert_eq!(node.answer(serial).map(|answer| (answer.1, answer.2)), Some((LockStatus::Success, Some(Mode::Ex))));
+    assert_eq!(node.service.status().locks, 1);
+}
+
+#[test]
+fn one_operation_per_lock_and_only_the_owner() {
+    let mut node = Node::new();
+    let (a, b) = (node.lock(1, Mode::Pr), node.lock(2, Mode::Pr));
+    let (a, _) = (node.granted(a), node.granted(b));
+    let up = node.convert(1, a, Mode::Ex, Flags::NONE, None);
+    let busy = node.convert(1, a, Mode::Nl, Flags::NONE, None);
+    assert_eq!(node.status(busy), Some(LockStatus::Busy));
+    let busy = node.unlock(1, a, Flags::NONE, None);
+    assert_eq!(node.status(busy), Some(LockStatus::Busy));
+    let foreign = node.unlock(2, a, Flags::NONE, None);
+    assert_eq!(node.status(foreign), Some(LockStatus::NotFound));
+    let forced = node.unlock(1, a, Flags::FORCEUNLOCK, None);
+    assert_eq!((node.status(up), node.status(forced)), (Some(LockStatus::Cancelled), Some(LockStatus::Unlocked)));
+}
+
+#[test]
+fn a_blocking_callback_comes_once_per_strength() {
+    let mut node = Node::new();
+    let held = node.lock(1, Mode::Pr);
+    let held = node.granted(held);
+    node.lock(2, Mode::Cw);
+    assert_eq!(node.blocking(), [(held, Mode::Cw)]);
+    node.lock(3, Mode::Cw);
+    assert_eq!(node.blocking(), []);
+    node.lock(3, Mode::Ex);
+    assert_eq!(node.blocking(), [(held, Mode::Ex)]);
+    node.lock(4, Mode::Pw);
+    assert_eq!(node.blocking(), []);
+}
+
+#[test]
+fn tokens_grow_even_when_the_resource_was_forgotten_between() {
+    let mut node = Node::new();
+    let mut last = Token::default();
+    for _ in 0..3 {
+        let serial = node.lock(1, Mode::Ex);
+        let answer = node.answer(serial).unwrap();
+        assert!(answer.5 > last, "{:?} after {last:?}", answer.5);
+        last = answer.5;
+        node.unlock(1, answer.0, Flags::NONE, None);
+        assert_eq!(node.service.status().mastered, 0);
+    }
+}
+
+#[test]
+fn a_grant_waits_for_the_permit_and_for_publication() {
+    let me = life(0, 1);
+    let mut service = LockService::new(me);
+    let mut outputs = |input: Input| {
+        service.handle(1, input);
+        core::iter::from_fn(|| service.poll_output()).filter(|output| !matches!(output, Output::Log(_))).collect::<Vec<_>>()
+    };
+    outputs(Input::View { number: ViewNumber(1), members: vec![me], owed: vec![], is_member: true });
+    outputs(Input::SessionOpened { session: 1, info: SessionInfo::default() });
+    let joined = outputs(Input::Request { session: 1, request: ClientRequest::JoinLockspace { serial: 1, name: b"s".to_vec() } });
+    let [Output::Reply { reply: ClientReply::Joined { lockspace, .. }, .. }] = joined[..] else { panic!("{joined:?}") };
+    let lock = ClientRequest::Lock { serial: 2, lockspace, resource: b"r".to_vec(), mode: Mode::Ex, flags: Flags::NONE, lvb: None };
+    assert_eq!(outputs(Input::Request { session: 1, request: lock }), [Output::Holds(true)]);
+    assert_eq!(outputs(Input::HoldsPublished(true)), []);
+    assert!(matches!(outputs(Input::Permit { may_grant: true })[..], [Output::Reply { .. }]));
+    assert_eq!(outputs(Input::Permit { may_grant: false }), []);
+    let Output::Holds(false) =
+        outputs(Input::Request { session: 1, request: ClientRequest::Unlock { serial: 3, lock: 1, flags: Flags::NONE, lvb: None } })
+            .pop()
+            .unwrap()
+    else {
+        panic!("nothing is held any more")
+    };
+    let lock = ClientRequest::Lock { serial: 4, lockspace, resource: b"r".to_vec(), mode: Mode::Ex, flags: Flags::NONE, lvb: None };
+    assert_eq!(outputs(Input::Request { session: 1, request: lock }), [Output::Holds(true)]);
+    assert_eq!(outputs(Input::Permit { may_grant: true }), [], "granted, but not published");
+    let told = outputs(Input::Lose { reason: "removed".into() });
+    assert!(matches!(told[..], [Output::Reply { reply: ClientReply::Lost { .. }, .. }]), "{told:?}");
+    assert_eq!(outputs(Input::HoldsPublished(true)), [], "what is lost is not given back");
+}

@@ -1,0 +1,519 @@
+//! What: the records between lock services of two nodes, and their bytes.
+//! Owns: record kinds and field order (drawn in docs/formats/lock-messages.md).
+//! Invariants: a message names one view and carries whole records; decoding never panics and allocates no more than the input is long.
+//! Does not: judge who sent a message or whether its view is the present one.
+//! Called by: `service`.
+
+use crate::bytes::{DecodeError, Reader, Writer};
+use crate::client::{LOCKSPACE_BYTES_MAX, Lvb, RESOURCE_BYTES_MAX};
+use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
+use crate::name::Key;
+use alloc::vec::Vec;
+use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
+
+/// Version of the messages between lock services.
+pub(crate) const WIRE_VERSION: u8 = 1;
+
+/// What a holder or a master knows of a resource's value block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct LvbCopy {
+    /// Number of the last write known; 0: never written.
+    pub(crate) sequence: u64,
+    /// It may not be the last one written.
+    pub(crate) is_invalid: bool,
+    /// The content of that write, where it was handed out.
+    pub(crate) value: Option<Lvb>,
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OpKind {
+    New,
+    Convert,
+    Unlock,
+}
+
+/// An operation under way, as its holder reports it in recovery.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ReportOp {
+    pub(crate) kind: OpKind,
+    pub(crate) mode: Mode,
+    pub(crate) flags: Flags,
+    pub(crate) lvb: Option<Lvb>,
+    pub(crate) is_cancelled: bool,
+}
+
+/// A lock, as its holder reports it in recovery.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Report {
+    pub(crate) key: Key,
+    pub(crate) lock: u32,
+    pub(crate) pid: u32,
+    /// Number of the lock's last operation.
+    pub(crate) op: u32,
+    pub(crate) granted: Option<Mode>,
+    pub(crate) token: Token,
+    pub(crate) lvb: LvbCopy,
+    pub(crate) pending: Option<ReportOp>,
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OpResult {
+    pub(crate) op: u32,
+    pub(crate) status: LockStatus,
+    pub(crate) mode: Option<Mode>,
+    pub(crate) flags: ResultFlags,
+    pub(crate) token: Token,
+    pub(crate) lvb: LvbCopy,
+}
+
+/// One record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Record {
+    /// Holder to master, or to the home while the master is not known.
+    Request {
+        key: Key,
+        lock: u32,
+        pid: u32,
+        op: u32,
+        mode: Mode,
+        flags: Flags,
+    },
+    Convert {
+        lock: u32,
+        op: u32,
+        mode: Mode,
+        flags: Flags,
+        lvb: Option<Lvb>,
+    },
+    Unlock {
+        lock: u32,
+        op: u32,
+        flags: Flags,
+        lvb: Option<Lvb>,
+    },
+    Cancel {
+        lock: u32,
+        op: u32,
+    },
+    /// Master to holder.
+    Completed {
+        lock: u32,
+        result: OpResult,
+    },
+    Blocking {
+        lock: u32,
+        mode: Mode,
+    },
+    /// Home to holder. When the master is its receiver, tokens go on after `counter`. Taken: the sender is master and has taken the request.
+    MasterIs {
+        key: Key,
+        master: Life,
+        counter: u64,
+        is_taken: bool,
+    },
+    /// Master to home: no locks are left; tokens went up to `counter`.
+    Released {
+        key: Key,
+        counter: u64,
+    },
+    /// A request came to a node that is not master and not home.
+    NotMaster {
+        lock: u32,
+        op: u32,
+    },
+    Join {
+        name: Vec<u8>,
+    },
+    JoinAnswer {
+        lockspace: u32,
+        is_refused: bool,
+    },
+    Leave {
+        lockspace: u32,
+    },
+    /// Recovery: the complete list of what a life has joined.
+    JoinedBy {
+        life: Life,
+        lockspaces: Vec<u32>,
+    },
+    /// Recovery: the sender is master, established in view `firm`.
+    Claim {
+        key: Key,
+        firm: u64,
+    },
+    /// Recovery: the sender has this lock.
+    Report(Report),
+    /// Recovery: everything for the receiver as home was sent.
+    HomeEnd,
+    /// Recovery, home to master: be (or stay) master.
+    Take {
+        key: Key,
+    },
+    /// Recovery, home to master: a report.
+    Forward {
+        origin: Life,
+        report: Report,
+    },
+    /// Recovery: everything for the receiver as master was sent.
+    MasterEnd,
+}
+
+fn write_mode(w: &mut Writer, mode: Option<Mode>) {
+    w.u8(mode.map_or(255, Mode::number));
+}
+
+fn read_mode(r: &mut Reader<'_>) -> Result<Option<Mode>, DecodeError> {
+    match r.u8()? {
+        255 => Ok(None),
+        number => Mode::from_number(number).map(Some),
+    }
+}
+
+fn some_mode(r: &mut Reader<'_>) -> Result<Mode, DecodeError> {
+    Mode::from_number(r.u8()?)
+}
+
+fn write_lvb(w: &mut Writer, lvb: Option<&Lvb>) {
+    match lvb {
+        None => w.u8(0),
+        Some(lvb) => w.u8(1).bytes(lvb),
+    };
+}
+
+fn read_lvb(r: &mut Reader<'_>) -> Result<Option<Lvb>, DecodeError> {
+    Ok(if r.bool("has_lvb")? { Some(r.array()?) } else { None })
+}
+
+fn write_copy(w: &mut Writer, copy: &LvbCopy) {
+    w.u64(copy.sequence).u8(copy.is_invalid.into());
+    write_lvb(w, copy.value.as_ref());
+}
+
+fn read_copy(r: &mut Reader<'_>) -> Result<LvbCopy, DecodeError> {
+    Ok(LvbCopy { sequence: r.u64()?, is_invalid: r.bool("lvb is_invalid")?, value: read_lvb(r)? })
+}
+
+fn write_key(w: &mut Writer, key: &Key) {
+    w.u32(key.lockspace).name(key.name());
+}
+
+fn read_key(r: &mut Reader<'_>) -> Result<Key, DecodeError> {
+    let lockspace = r.u32()?;
+    let name = r.name("resource name length", RESOURCE_BYTES_MAX)?;
+    Key::new(lockspace, name).ok_or(DecodeError::BadField { field: "resource name length", value: 0 })
+}
+
+fn write_life(w: &mut Writer, life: &Life) {
+    w.u16(life.slot.0).bytes(&life.boot.0).bytes(&life.incarnation.0);
+}
+
+fn read_life(r: &mut Reader<'_>) -> Result<Life, DecodeError> {
+    Ok(Life { slot: SlotIndex(r.u16()?), boot: BootId(r.array()?), incarnation: Incarnation(r.array()?) })
+}
+
+fn write_token(w: &mut Writer, token: Token) {
+    w.u64(token.view).u64(token.counter);
+}
+
+fn read_token(r: &mut Reader<'_>) -> Result<Token, DecodeError> {
+    Ok(Token { view: r.u64()?, counter: r.u64()? })
+}
+
+fn write_report(w: &mut Writer, report: &Report) {
+    write_key(w, &report.key);
+    w.u32(report.lock).u32(report.pid).u32(report.op);
+    write_mode(w, report.granted);
+    write_token(w, report.token);
+    write_copy(w, &report.lvb);
+    match &report.pending {
+        None => {
+            w.u8(0);
+        }
+        Some(pending) => {
+            let kind = match pending.kind {
+                OpKind::New => 1,
+                OpKind::Convert => 2,
+                OpKind::Unlock => 3,
+            };
+            w.u8(kind).u8(pending.mode.number()).u32(pending.flags.0).u8(pending.is_cancelled.into());
+            write_lvb(w, pending.lvb.as_ref());
+        }
+    }
+}
+
+fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
+    let (key, lock, pid, op) = (read_key(r)?, r.u32()?, r.u32()?, r.u32()?);
+    let (granted, token, lvb) = (read_mode(r)?, read_token(r)?, read_copy(r)?);
+    let kind = match r.u8()? {
+        0 => None,
+        1 => Some(OpKind::New),
+        2 => Some(OpKind::Convert),
+        3 => Some(OpKind::Unlock),
+        value => return Err(DecodeError::BadField { field: "operation kind", value: value.into() }),
+    };
+    let pending = match kind {
+        None => None,
+        Some(kind) => {
+            let (mode, flags, is_cancelled) = (some_mode(r)?, Flags(r.u32()?), r.bool("is_cancelled")?);
+            Some(ReportOp { kind, mode, flags, lvb: read_lvb(r)?, is_cancelled })
+        }
+    };
+    Ok(Report { key, lock, pid, op, granted, token, lvb, pending })
+}
+
+fn write_result(w: &mut Writer, result: &OpResult) {
+    w.u32(result.op).u8(result.status.number());
+    write_mode(w, result.mode);
+    w.u8(result.flags.0);
+    write_token(w, result.token);
+    write_copy(w, &result.lvb);
+}
+
+fn read_result(r: &mut Reader<'_>) -> Result<OpResult, DecodeError> {
+    let (op, status, mode) = (r.u32()?, LockStatus::from_number(r.u8()?)?, read_mode(r)?);
+    Ok(OpResult { op, status, mode, flags: ResultFlags(r.u8()?), token: read_token(r)?, lvb: read_copy(r)? })
+}
+
+/// A message with no records yet.
+pub(crate) fn begin_message(view: u64) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.u8(WIRE_VERSION).u64(view);
+    w.0
+}
+
+/// The view that a message names, and its records' bytes.
+pub(crate) fn open_message(message: &[u8]) -> Result<(u64, &[u8]), DecodeError> {
+    let mut r = Reader(message);
+    match r.u8()? {
+        WIRE_VERSION => Ok((r.u64()?, r.0)),
+        version => Err(DecodeError::BadField { field: "version", value: version.into() }),
+    }
+}
+
+impl Record {
+    /// Part of the rebuild: taken while recovery runs.
+    pub(crate) fn is_recovery(&self) -> bool {
+        matches!(
+            self,
+            Self::JoinedBy { .. }
+                | Self::Claim { .. }
+                | Self::Report(_)
+                | Self::HomeEnd
+                | Self::Take { .. }
+                | Self::Forward { .. }
+                | Self::MasterEnd
+        )
+    }
+
+    /// Appends the record to a message.
+    pub(crate) fn append(&self, message: Vec<u8>) -> Vec<u8> {
+        let mut w = Writer(message);
+        match self {
+            Self::Request { key, lock, pid, op, mode, flags } => {
+                write_key(w.u8(1), key);
+                w.u32(*lock).u32(*pid).u32(*op).u8(mode.number()).u32(flags.0);
+            }
+            Self::Convert { lock, op, mode, flags, lvb } => {
+                w.u8(2).u32(*lock).u32(*op).u8(mode.number()).u32(flags.0);
+                write_lvb(&mut w, lvb.as_ref());
+            }
+            Self::Unlock { lock, op, flags, lvb } => {
+                w.u8(3).u32(*lock).u32(*op).u32(flags.0);
+                write_lvb(&mut w, lvb.as_ref());
+            }
+            Self::Cancel { lock, op } => {
+                w.u8(4).u32(*lock).u32(*op);
+            }
+            Self::Completed { lock, result } => write_result(w.u8(5).u32(*lock), result),
+            Self::Blocking { lock, mode } => {
+                w.u8(6).u32(*lock).u8(mode.number());
+            }
+            Self::MasterIs { key, master, counter, is_taken } => {
+                write_key(w.u8(7), key);
+                write_life(&mut w, master);
+                w.u64(*counter).u8((*is_taken).into());
+            }
+            Self::Released { key, counter } => {
+                write_key(w.u8(8), key);
+                w.u64(*counter);
+            }
+            Self::NotMaster { lock, op } => {
+                w.u8(9).u32(*lock).u32(*op);
+            }
+            Self::Join { name } => {
+                w.u8(10).name(name);
+            }
+            Self::JoinAnswer { lockspace, is_refused } => {
+                w.u8(11).u32(*lockspace).u8((*is_refused).into());
+            }
+            Self::Leave { lockspace } => {
+                w.u8(12).u32(*lockspace);
+            }
+            recovery => recovery.append_recovery(&mut w),
+        }
+        w.0
+    }
+
+    fn append_recovery(&self, w: &mut Writer) {
+        match self {
+            Self::JoinedBy { life, lockspaces } => {
+                write_life(w.u8(13), life);
+                w.u32(u32::try_from(lockspaces.len()).unwrap_or(u32::MAX));
+                for lockspace in lockspaces {
+                    w.u32(*lockspace);
+                }
+            }
+            Self::Claim { key, firm } => {
+                write_key(w.u8(14), key);
+                w.u64(*firm);
+            }
+            Self::Report(report) => write_report(w.u8(15), report),
+            Self::Take { key } => write_key(w.u8(17), key),
+            Self::Forward { origin, report } => {
+                write_life(w.u8(18), origin);
+                write_report(w, report);
+            }
+            Self::MasterEnd => {
+                w.u8(19);
+            }
+            // Only `HomeEnd` is left: the others are written by `append`.
+            _ => {
+                w.u8(16);
+            }
+        }
+    }
+
+    /// Reads the record at the front.
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(match r.u8()? {
+            1 => Self::Request {
+                key: read_key(r)?,
+                lock: r.u32()?,
+                pid: r.u32()?,
+                op: r.u32()?,
+                mode: some_mode(r)?,
+                flags: Flags(r.u32()?),
+            },
+            2 => Self::Convert { lock: r.u32()?, op: r.u32()?, mode: some_mode(r)?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
+            3 => Self::Unlock { lock: r.u32()?, op: r.u32()?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
+            4 => Self::Cancel { lock: r.u32()?, op: r.u32()? },
+            5 => Self::Completed { lock: r.u32()?, result: read_result(r)? },
+            6 => Self::Blocking { lock: r.u32()?, mode: some_mode(r)? },
+            7 => Self::MasterIs { key: read_key(r)?, master: read_life(r)?, counter: r.u64()?, is_taken: r.bool("is_taken")? },
+            8 => Self::Released { key: read_key(r)?, counter: r.u64()? },
+            9 => Self::NotMaster { lock: r.u32()?, op: r.u32()? },
+            10 => Self::Join { name: r.name("lockspace name length", LOCKSPACE_BYTES_MAX)?.to_vec() },
+            11 => Self::JoinAnswer { lockspace: r.u32()?, is_refused: r.bool("is_refused")? },
+            12 => Self::Leave { lockspace: r.u32()? },
+            13 => {
+                let life = read_life(r)?;
+                let count = r.u32()?;
+                let mut lockspaces = Vec::new();
+                for _ in 0..count {
+                    lockspaces.push(r.u32()?);
+                }
+                Self::JoinedBy { life, lockspaces }
+            }
+            14 => Self::Claim { key: read_key(r)?, firm: r.u64()? },
+            15 => Self::Report(read_report(r)?),
+            16 => Self::HomeEnd,
+            17 => Self::Take { key: read_key(r)? },
+            18 => Self::Forward { origin: read_life(r)?, report: read_report(r)? },
+            19 => Self::MasterEnd,
+            kind => return Err(DecodeError::UnknownKind { kind }),
+        })
+    }
+
+    /// Reads all records of an opened message.
+    pub(crate) fn read_all(bytes: &[u8]) -> Result<Vec<Self>, DecodeError> {
+        let mut r = Reader(bytes);
+        let mut records = Vec::new();
+        while !r.0.is_empty() {
+            records.push(Self::read(&mut r)?);
+        }
+        Ok(records)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+
+    fn life(slot: u16) -> Life {
+        Life { slot: SlotIndex(slot), boot: BootId([3; 16]), incarnation: Incarnation([4; 16]) }
+    }
+
+    fn every_record() -> Vec<Record> {
+        let key = Key::new(9, b"a resource").unwrap();
+        let (mode, flags, lvb) = (Mode::Pw, Flags(0x8), Some([5; 32]));
+        let copy = LvbCopy { sequence: 6, is_invalid: true, value: lvb };
+        let token = Token { view: 4, counter: 5 };
+        let result = OpResult { op: 2, status: LockStatus::Again, mode: None, flags: ResultFlags(2), token, lvb: copy };
+        let report = |kind: Option<OpKind>| Report {
+            key,
+            lock: 1,
+            pid: 2,
+            op: 3,
+            granted: Some(mode),
+            token,
+            lvb: copy,
+            pending: kind.map(|kind| ReportOp { kind, mode, flags, lvb, is_cancelled: true }),
+        };
+        vec![
+            Record::Request { key, lock: 1, pid: 2, op: 3, mode, flags },
+            Record::Convert { lock: 1, op: 2, mode, flags, lvb },
+            Record::Unlock { lock: 1, op: 2, flags, lvb: None },
+            Record::Cancel { lock: 1, op: 2 },
+            Record::Completed { lock: 1, result },
+            Record::Blocking { lock: 1, mode },
+            Record::MasterIs { key, master: life(3), counter: 9, is_taken: true },
+            Record::Released { key, counter: 9 },
+            Record::NotMaster { lock: 1, op: 2 },
+            Record::Join { name: b"space".to_vec() },
+            Record::JoinAnswer { lockspace: 1, is_refused: true },
+            Record::Leave { lockspace: 1 },
+            Record::JoinedBy { life: life(1), lockspaces: vec![1, 2, 3] },
+            Record::Claim { key, firm: 7 },
+            Record::Report(report(None)),
+            Record::Report(report(Some(OpKind::New))),
+            Record::HomeEnd,
+            Record::Take { key },
+            Record::Forward { origin: life(2), report: report(Some(OpKind::Unlock)) },
+            Record::MasterEnd,
+        ]
+    }
+
+    #[test]
+    fn all_records_of_a_message_come_back() {
+        let records = every_record();
+        let message = records.iter().fold(begin_message(77), |message, record| record.append(message));
+        let (view, bytes) = open_message(&message).unwrap();
+        assert_eq!(view, 77);
+        assert_eq!(Record::read_all(bytes), Ok(records));
+    }
+
+    #[test]
+    fn a_cut_record_is_refused() {
+        for record in every_record() {
+            let bytes = record.append(Vec::new());
+            for length in 1..bytes.len() {
+                assert!(Record::read_all(&bytes[..length]).is_err(), "{record:?} cut to {length}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(kind in 0u8..24, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = open_message(&bytes);
+            if let Some(first) = bytes.first_mut() {
+                *first = kind;
+            }
+            let _ = Record::read_all(&bytes);
+        }
+    }
+}
