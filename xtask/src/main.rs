@@ -6,14 +6,17 @@
 
 #![allow(clippy::print_stdout)] // A program for a person's terminal.
 
-use std::process::Command;
+mod tidy;
+
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, bail};
 
 const USAGE: &str = "usage: cargo xtask <verb>
 
 verbs:
-  models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release";
+  models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release
+  tidy              check that sources are ASCII, begin with their heads, are small, and carry no marks of unfinished work";
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -21,6 +24,7 @@ fn main() -> anyhow::Result<()> {
     let rest: Vec<String> = arguments.collect();
     match verb.as_deref() {
         Some("models") => models(&rest),
+        Some("tidy") => tidy(),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
             Ok(())
@@ -40,5 +44,18 @@ fn models(filter: &[String]) -> anyhow::Result<()> {
     if !status.success() {
         bail!("the models did not give their expected verdicts ({status})");
     }
+    Ok(())
+}
+
+fn tidy() -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().context("the root of the workspace")?;
+    let (files, findings) = tidy::check_tree(&root)?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    if !findings.is_empty() {
+        bail!("{} findings in {files} files", findings.len());
+    }
+    println!("tidy: {files} files, nothing to say");
     Ok(())
 }
