@@ -1,3 +1,32 @@
-//! The front door: one command, all verbs.
+//! What: the front door: one command, all verbs.
+//! Owns: the command line, the texts that people read, the exit codes of docs/exit-codes.md.
+//! Invariants: success is printed only after its effect was seen.
+//! Does not: decide anything about membership or locks.
+//! Called by: the program `deadbolt`, which also runs every other program under its name.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
 
+pub mod ask;
 pub mod format;
+pub mod verbs;
+
+use clap::Parser;
+use std::{ffi::OsString, path::Path};
+
+/// Runs `deadbolt`, or the program whose name it was started under; returns the exit code.
+#[must_use]
+pub fn main_from(arguments: Vec<OsString>) -> u8 {
+    let name = arguments.first().map(|argument| Path::new(argument).file_name().unwrap_or_default().to_os_string()).unwrap_or_default();
+    match name.to_str() {
+        Some("deadboltd") => return deadbolt_cluster::program::main_from(arguments),
+        Some("sbd") => return deadbolt_sbd::main_from(arguments),
+        Some("fsck-deadbolt" | "fsck.deadbolt") => return deadbolt_fsck::main_from(arguments),
+        _ => {}
+    }
+    match verbs::Arguments::try_parse_from(arguments) {
+        Ok(arguments) => verbs::run(arguments),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { verbs::EXIT_USAGE } else { 0 }
+        }
+    }
+}

@@ -5,6 +5,11 @@
 //! Called by: the programs `deadboltd` and `deadbolt`.
 
 pub mod config;
+pub mod daemon;
+pub mod devices;
+pub mod initial;
 pub mod links;
+pub mod node;
+pub mod program;
 pub mod seal;
 pub mod supervisor;

@@ -277,6 +277,15 @@ pub async fn request(address: &str, key: &ClusterKey, cluster: ClusterUuid, mess
     tokio::time::timeout(Duration::from_secs(5), ask).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// [`request`] for a caller without a runtime.
+///
+/// # Errors
+/// As [`request`].
+pub fn request_blocking(address: &str, key: &ClusterKey, cluster: ClusterUuid, message: &NodeMessage) -> io::Result<NodeMessage> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(request(address, key, cluster, message))
+}
+
 /// A connection after its handshake.
 struct Session {
     read: Reading,

@@ -218,7 +218,7 @@ impl Lockspace {
         };
         let done = completion(reply?, "Lock")?;
         match done.status {
-            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, blocked, is_held: true }),
+            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, blocked: Some(blocked), is_held: true }),
             status => Err(ClientError::NotGranted(status)),
         }
     }
@@ -229,7 +229,7 @@ impl Lockspace {
 pub struct Guard {
     client: Client,
     done: Completion,
-    blocked: mpsc::Receiver<Mode>,
+    blocked: Option<mpsc::Receiver<Mode>>,
     is_held: bool,
 }
 
@@ -246,10 +246,10 @@ impl Guard {
         &self.done
     }
 
-    /// Modes that others wait for. A hint.
-    #[must_use]
-    pub fn blocked(&self) -> &mpsc::Receiver<Mode> {
-        &self.blocked
+    /// Modes that others wait for, as hints, for another thread to receive; empty when it was taken before. The stream ends with
+    /// the lock or the session.
+    pub fn take_blocked(&mut self) -> mpsc::Receiver<Mode> {
+        self.blocked.take().unwrap_or_else(|| mpsc::channel().1)
     }
 
     /// Changes the mode and waits for it.

@@ -9,4 +9,5 @@ pub mod client;
 mod routing;
 pub mod server;
 
+pub use deadbolt_dlm_core::mode::MODES;
 pub use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token};

@@ -1,2 +1,5 @@
 //! The program `deadbolt`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    deadbolt::main_from(std::env::args_os().collect()).into()
+}

@@ -299,3 +299,55 @@ fn an_image_file_is_formatted() {
         Err(error) => assert!(error.to_string().contains("direct I/O"), "{error}"),
     }
 }
+
+/// Runs a stock tool on a device; its output if it went well.
+fn stock(arguments: &[&str], device: &Path) -> Result<String, String> {
+    let output = std::process::Command::new("/usr/sbin/sbd").arg("-d").arg(device).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { Ok(text) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+#[test]
+fn block_devices_of_both_sector_sizes_and_stock_sbd_agree() {
+    use deadbolt_disk::{LoopOptions, attach_loop};
+    if !nix::unistd::Uid::effective().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for sector_bytes in [512, 4096] {
+        let file = folder.path().join(format!("disk-{sector_bytes}"));
+        File::create(&file).unwrap().set_len(SIZE as u64).unwrap();
+        let attached = match attach_loop(&file, LoopOptions { read_only: false, sector_bytes, autoclear: true }) {
+            Ok(attached) => attached,
+            Err(error) => {
+                println!("skipped: no loop device ({error})");
+                return;
+            }
+        };
+        let path = attached.path().to_path_buf();
+        let options = FormatOptions { devices: vec![path.clone()], ..options() };
+        let claim = File::options().read(true).custom_flags(libc::O_EXCL).open(&path).unwrap();
+        assert!(matches!(format(&options).unwrap_err(), FormatError::Unusable(_) | FormatError::Busy { .. }));
+        drop(claim);
+        let report = format(&options).unwrap();
+        assert_eq!(report.devices[0].sector_bytes, sector_bytes);
+        let both = FormatOptions { devices: vec![path.clone(), file.clone()], is_forced: true, ..options.clone() };
+        assert!(matches!(format(&both).unwrap_err(), FormatError::Unusable(_)), "a file and the loop device over it");
+        assert!(matches!(format(&options).unwrap_err(), FormatError::Occupied { .. }));
+        let fsck = deadbolt_fsck::check(&deadbolt_fsck::Source::open(&path).unwrap(), deadbolt_fsck::CheckOptions::default());
+        assert_eq!(fsck.findings.len(), 0, "{fsck}");
+        if !Path::new("/usr/sbin/sbd").exists() {
+            println!("skipped: no stock sbd");
+            continue;
+        }
+        let dump = stock(&["dump"], &path).unwrap();
+        let uuid = report.devices[0].device.to_string();
+        for wanted in
+            ["Header version     : 2.1", &uuid, ": 255", &format!("Sector size        : {sector_bytes}"), "Timeout (msgwait)  : 2"]
+        {
+            assert!(dump.contains(wanted), "{wanted:?} is not in {dump}");
+        }
+        assert_eq!(stock(&["list"], &path).unwrap(), "");
+    }
+}

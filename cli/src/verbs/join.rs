@@ -1,0 +1,124 @@
+//! What: `deadbolt join`: a node is added to a cluster and started.
+//! Owns: its arguments, the question to the members.
+//! Invariants: the node counts as added only once the decided configuration on the disk names it.
+//! Does not: choose the slot (a decided view does).
+//! Called by: the verbs.
+
+use super::{EXIT_OK, init::OwnArguments, node};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use deadbolt_cluster::{
+    config::read_key_file,
+    devices::{self, ClusterDevice},
+    links,
+    seal::ClusterKey,
+};
+use deadbolt_cluster_core::hello::NodeMessage;
+use deadbolt_disk::Access;
+use deadbolt_disk_format::{SlotSet, ViewBody, ViewNumber};
+use std::{
+    io::Read,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// How long members may take to add the node; several decisions fit.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub(super) struct JoinArguments {
+    /// The cluster's device or devices, as this node sees them
+    #[arg(required = true, num_args = 1..=3)]
+    devices: Vec<PathBuf>,
+    #[command(flatten)]
+    own: OwnArguments,
+    /// File with the cluster key (mode 600), or - for standard input
+    #[arg(long)]
+    key_file: PathBuf,
+}
+
+pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
+    let directory = arguments.own.node.directory();
+    let file = arguments.own.file(&arguments.devices)?;
+    if let Ok(existing) = directory.read_node() {
+        bail!("{} holds node {} already; use another directory with --dir, or `deadbolt start`", directory.0.display(), existing.name);
+    }
+    let key = read_key(&arguments.key_file)?;
+    let devices = devices::open(&arguments.devices, Access::ReadWrite)?;
+    let Some(first) = devices.first() else { bail!("no device given") };
+    let view = first.newest_view()?;
+    if view.view == ViewNumber(0) {
+        bail!("{}: cluster {} has no member yet; run `deadbolt init` on the first node", first.path.display(), first.superblock.name);
+    }
+    check_free(&view, arguments)?;
+    ask_members(first, &view, &key, arguments)?;
+    directory.create(&file, &key)?;
+    drop(devices);
+    println!("{}: added to the configuration", arguments.own.name);
+    if arguments.own.no_start {
+        return Ok(EXIT_OK);
+    }
+    node::stay(node::start_and_wait(&directory, node::Wanted::Member, arguments.own.tie())?)
+}
+
+fn read_key(path: &PathBuf) -> Result<ClusterKey> {
+    if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().take(4096).read_to_string(&mut text)?;
+        return Ok(ClusterKey::parse(&text)?);
+    }
+    Ok(read_key_file(path)?)
+}
+
+/// What can be told from the disk, before anybody is asked.
+fn check_free(view: &ViewBody, arguments: &JoinArguments) -> Result<()> {
+    let nodes = &view.configuration.nodes;
+    let name = &arguments.own.name;
+    if let Some(other) = nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)) {
+        bail!("the name {name} is taken by node {} in slot {}; choose another name, or `deadbolt leave` that node first", other.name, other.slot);
+    }
+    for address in arguments.own.announced() {
+        if let Some(other) = nodes.iter().find(|node| node.addresses.contains(address)) {
+            bail!("the address {address} is that of node {}; every node needs its own", other.name);
+        }
+    }
+    Ok(())
+}
+
+/// Asks one member after the other until the decided configuration names this node.
+fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, arguments: &JoinArguments) -> Result<()> {
+    let names = device.sbd_names()?;
+    let is_known = |name: &str| view.configuration.nodes.iter().any(|node| node.name.eq_ignore_ascii_case(name));
+    let occupied: SlotSet = names.iter().filter(|(_, name)| !is_known(name) && !name.eq_ignore_ascii_case(&arguments.own.name)).map(|(slot, _)| *slot).collect();
+    let message =
+        NodeMessage::AddNode { name: arguments.own.name.clone(), addresses: arguments.own.announced().to_vec(), votes: arguments.own.votes, occupied };
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = String::from("no member could be reached");
+    while Instant::now() < deadline {
+        for life in &view.members {
+            let Some(node) = view.configuration.nodes.iter().find(|node| node.slot == life.slot) else { continue };
+            for address in &node.addresses {
+                match links::request_blocking(address, key, device.superblock.cluster, &message) {
+                    Ok(NodeMessage::Answer(Ok(()))) => last = format!("{} took the request, and no view followed", node.name),
+                    Ok(NodeMessage::Answer(Err(reason))) => last = format!("{} refuses: {reason}", node.name),
+                    Ok(_) => last = format!("{} gave an answer that is not one", node.name),
+                    Err(error) => last = format!("{} at {address}: {error} (a wrong key looks like this, too)", node.name),
+                }
+            }
+        }
+        if is_configured(device, &arguments.own.name)? {
+            return Ok(());
+        }
+        // The disk is the witness; it is asked again after a pause that several polls fit in.
+        std::thread::sleep(Duration::from_millis(300));
+        if is_configured(device, &arguments.own.name)? {
+            return Ok(());
+        }
+    }
+    bail!("{} was not added within {} s: {last}", arguments.own.name, PATIENCE.as_secs())
+}
+
+fn is_configured(device: &ClusterDevice, name: &str) -> Result<bool> {
+    let view = device.newest_view().context("reading the newest view")?;
+    Ok(view.configuration.nodes.iter().any(|node| node.name.eq_ignore_ascii_case(name)))
+}

@@ -1,0 +1,105 @@
+//! What: `deadbolt status`.
+//! Owns: the text that people read; the JSON is the daemon's.
+//! Invariants: never waits longer than a second; exit 0 quorate, 1 not, 2 no daemon.
+//! Does not: judge.
+//! Called by: the verbs.
+
+use super::{EXIT_FAILED, EXIT_NO_DAEMON, EXIT_OK, NodeArguments, seconds};
+use crate::ask::ask;
+use clap::Args;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {
+    #[command(flatten)]
+    node: NodeArguments,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &StatusArguments) -> u8 {
+    match ask(&arguments.node.directory(), &json!({ "op": "status" }), Duration::from_secs(1)) {
+        Ok(status) => {
+            if arguments.json {
+                println!("{status}");
+            } else {
+                print(&status);
+            }
+            if flag(&status, "quorate") { EXIT_OK } else { EXIT_FAILED }
+        }
+        Err(error) => {
+            if arguments.json {
+                println!("{}", json!({ "ok": false, "error": error.to_string() }));
+            } else {
+                eprintln!("deadbolt: {error}");
+            }
+            EXIT_NO_DAEMON
+        }
+    }
+}
+
+fn flag(value: &Value, name: &str) -> bool {
+    value.get(name).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn text(value: &Value, name: &str) -> String {
+    match value.get(name) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn list(value: &Value, name: &str) -> Vec<Value> {
+    value.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+fn names(value: &Value, name: &str) -> String {
+    let names: Vec<String> = list(value, name).iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
+    if names.is_empty() { "-".into() } else { names.join(" ") }
+}
+
+fn yes_no(is: bool) -> &'static str {
+    if is { "Yes" } else { "No" }
+}
+
+fn print(status: &Value) {
+    println!("Cluster:          {} ({})", text(status, "cluster"), text(status, "cluster_uuid"));
+    println!("Node:             {} (slot {}), {}", text(status, "node"), text(status, "slot"), text(status, "state"));
+    println!("Quorate:          {}", yes_no(flag(status, "quorate")));
+    println!("Expected votes:   {}", text(status, "expected_votes"));
+    println!("Total votes:      {}", text(status, "total_votes"));
+    println!("Quorum:           {}", text(status, "quorum"));
+    println!("View:             {}", text(status, "view"));
+    println!("Members:          {}", names(status, "members"));
+    println!("Owed:             {}", names(status, "owed"));
+    let lease = status.get("lease_left_ms").and_then(Value::as_u64).unwrap_or(0);
+    println!("Lease left:       {} (watchdog {}, reset within {} ms)", seconds(lease), text(status, "watchdog"), text(status, "reset_ms"));
+    for disk in list(status, "disks") {
+        let latency = disk.get("latency_us").and_then(Value::as_u64).map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000));
+        let state = if flag(&disk, "hung") { format!("hung for {} ms", text(&disk, "oldest_ms")) } else { "answers".into() };
+        println!("Disk:             {} ({}), last cycle {latency}, {}", text(&disk, "path"), text(&disk, "backend"), state);
+    }
+    if let Some(blocked) = status.get("blocked").and_then(Value::as_str) {
+        println!("Blocked:          {blocked}");
+    }
+    println!("\n{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  verdict", "node", "slot", "votes", "state", "heard", "beat age");
+    for node in list(status, "nodes") {
+        let age = node.get("beat_age_ms").and_then(Value::as_u64).map_or_else(|| "-".into(), seconds);
+        println!(
+            "{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  {}",
+            text(&node, "name"),
+            text(&node, "slot"),
+            text(&node, "votes"),
+            text(&node, "state"),
+            yes_no(flag(&node, "heard")),
+            age,
+            text(&node, "verdict")
+        );
+    }
+    for warning in list(status, "warnings") {
+        println!("Warning:          {}", warning.as_str().unwrap_or_default());
+    }
+}

@@ -1,0 +1,306 @@
+//! What: what the node wants, done; what the sockets say, put to the node.
+//! Owns: the connections to peers, the lock clients' sessions, the answers that wait for evidence.
+//! Invariants: outputs are done in their order; a reply to a client leaves only while the lease runs.
+//! Does not: decide.
+//! Called by: the daemon's loop.
+
+use super::{
+    ClientEvent, Daemon, NetworkEvent, Outcome, Waiting,
+    control::{ControlRequest, failure},
+    now_ms,
+    status::{DeviceStatus, ShellStatus, evidence_word, status_json},
+};
+use crate::{
+    config::NodeFile,
+    links::Links,
+    node::{DiskWork, Node, NodeInput, NodeOutput},
+};
+use anyhow::{Context, Result};
+use deadbolt_cluster_core::{hello::NodeMessage, membership::ChangeRequest};
+use deadbolt_disk::{Operation, now_ns};
+use deadbolt_disk_format::{Evidence, Life};
+use deadbolt_dlm::server::Server;
+use deadbolt_dlm_core::{ClientReply, service as locks};
+use deadbolt_qdisk_core::register::DiskOpKind;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tokio::sync::{mpsc, oneshot};
+
+/// A connection with a peer.
+struct Connection {
+    number: u64,
+    outgoing: mpsc::Sender<Vec<u8>>,
+}
+
+pub(super) struct Effects {
+    links: Links,
+    server: Server,
+    connections: BTreeMap<Life, Connection>,
+    waiting: Waiting,
+    /// A stop that waits for clients: answered once it is refused or done.
+    reset_reason: Option<String>,
+}
+
+impl Effects {
+    pub(super) fn new(links: Links, server: Server) -> Self {
+        Self { links, server, connections: BTreeMap::new(), waiting: Waiting::new(), reset_reason: None }
+    }
+
+    pub(super) fn apply(&mut self, daemon: &mut Daemon, node: &mut Node, output: NodeOutput) -> Result<Option<Outcome>> {
+        match output {
+            NodeOutput::Disk(work) => submit(daemon, work),
+            NodeOutput::Publish(part) => {
+                daemon.side.publish_bytes(part.number, &part.encode());
+            }
+            NodeOutput::SetHolds(holds) => {
+                daemon.side.set_holds(holds);
+                daemon.side.wake();
+            }
+            NodeOutput::SayHello(hello, nodes) => self.links.say_hello(&hello, &nodes),
+            NodeOutput::Follow(nodes) => self.links.follow(&nodes),
+            NodeOutput::Send(peer, frame) => self.send(node, peer, frame.encode()),
+            NodeOutput::Close(peer) => {
+                self.connections.remove(&peer);
+                node.handle(now_ms(), NodeInput::Disconnected(peer));
+            }
+            NodeOutput::Reply(session, reply) => self.reply(daemon, session, &reply),
+            NodeOutput::PollFast(until_ms) => {
+                daemon.side.poll_fast_until(until_ms.saturating_mul(1_000_000));
+                daemon.side.wake();
+            }
+            NodeOutput::ResetSelf(reason) => return Ok(Some(self.reset_self(daemon, reason))),
+            NodeOutput::NewIncarnation => return Ok(Some(Outcome::NewIncarnation)),
+            NodeOutput::Stopped => return Ok(Some(Outcome::Stopped)),
+            NodeOutput::Fenced { victim, evidence, waited_ms } => self.answer_fence(node, victim, evidence, waited_ms),
+            NodeOutput::Log(text) => tracing::info!("{text}"),
+        }
+        Ok(None)
+    }
+
+    /// The daemon ends with "holds" set: sbd stops its cycles and the node is reset.
+    fn reset_self(&mut self, daemon: &mut Daemon, reason: String) -> Outcome {
+        tracing::error!("this node is reset: {reason}");
+        daemon.side.set_holds(true);
+        self.reset_reason = Some(reason);
+        Outcome::Reset
+    }
+
+    fn send(&mut self, node: &mut Node, peer: Life, frame: Vec<u8>) {
+        let is_lost = self.connections.get(&peer).is_some_and(|connection| connection.outgoing.try_send(frame).is_err());
+        if is_lost {
+            // The stream resumes from its last confirmed message on the next connection.
+            self.connections.remove(&peer);
+            node.handle(now_ms(), NodeInput::Disconnected(peer));
+        }
+    }
+
+    fn reply(&mut self, daemon: &Daemon, session: u64, reply: &ClientReply) {
+        let is_grant = matches!(reply, ClientReply::Completed { mode: Some(_), .. });
+        if !is_grant || now_ns() < daemon.side.lease_end_ns() {
+            self.server.reply(session, reply);
+        }
+    }
+
+    pub(super) fn handle_link(&mut self, node: &mut Node, event: NetworkEvent) {
+        match event {
+            NetworkEvent::Datagram(bytes) => {
+                if let Some(hello) = self.links.open(&bytes) {
+                    node.handle(now_ms(), NodeInput::Hello(hello));
+                }
+            }
+            NetworkEvent::Connected { connection, peer, outgoing } => {
+                self.connections.insert(peer, Connection { number: connection, outgoing });
+                node.handle(now_ms(), NodeInput::Connected(peer));
+            }
+            NetworkEvent::Frame { connection, peer, frame } => {
+                if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
+                    node.handle(now_ms(), NodeInput::Frame(peer, frame));
+                }
+            }
+            NetworkEvent::Disconnected { connection, peer } => {
+                if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
+                    self.connections.remove(&peer);
+                    node.handle(now_ms(), NodeInput::Disconnected(peer));
+                }
+            }
+            NetworkEvent::Request { message, reply } => {
+                let _ = reply.send(NodeMessage::Answer(take_request(node, message)));
+            }
+        }
+    }
+
+    pub(super) fn handle_client(&mut self, node: &mut Node, event: ClientEvent) {
+        let input = match event {
+            ClientEvent::Opened { session, pid, .. } => locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } },
+            ClientEvent::Request { session, request } => locks::Input::Request { session, request },
+            ClientEvent::Closed { session } => locks::Input::SessionClosed { session },
+        };
+        node.handle(now_ms(), NodeInput::Locks(input));
+    }
+
+    pub(super) fn handle_control(&mut self, daemon: &mut Daemon, node: &mut Node, request: ControlRequest) {
+        let ControlRequest { request, uid, reply } = request;
+        let op = request.get("op").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let is_reading = matches!(op.as_str(), "status" | "locks");
+        let owner = nix::unistd::geteuid().as_raw();
+        if !is_reading && uid != 0 && uid != owner {
+            let _ = reply.send(failure("this request is for root (or the owner of the node)"));
+            return;
+        }
+        let answer = match op.as_str() {
+            "status" => status_json(&node.status(now_ms()), &shell_status(daemon)),
+            "locks" => lock_json(node),
+            "stop" => {
+                node.handle(now_ms(), NodeInput::Stop);
+                json!({ "ok": true })
+            }
+            "leave" => {
+                node.handle(now_ms(), NodeInput::Leave);
+                json!({ "ok": true })
+            }
+            "fence" => return self.handle_fence(node, &request, reply),
+            "" => failure("the object has no text field `op`; requests are status, locks, stop, leave, fence"),
+            other => failure(&format!("unknown request {other:?}; requests are status, locks, stop, leave, fence")),
+        };
+        let _ = reply.send(answer);
+    }
+
+    /// Answered by evidence, or by an operator's word at once.
+    fn handle_fence(&mut self, node: &mut Node, request: &Value, reply: oneshot::Sender<Value>) {
+        let name = request.get("node").and_then(Value::as_str).unwrap_or_default();
+        let Some(slot) = node.slot_of(name) else {
+            let _ = reply.send(failure(&format!("no node {name:?} is configured; see `deadbolt status`")));
+            return;
+        };
+        match node.begin_fence(slot) {
+            Err(reason) => {
+                let _ = reply.send(failure(&reason));
+            }
+            Ok(life) => {
+                self.waiting.entry(life).or_default().push(reply);
+                node.handle(now_ms(), NodeInput::Fence(slot));
+                if request.get("operator").and_then(Value::as_bool) == Some(true) {
+                    node.handle(now_ms(), NodeInput::OperatorConfirms(slot));
+                }
+            }
+        }
+    }
+
+    fn answer_fence(&mut self, node: &Node, victim: Life, evidence: Evidence, waited_ms: u64) {
+        for reply in self.waiting.remove(&victim).unwrap_or_default() {
+            let answer = json!({
+                "ok": true,
+                "node": node.name_of(victim.slot),
+                "boot": victim.boot.to_string(),
+                "evidence": evidence_word(evidence),
+                "waited_ms": waited_ms,
+            });
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+fn submit(daemon: &Daemon, work: DiskWork) {
+    let operation = match work.kind {
+        DiskOpKind::Read { offset, bytes } => Operation::Read { offset, bytes },
+        DiskOpKind::Write { offset, data } => Operation::Write { offset, data },
+        DiskOpKind::WriteThenRead { write_offset, data, read_offset, read_bytes } => Operation::WriteThenRead { write_offset, data, read_offset, read_bytes },
+    };
+    if let Some(engine) = daemon.engines.get(work.device) {
+        engine.submit(work.tag, operation);
+    }
+}
+
+fn take_request(node: &mut Node, message: NodeMessage) -> std::result::Result<(), String> {
+    match message {
+        NodeMessage::AddNode { name, addresses, votes, occupied } => {
+            if let Some(reason) = node.refuse_addition(&name, &addresses, &occupied) {
+                return Err(reason);
+            }
+            node.handle(now_ms(), NodeInput::Change(ChangeRequest::AddNode { name, addresses, votes, occupied }));
+            Ok(())
+        }
+        NodeMessage::Locks(_) | NodeMessage::RemoveNode { .. } | NodeMessage::Answer(_) | NodeMessage::Decided(_) => {
+            Err("only a new node may ask without a place, and only to be added".into())
+        }
+    }
+}
+
+fn shell_status(daemon: &Daemon) -> ShellStatus {
+    let now = now_ns();
+    let first = daemon.devices.first();
+    let cycle_us = daemon.side.cycle_us();
+    let devices = daemon
+        .devices
+        .iter()
+        .zip(&daemon.engines)
+        .map(|(device, engine)| DeviceStatus {
+            path: device.path.display().to_string(),
+            latency_us: (cycle_us > 0).then_some(cycle_us),
+            oldest_ms: engine.outstanding().iter().map(|(_, since)| now.saturating_sub(*since) / 1_000_000).max(),
+            backend: match engine.backend() {
+                deadbolt_disk::Backend::IoUring => "io_uring".into(),
+                deadbolt_disk::Backend::Threads => "threads".into(),
+            },
+        })
+        .collect();
+    ShellStatus {
+        name: daemon.file.name.clone(),
+        cluster: first.map(|device| device.superblock.name.clone()).unwrap_or_default(),
+        cluster_uuid: first.map(|device| device.superblock.cluster.to_string()).unwrap_or_default(),
+        now_ms: now / 1_000_000,
+        devices,
+        reset_ms: daemon.side.reset_ms(),
+        watchdog: daemon.file.watchdog.clone(),
+        warnings: daemon.warnings.clone(),
+    }
+}
+
+fn lock_json(node: &Node) -> Value {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let now = now_ms();
+    let mut locks: Vec<Value> = Vec::new();
+    for resource in node.lock_snapshot() {
+        for lock in &resource.locks {
+            locks.push(json!({
+                "lockspace": text(&resource.lockspace),
+                "resource": text(&resource.resource),
+                "master": resource.master.map(|life| node.name_of(life.slot)),
+                "node": node.name_of(lock.life.slot),
+                "pid": lock.pid,
+                "lock": lock.lock,
+                "granted": lock.granted.map(|mode| mode.name()),
+                "requested": lock.wanted.map(|mode| mode.name()),
+                "since_ms": now.saturating_sub(lock.since_ms),
+                "token": lock.granted.map(|_| lock.token.to_string()),
+            }));
+        }
+    }
+    json!({ "ok": true, "locks": locks })
+}
+
+/// Number of a group of the system; none for an empty name.
+pub(super) fn group_number(name: &str) -> Result<Option<u32>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let group = nix::unistd::Group::from_name(name)?;
+    Ok(Some(group.with_context(|| format!("node.toml names the group {name}, which does not exist; create it or clear `group`"))?.gid.as_raw()))
+}
+
+/// Who may connect to the lock socket: under a process watchdog only processes of the node's tree, unless they say `--unprotected`.
+pub(super) fn accept_hook(file: &NodeFile) -> deadbolt_dlm::server::AcceptHook {
+    let must_be_inside = file.watchdog == "process";
+    let supervisor: Option<i32> = std::env::var(crate::supervisor::SUPERVISOR_PID_VARIABLE).ok().and_then(|text| text.parse().ok());
+    Box::new(move |peer, is_unprotected| {
+        let is_inside = supervisor.is_some_and(|supervisor| super::is_descendant(peer.pid, supervisor));
+        if !must_be_inside || is_inside || is_unprotected {
+            Ok(())
+        } else {
+            Err(format!(
+                "process {} is not part of this node's process tree, which the process watchdog could not end; use `deadbolt lock` or say --unprotected",
+                peer.pid
+            ))
+        }
+    })
+}

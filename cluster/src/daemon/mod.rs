@@ -1,0 +1,332 @@
+//! What: the process `deadboltd` in its daemon part: sockets, engines and the shared page around one `Node`.
+//! Owns: the event loop, the disk engines, the sockets of the node directory.
+//! Invariants: the loop never waits for a disk; it advances the page's turn counter on every turn; nothing is sent to a client after the
+//!   lease that sbd published has run out.
+//! Does not: decide; write the beat; start processes.
+//! Called by: `deadboltd --daemon`, started by the supervisor.
+
+pub mod control;
+mod effects;
+pub mod status;
+
+use crate::{
+    config::{NodeDirectory, NodeFile},
+    devices::{self, ClusterDevice},
+    links::{LinkEvent, Links},
+    node::{Node, NodeInput, NodeSetup, arbitrate},
+    seal::ClusterKey,
+    supervisor,
+};
+use anyhow::{Context, Result};
+use control::{ControlRequest, ControlSocket};
+use deadbolt_cluster_core::{membership, timing};
+use deadbolt_disk::{Access, BackendChoice, Completion, Engine, now_ns};
+use deadbolt_disk_format::{Beat, Configuration, Incarnation, Life, NodeState, SlotIndex, ViewNumber, sbd::Command};
+use deadbolt_dlm::server::{Server, ServerEvent};
+use deadbolt_sbd::{
+    page::{DaemonSide, Page, SbdState},
+    pill::{Pill, PillKey, encode_pill},
+};
+use effects::Effects;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, oneshot},
+};
+
+/// How the daemon is started by the supervisor.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// The node's directory.
+    pub directory: NodeDirectory,
+}
+
+/// How one incarnation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// *Left* is recorded; go on under a new incarnation.
+    NewIncarnation,
+    /// *Left* is recorded and a stop was asked for.
+    Stopped,
+    /// The node must be reset; the page says so already.
+    Reset,
+}
+
+/// Exit code after a clean stop.
+const EXIT_STOPPED: u8 = 0;
+/// Exit code of a daemon that asked for a reset.
+const EXIT_RESET: u8 = 70;
+/// How often the turn counter is advanced at least.
+const TURN: Duration = Duration::from_millis(50);
+
+/// CLOCK_BOOTTIME in ms.
+pub(crate) fn now_ms() -> u64 {
+    now_ns() / 1_000_000
+}
+
+/// Runs the daemon until it stops; returns its exit code.
+///
+/// # Errors
+/// It could not start.
+pub fn run(options: &DaemonOptions) -> Result<u8> {
+    let page = Page::from_environment().context("the daemon is started by the supervisor (deadboltd --supervise), not by hand")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        let mut daemon = Daemon::open(options, page)?;
+        loop {
+            match daemon.live().await? {
+                Outcome::NewIncarnation => {}
+                Outcome::Stopped => return daemon.finish().await,
+                Outcome::Reset => return Ok(EXIT_RESET),
+            }
+        }
+    });
+    runtime.shutdown_background();
+    code
+}
+
+/// What lasts across incarnations of one process.
+pub(crate) struct Daemon {
+    directory: NodeDirectory,
+    file: NodeFile,
+    key: ClusterKey,
+    devices: Vec<ClusterDevice>,
+    engines: Vec<Engine>,
+    completions: mpsc::UnboundedReceiver<(usize, Completion)>,
+    side: DaemonSide,
+    published: AsyncFd<std::os::fd::OwnedFd>,
+    boot: deadbolt_disk_format::BootId,
+    slot: SlotIndex,
+    initial: Option<Configuration>,
+    warnings: Vec<String>,
+}
+
+impl Daemon {
+    fn open(options: &DaemonOptions, page: Page) -> Result<Self> {
+        let directory = options.directory.clone();
+        let file = directory.read_node()?;
+        let key = directory.read_key()?;
+        let devices = devices::open(&file.devices, Access::ReadWrite)?;
+        let first = devices.first().context("node.toml names no device")?;
+        timing::check(&first.superblock.timings)?;
+        let (slot, initial) = find_slot(&directory, &file, first)?;
+        let side = page.daemon();
+        let boot = side.boot();
+        let (sender, completions) = mpsc::unbounded_channel();
+        let choice = if file.shared_device { BackendChoice::Threads } else { BackendChoice::Auto };
+        let mut engines = Vec::new();
+        for (index, device) in devices.iter().enumerate() {
+            let sender = sender.clone();
+            let sink = Box::new(move |completion| {
+                let _ = sender.send((index, completion));
+            });
+            engines.push(Engine::start(device.device.clone(), choice, sink)?);
+        }
+        let warnings = engines.iter().filter_map(|engine| engine.fallback_reason().map(|reason| format!("io_uring is not used: {reason}"))).collect();
+        let published = AsyncFd::new(side.published_event().try_clone_to_owned()?)?;
+        Ok(Self { directory, file, key, devices, engines, completions, side, published, boot, slot, initial, warnings })
+    }
+
+    /// One incarnation, from its first read to its end.
+    async fn live(&mut self) -> Result<Outcome> {
+        self.wait_for_sbd().await?;
+        let device = self.devices.first().context("no device")?.clone();
+        let beats = self.turning(tokio::task::spawn_blocking(move || device.beats())).await???;
+        let mut node = self.make_node(&beats)?;
+        let me = node.me();
+        let first = self.devices.first().context("no device")?;
+        let (link_sender, mut link_events) = mpsc::channel(4096);
+        let detect = Duration::from_millis(u64::from(first.superblock.timings.detect_ms));
+        let links = Links::start(&self.file.addresses, self.key.clone(), first.superblock.cluster, me, detect, link_sender).await?;
+        let (control_sender, mut control_requests) = mpsc::channel(64);
+        let group = effects::group_number(&self.file.group)?;
+        let _control = ControlSocket::bind(&self.directory.control_socket(), group, control_sender)?;
+        let (server, mut clients) = Server::bind(&self.directory.lock_socket(), group, effects::accept_hook(&self.file))?;
+        let mut effects = Effects::new(links, server);
+        tracing::info!(node = %self.file.name, slot = me.slot.0, boot = %me.boot, incarnation = %me.incarnation, "incarnation begins");
+        node.handle(now_ms(), NodeInput::Start);
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut turn = tokio::time::interval(TURN);
+        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.side.advance_turn();
+            if let Some(outcome) = self.apply(&mut node, &mut effects)? {
+                return Ok(outcome);
+            }
+            let wait = Duration::from_millis(node.next_deadline().saturating_sub(now_ms()).min(1000));
+            tokio::select! {
+                biased;
+                ready = self.published.readable() => {
+                    ready?.clear_ready();
+                    self.side.clear_published();
+                    self.read_page(&mut node)?;
+                }
+                Some((device, completion)) = self.completions.recv() => self.handle_completion(&mut node, device, completion),
+                Some(event) = link_events.recv() => effects.handle_link(&mut node, event),
+                Some(event) = clients.recv() => effects.handle_client(&mut node, event),
+                Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
+                () = tokio::time::sleep(wait) => node.handle(now_ms(), NodeInput::Tick),
+                _ = terminate.recv() => node.handle(now_ms(), NodeInput::Stop),
+                _ = turn.tick() => {}
+            }
+        }
+    }
+
+    /// The lease of an incarnation begins with sbd's first complete cycle.
+    async fn wait_for_sbd(&mut self) -> Result<()> {
+        loop {
+            self.side.advance_turn();
+            match self.side.sbd_state() {
+                SbdState::Alive => return Ok(()),
+                SbdState::Condemned => anyhow::bail!("sbd ends this node"),
+                SbdState::Stopped => anyhow::bail!("sbd has stopped"),
+                SbdState::None | SbdState::Starting => {}
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.boot = self.side.boot();
+        }
+    }
+
+    /// Waits for something while the loop's turn counter advances.
+    async fn turning<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        let mut turn = tokio::time::interval(TURN);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                _ = turn.tick() => self.side.advance_turn(),
+            }
+        }
+    }
+
+    fn make_node(&mut self, beats: &[Beat]) -> Result<Node> {
+        let first = self.devices.first().context("no device")?;
+        self.boot = self.side.boot();
+        let mut incarnation = [0; 16];
+        getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+        let me = Life { slot: self.slot, boot: self.boot, incarnation: Incarnation(incarnation) };
+        let carried_left = beats.iter().find(|beat| beat.slot == self.slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, self.boot));
+        let name = self.file.name.clone();
+        let key = PillKey::new(self.key.bytes());
+        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
+        let setup = NodeSetup {
+            membership: membership::Setup {
+                me,
+                devices: self.devices.len(),
+                slots: first.superblock.slots,
+                timings: first.superblock.timings,
+                carried_left,
+                // Beyond every number of an earlier daemon of this boot: parts are published less often than once per microsecond.
+                first_number: now_ns() / 1000,
+                initial: self.initial.clone(),
+                arbiter: arbitrate,
+            },
+            cluster: first.superblock.cluster,
+            layouts: self.devices.iter().map(|device| device.superblock.layout).collect(),
+            seed: u64::from_le_bytes(incarnation[..8].try_into().unwrap_or_default()),
+            wall_offset_ms: wall_ms.saturating_sub(now_ms()),
+            encode_pill: Box::new(move |victim, serial, sector_bytes| {
+                let pill = Pill { command: Command::Reset, sender: &name, victim: victim.boot, serial };
+                encode_pill(&pill, &key, sector_bytes)
+            }),
+        };
+        Ok(Node::new(setup, now_ms()))
+    }
+
+    /// Does what the node wants, in order.
+    fn apply(&mut self, node: &mut Node, effects: &mut Effects) -> Result<Option<Outcome>> {
+        while let Some(output) = node.poll_output() {
+            if let Some(outcome) = effects.apply(self, node, output)? {
+                return Ok(Some(outcome));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_page(&mut self, node: &mut Node) -> Result<()> {
+        match self.side.sbd_state() {
+            SbdState::Condemned => anyhow::bail!("sbd ends this node"),
+            SbdState::None | SbdState::Starting | SbdState::Alive | SbdState::Stopped => {}
+        }
+        let lease_end_ms = self.side.lease_end_ns() / 1_000_000;
+        node.handle(now_ms(), NodeInput::Lifeline { lease_end_ms, published: self.side.published_number(), beat: self.side.beat() });
+        Ok(())
+    }
+
+    fn handle_completion(&mut self, node: &mut Node, device: usize, completion: Completion) {
+        let result = completion.result.map_err(|error| {
+            tracing::warn!(device, %error, "disk operation failed");
+        });
+        node.handle(
+            now_ms(),
+            NodeInput::Disk { tag: completion.tag, device, issued_ms: completion.issued_ns / 1_000_000, ended_ms: completion.ended_ns.div_ceil(1_000_000), result },
+        );
+    }
+
+    fn handle_control(&mut self, node: &mut Node, effects: &mut Effects, request: ControlRequest) {
+        effects.handle_control(self, node, request);
+    }
+
+    /// After a clean stop: sbd disarms and writes its last beat.
+    async fn finish(&mut self) -> Result<u8> {
+        self.side.request_stop();
+        let wait = async {
+            while self.side.sbd_state() != SbdState::Stopped {
+                self.side.advance_turn();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let patience = Duration::from_millis(u64::from(self.devices.first().map_or(5000, |device| device.superblock.timings.lease_ms)));
+        if tokio::time::timeout(patience, wait).await.is_err() {
+            tracing::warn!("sbd did not stop within the lease");
+        }
+        Ok(EXIT_STOPPED)
+    }
+}
+
+/// What an earlier incarnation of this boot recorded, to be carried on: the newest *left* of a life that a view had named, or sbd's word
+/// that such a life held nothing.
+fn carried(beat: &Beat, boot: deadbolt_disk_format::BootId) -> (Incarnation, ViewNumber) {
+    let daemon = &beat.daemon;
+    if beat.boot != boot {
+        (Incarnation::NONE, ViewNumber(0))
+    } else if beat.is_idle && daemon.state == NodeState::Member {
+        (daemon.incarnation, daemon.view)
+    } else {
+        (daemon.left_incarnation, daemon.left_view)
+    }
+}
+
+/// This node's slot: by its name in the newest view; slot 0 with the configuration that `init` left, on a device where nobody was ever in.
+///
+/// # Errors
+/// The node is not configured.
+pub fn find_slot(directory: &NodeDirectory, file: &NodeFile, first: &ClusterDevice) -> Result<(SlotIndex, Option<Configuration>)> {
+    let view = first.newest_view()?;
+    if let Some(node) = view.configuration.nodes.iter().find(|node| node.name.eq_ignore_ascii_case(&file.name)) {
+        return Ok((node.slot, None));
+    }
+    let path = initial_file(directory);
+    if view.view == ViewNumber(0) && path.exists() {
+        let configuration = crate::initial::read(&path, &first.superblock, file)?;
+        return Ok((SlotIndex(0), Some(configuration)));
+    }
+    let names: Vec<&str> = view.configuration.nodes.iter().map(|node| node.name.as_str()).collect();
+    anyhow::bail!("node {} is not configured in cluster {} (nodes: {}); run `deadbolt join`", file.name, first.superblock.name, names.join(", "))
+}
+
+/// Where `init` leaves the wishes for the first view.
+#[must_use]
+pub fn initial_file(directory: &NodeDirectory) -> PathBuf {
+    directory.0.join("initial.toml")
+}
+
+/// Answers that wait for evidence: an operator's fence.
+pub(crate) type Waiting = BTreeMap<Life, Vec<oneshot::Sender<serde_json::Value>>>;
+pub(crate) type ClientEvent = ServerEvent;
+pub(crate) type NetworkEvent = LinkEvent;
+pub(crate) use supervisor::is_descendant;

@@ -1,0 +1,178 @@
+//! What: the node's status as the JSON object that `deadbolt status --json` prints.
+//! Owns: the field names that scripts parse; docs/status.md lists them.
+//! Invariants: made from memory alone; names only ever get added.
+//! Does not: print for people (the front door does).
+//! Called by: the daemon's loop.
+
+use crate::node::NodeStatus;
+use deadbolt_cluster_core::{
+    evidence::Verdict,
+    membership::{MembershipStatus, PeerStatus},
+};
+use deadbolt_disk_format::{Evidence, Life, NodeState, ViewBody};
+use serde_json::{Value, json};
+
+/// What the shell knows besides the machines.
+#[derive(Clone, Debug)]
+pub struct ShellStatus {
+    /// This node's name.
+    pub name: String,
+    /// Cluster name.
+    pub cluster: String,
+    /// Cluster uuid.
+    pub cluster_uuid: String,
+    /// Now, `CLOCK_BOOTTIME`, ms.
+    pub now_ms: u64,
+    /// One entry per device.
+    pub devices: Vec<DeviceStatus>,
+    /// T of the watchdog as granted, ms.
+    pub reset_ms: u32,
+    /// `device` or `process`.
+    pub watchdog: String,
+    /// Things that are not as they should be, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// One device.
+#[derive(Clone, Debug)]
+pub struct DeviceStatus {
+    /// Its path.
+    pub path: String,
+    /// Latency of the last cycle, microseconds; none before the first.
+    pub latency_us: Option<u64>,
+    /// Oldest operation that has not come back, ms.
+    pub oldest_ms: Option<u64>,
+    /// `io_uring` or `threads`.
+    pub backend: String,
+}
+
+/// The field's word for evidence.
+#[must_use]
+pub fn evidence_word(evidence: Evidence) -> &'static str {
+    match evidence {
+        Evidence::Left => "left",
+        Evidence::IdleRestart => "idle-restart",
+        Evidence::Ejected => "ejected",
+        Evidence::Rebooted => "rebooted",
+        Evidence::Acknowledged => "acknowledged",
+        Evidence::Expired => "expired",
+        Evidence::Agent => "agent",
+        Evidence::Operator => "operator",
+    }
+}
+
+/// The field's word for a state.
+#[must_use]
+pub fn state_word(state: NodeState) -> &'static str {
+    match state {
+        NodeState::None => "offline",
+        NodeState::Joining => "joining",
+        NodeState::Member => "member",
+        NodeState::Left => "left",
+        NodeState::Condemned => "condemned",
+    }
+}
+
+/// The object of `status`.
+#[must_use]
+pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
+    let membership = &status.membership;
+    let lease_left_ms = membership.lease_end_ms.saturating_sub(shell.now_ms);
+    let members: Vec<&str> = names(membership, |peer| peer.is_member);
+    let owed: Vec<&str> = names(membership, |peer| peer.is_owed);
+    json!({
+        "ok": true,
+        "cluster": shell.cluster,
+        "cluster_uuid": shell.cluster_uuid,
+        "node": shell.name,
+        "slot": membership.me.slot.0,
+        "boot": membership.me.boot.to_string(),
+        "incarnation": membership.me.incarnation.to_string(),
+        "state": state_word(membership.state),
+        "quorate": membership.is_quorate,
+        "expected_votes": membership.expected_votes,
+        "total_votes": membership.total_votes,
+        "quorum": membership.quorum,
+        "view": membership.view.view.0,
+        "members": members,
+        "owed": owed,
+        "holds": membership.holds,
+        "lease_left_ms": lease_left_ms,
+        "watchdog": shell.watchdog,
+        "reset_ms": shell.reset_ms,
+        "register": format!("{:?}", status.register.phase),
+        "blocked": status.blocked,
+        "disks": shell.devices.iter().map(|device| json!({
+            "path": device.path,
+            "latency_us": device.latency_us,
+            "oldest_ms": device.oldest_ms,
+            "hung": device.oldest_ms.is_some_and(|age| age > u64::from(membership.view.configuration.timings.stall_ms.max(1000))),
+            "backend": device.backend,
+        })).collect::<Vec<Value>>(),
+        "nodes": membership.peers.iter().map(peer_json).collect::<Vec<Value>>(),
+        "last_view": view_json(&membership.view),
+        "locks": {
+            "sessions": status.locks.sessions,
+            "locks": status.locks.locks,
+            "waiting": status.locks.waiting,
+            "mastered": status.locks.mastered,
+            "may_grant": status.locks.may_grant,
+            "recovery_waits_for": lives(membership, &status.locks.awaited),
+            "gated": status.locks.gated.iter().map(|gated| json!({
+                "lockspace": String::from_utf8_lossy(&gated.lockspace),
+                "by": lives(membership, &gated.by),
+            })).collect::<Vec<Value>>(),
+        },
+        "warnings": shell.warnings,
+    })
+}
+
+fn names(membership: &MembershipStatus, chosen: impl Fn(&PeerStatus) -> bool) -> Vec<&str> {
+    membership.peers.iter().filter(|peer| chosen(peer)).map(|peer| peer.name.as_str()).collect()
+}
+
+/// Names of nodes for a list of lives.
+fn lives(membership: &MembershipStatus, lives: &[Life]) -> Vec<String> {
+    let name = |life: &Life| membership.peers.iter().find(|peer| peer.slot == life.slot).map_or_else(|| format!("slot {}", life.slot), |peer| peer.name.clone());
+    lives.iter().map(name).collect()
+}
+
+fn peer_json(peer: &PeerStatus) -> Value {
+    let verdict = peer.verdict.map(|verdict| match verdict {
+        Verdict::MayLive => "may live".to_owned(),
+        Verdict::GoneAt { evidence, .. } => format!("{}, waiting", evidence_word(evidence)),
+        Verdict::Gone(evidence) => format!("gone: {}", evidence_word(evidence)),
+    });
+    json!({
+        "name": peer.name,
+        "slot": peer.slot.0,
+        "votes": peer.votes,
+        "addresses": peer.addresses,
+        "member": peer.is_member,
+        "owed": peer.is_owed,
+        "heard": peer.is_heard,
+        "beat_age_ms": peer.beat_age_ms,
+        "state": state_word(peer.state),
+        "verdict": verdict,
+    })
+}
+
+/// A view for people and scripts.
+#[must_use]
+pub fn view_json(body: &ViewBody) -> Value {
+    let name = |slot| body.configuration.nodes.iter().find(|node| node.slot == slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone());
+    json!({
+        "view": body.view.0,
+        "reason": format!("{:?}", body.reason).to_lowercase(),
+        "proposer": body.proposer.map(|life| name(life.slot)),
+        "members": body.members.iter().map(|life| name(life.slot)).collect::<Vec<String>>(),
+        "owed": body.owed.iter().map(|owed| json!({ "node": name(owed.life.slot), "since_view": owed.removed_in.0 })).collect::<Vec<Value>>(),
+        "released": body.released.iter().map(|released| json!({
+            "node": name(released.life.slot),
+            "evidence": evidence_word(released.evidence),
+            "waited_ms": released.waited_ms,
+            "witness": name(released.witness),
+        })).collect::<Vec<Value>>(),
+        "configuration": body.configuration.version,
+    })
+}

@@ -1,0 +1,659 @@
+//! What: one node's life as a single machine: membership, view register and lock service wired together.
+//! Owns: who hears what from whom; the numbering of disk work; the ordered channels to the peers.
+//! Invariants: opens nothing, reads no clock; the same wiring runs in the daemon and in the simulator. A grant leaves only while the
+//!   lease published by sbd runs.
+//! Does not: decide anything that a core decides.
+//! Called by: the daemon's loop and the simulator.
+
+mod journal;
+mod pills;
+mod status;
+
+pub use status::NodeStatus;
+
+use deadbolt_cluster_core::{
+    channel::{Channel, Frame},
+    hello::{Hello, NodeMessage},
+    membership::{self, ArbitrationInput, ChangeRequest, Choice, Membership},
+    observer::BeatsRead,
+};
+use deadbolt_disk_format::{Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, SlotIndex, SlotSet, UNIT_BYTES, ViewBody};
+use deadbolt_dlm_core::{ClientReply, service as locks};
+use deadbolt_qdisk_core::{
+    candidates::{self, DiskVotes, Graph, Standing},
+    register::{self, DiskOpKind, Register, RegisterConfig},
+};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Which part of the node a piece of disk work belongs to; the top byte of its tag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Part {
+    Register,
+    Beats,
+    Pill,
+    Journal,
+}
+
+const PART_SHIFT: u32 = 56;
+
+impl Part {
+    fn tag(self, inner: u64) -> u64 {
+        let number: u64 = match self {
+            Self::Register => 1,
+            Self::Beats => 2,
+            Self::Pill => 3,
+            Self::Journal => 4,
+        };
+        (number << PART_SHIFT) | inner
+    }
+
+    fn of(tag: u64) -> Option<(Self, u64)> {
+        let inner = tag & ((1 << PART_SHIFT) - 1);
+        let part = match tag >> PART_SHIFT {
+            1 => Self::Register,
+            2 => Self::Beats,
+            3 => Self::Pill,
+            4 => Self::Journal,
+            _ => return None,
+        };
+        Some((part, inner))
+    }
+}
+
+/// How a node begins.
+pub struct NodeSetup {
+    /// For the membership machine.
+    pub membership: membership::Setup,
+    /// The cluster on the devices.
+    pub cluster: ClusterUuid,
+    /// One per device.
+    pub layouts: Vec<Layout>,
+    /// Spreads contending proposals; any number.
+    pub seed: u64,
+    /// Wall time at `now_ms` 0, ms since 1970, for stamps that people read.
+    pub wall_offset_ms: u64,
+    /// Makes a mailbox sector with a pill: victim, serial, sector size.
+    pub encode_pill: Box<dyn Fn(&Life, u64, u32) -> Vec<u8>>,
+}
+
+impl std::fmt::Debug for NodeSetup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeSetup").field("me", &self.membership.me).finish_non_exhaustive()
+    }
+}
+
+/// What the node is told.
+#[derive(Debug)]
+pub enum NodeInput {
+    /// No write of an earlier life can land any more: read the disk.
+    Start,
+    /// A poll has come.
+    Tick,
+    /// Disk work came back.
+    Disk {
+        /// As given.
+        tag: u64,
+        /// As given.
+        device: usize,
+        /// When it was issued, ms.
+        issued_ms: u64,
+        /// When it ended, ms.
+        ended_ms: u64,
+        /// What was read, or nothing.
+        result: Result<Vec<u8>, ()>,
+    },
+    /// What sbd publishes.
+    Lifeline {
+        /// End of the lease, ms.
+        lease_end_ms: u64,
+        /// Number of the daemon part that is on disk.
+        published: u64,
+        /// Newest own beat that is complete.
+        beat: u64,
+    },
+    /// An authenticated hello.
+    Hello(Hello),
+    /// A connection with a peer stands.
+    Connected(Life),
+    /// A frame from a peer.
+    Frame(Life, Frame),
+    /// The connection with a peer is gone.
+    Disconnected(Life),
+    /// Something from a lock client.
+    Locks(locks::Input),
+    /// A change of configuration.
+    Change(ChangeRequest),
+    /// An operator's fence.
+    Fence(SlotIndex),
+    /// An operator's word that a node is gone.
+    OperatorConfirms(SlotIndex),
+    /// Stop cleanly.
+    Stop,
+    /// Stop cleanly and leave the configuration.
+    Leave,
+}
+
+/// A piece of disk work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskWork {
+    /// Comes back with the answer.
+    pub tag: u64,
+    /// Which device.
+    pub device: usize,
+    /// What to do.
+    pub kind: DiskOpKind,
+}
+
+/// What the node wants done.
+#[derive(Debug)]
+pub enum NodeOutput {
+    /// Disk work.
+    Disk(DiskWork),
+    /// Leave these bytes to sbd.
+    Publish(DaemonPart),
+    /// Set or clear the word that says whether something may be held; before anything else of this batch leaves.
+    SetHolds(bool),
+    /// Send a hello to these nodes.
+    SayHello(Hello, Vec<NodeEntry>),
+    /// Keep connections to these nodes.
+    Follow(Vec<NodeEntry>),
+    /// Send a frame to a peer.
+    Send(Life, Frame),
+    /// Close the connection with a peer: it broke the stream's rules.
+    Close(Life),
+    /// An answer for a lock client's session.
+    Reply(u64, ClientReply),
+    /// Poll and beat every 50 ms until this instant.
+    PollFast(u64),
+    /// This node must be reset.
+    ResetSelf(String),
+    /// Go on under a new incarnation.
+    NewIncarnation,
+    /// *Left* is on disk; stop.
+    Stopped,
+    /// An operator's fence ended with evidence.
+    Fenced {
+        /// Who.
+        victim: Life,
+        /// By what.
+        evidence: Evidence,
+        /// How long it took, ms.
+        waited_ms: u64,
+    },
+    /// A line for the log.
+    Log(String),
+}
+
+/// One node. See the module's head.
+pub struct Node {
+    setup: NodeSetup,
+    membership: Membership,
+    register: Register,
+    locks: locks::LockService,
+    channels: BTreeMap<Life, Channel>,
+    nodes: Vec<NodeEntry>,
+    view: ViewBody,
+    lease_end_ms: u64,
+    own_beat: u64,
+    /// Per device: own beat that was complete when the read now in flight was issued; none: no read in flight.
+    beat_reads: Vec<Option<u64>>,
+    is_abandoning: bool,
+    is_leaving: bool,
+    said_leave: bool,
+    pills: pills::Pills,
+    journal: journal::Journal,
+    outputs: VecDeque<NodeOutput>,
+    last_tick_ms: u64,
+    blocked: Option<String>,
+    permit: bool,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("me", &self.setup.membership.me).field("view", &self.view.view).finish_non_exhaustive()
+    }
+}
+
+/// The arbiter that the membership machine asks: cliques and ranking of the quorum disk.
+#[must_use]
+pub fn arbitrate(input: &ArbitrationInput) -> Option<Choice> {
+    let slots = |is_member: bool| -> SlotSet { input.nodes.iter().filter(|node| node.is_member == is_member).map(|node| node.slot).collect() };
+    let standing = Standing {
+        votes: input.configured_votes.clone(),
+        disk_votes: input.disk_votes,
+        scores: input.nodes.iter().map(|node| (node.slot, node.score)).collect(),
+        ..Standing::default()
+    };
+    let choice = candidates::choose(&Graph::from_hears(&input.edges), &slots(true), &slots(false), &standing, DiskVotes::Counted)?;
+    Some(Choice { members: choice.stay, joiners: choice.join })
+}
+
+impl Node {
+    /// A life that knows nothing yet.
+    #[must_use]
+    pub fn new(setup: NodeSetup, now_ms: u64) -> Self {
+        let me = setup.membership.me;
+        let register = Register::new(RegisterConfig {
+            cluster: setup.cluster,
+            me,
+            layouts: setup.layouts.clone(),
+            seed: setup.seed,
+            wall_offset_ms: setup.wall_offset_ms,
+        });
+        Self {
+            membership: Membership::new(setup.membership.clone(), now_ms),
+            register,
+            locks: locks::LockService::new(me),
+            channels: BTreeMap::new(),
+            nodes: Vec::new(),
+            view: ViewBody::default(),
+            lease_end_ms: 0,
+            own_beat: 0,
+            beat_reads: vec![None; setup.layouts.len()],
+            is_abandoning: false,
+            is_leaving: false,
+            said_leave: false,
+            pills: pills::Pills::new(me, setup.cluster),
+            journal: journal::Journal::new(me, setup.cluster, setup.wall_offset_ms),
+            outputs: VecDeque::new(),
+            last_tick_ms: now_ms,
+            blocked: None,
+            permit: false,
+            setup,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<NodeOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When the node wants a `Tick` at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> u64 {
+        let tick = self.membership.next_deadline(self.last_tick_ms);
+        let others = [self.register.next_deadline(), self.locks.next_deadline()];
+        others.into_iter().flatten().fold(tick, u64::min)
+    }
+
+    /// Takes an event.
+    pub fn handle(&mut self, now_ms: u64, input: NodeInput) {
+        match input {
+            NodeInput::Start => self.handle_start(now_ms),
+            NodeInput::Tick => self.handle_tick(now_ms),
+            NodeInput::Disk { tag, device, issued_ms, ended_ms, result } => self.handle_disk(now_ms, (tag, device), (issued_ms, ended_ms), result),
+            NodeInput::Lifeline { lease_end_ms, published, beat } => {
+                self.lease_end_ms = lease_end_ms;
+                self.own_beat = beat;
+                self.membership.handle(now_ms, membership::Input::Lifeline { lease_end_ms, published });
+            }
+            NodeInput::Hello(hello) => self.membership.handle(now_ms, membership::Input::Hello(hello)),
+            NodeInput::Connected(peer) => {
+                let first = self.channels.entry(peer).or_default().handle_connected();
+                self.outputs.push_back(NodeOutput::Send(peer, first));
+            }
+            NodeInput::Frame(peer, frame) => self.handle_frame(now_ms, peer, frame),
+            NodeInput::Disconnected(peer) => {
+                if let Some(channel) = self.channels.get_mut(&peer) {
+                    channel.handle_disconnected();
+                }
+            }
+            NodeInput::Locks(input) => self.locks.handle(now_ms, input),
+            NodeInput::Change(change) => self.membership.handle(now_ms, membership::Input::Change(change)),
+            NodeInput::Fence(slot) => self.membership.handle(now_ms, membership::Input::Fence(slot)),
+            NodeInput::OperatorConfirms(slot) => self.membership.handle(now_ms, membership::Input::OperatorConfirms(slot)),
+            NodeInput::Stop => self.membership.handle(now_ms, membership::Input::Stop),
+            NodeInput::Leave => self.is_leaving = true,
+        }
+        self.settle(now_ms);
+    }
+
+    /// Passes outputs on until nothing moves any more.
+    fn settle(&mut self, now_ms: u64) {
+        loop {
+            self.update_permit(now_ms);
+            let mut is_quiet = true;
+            while let Some(output) = self.register.poll_output() {
+                is_quiet = false;
+                self.follow_register(now_ms, output);
+            }
+            while let Some(output) = self.membership.poll_output() {
+                is_quiet = false;
+                self.follow_membership(now_ms, output);
+            }
+            while let Some(output) = self.locks.poll_output() {
+                is_quiet = false;
+                self.follow_locks(now_ms, output);
+            }
+            if is_quiet {
+                break;
+            }
+        }
+        self.finish_abandoning(now_ms);
+    }
+
+    fn handle_start(&mut self, now_ms: u64) {
+        self.register.handle(now_ms, register::Input::Start);
+        let read = self.journal.start(&self.setup.layouts);
+        self.push_disk(read);
+    }
+
+    fn handle_tick(&mut self, now_ms: u64) {
+        self.last_tick_ms = now_ms;
+        self.register.handle(now_ms, register::Input::Tick);
+        if !self.is_abandoning {
+            self.register.handle(now_ms, register::Input::Learn);
+        }
+        self.read_beats();
+        self.follow_leave(now_ms);
+        self.membership.handle(now_ms, membership::Input::Tick);
+        self.locks.handle(now_ms, locks::Input::Tick);
+        let confirms: Vec<(Life, Frame)> = self.channels.iter_mut().filter_map(|(peer, channel)| channel.poll_confirm().map(|frame| (*peer, frame))).collect();
+        self.outputs.extend(confirms.into_iter().map(|(peer, frame)| NodeOutput::Send(peer, frame)));
+    }
+
+    /// One read of the beat table per device at a time; a hung device is simply not asked again.
+    fn read_beats(&mut self) {
+        for device in 0..self.beat_reads.len() {
+            let is_idle = self.beat_reads.get(device).is_some_and(Option::is_none);
+            if let (true, Some(layout)) = (is_idle, self.setup.layouts.get(device)) {
+                let bytes = usize::try_from(layout.beats_bytes()).unwrap_or(0);
+                let kind = DiskOpKind::Read { offset: layout.beats, bytes };
+                if let Some(read) = self.beat_reads.get_mut(device) {
+                    *read = Some(self.own_beat);
+                }
+                self.outputs.push_back(NodeOutput::Disk(DiskWork { tag: Part::Beats.tag(0), device, kind }));
+            }
+        }
+    }
+
+    fn handle_disk(&mut self, now_ms: u64, (tag, device): (u64, usize), times: (u64, u64), result: Result<Vec<u8>, ()>) {
+        match Part::of(tag) {
+            Some((Part::Register, tag)) => {
+                let result = result.map_err(|()| register::IoFailed);
+                self.register.handle(now_ms, register::Input::Disk(register::DiskDone { tag, device, result }));
+            }
+            Some((Part::Beats, _)) => {
+                let own_beat = self.beat_reads.get_mut(device).and_then(Option::take);
+                if let (Ok(bytes), Some(own_beat)) = (result, own_beat) {
+                    let read = self.decode_beats(device, times, own_beat, &bytes);
+                    self.membership.handle(now_ms, membership::Input::Beats(read));
+                }
+            }
+            Some((Part::Pill, serial)) => {
+                if let Some((victim, is_written)) = self.pills.handle_done(serial, result.as_deref()) {
+                    self.membership.handle(now_ms, membership::Input::PillDone { victim, is_written });
+                }
+                let next = self.pills.poll_work(&self.setup.layouts);
+                self.push_disk(next);
+            }
+            Some((Part::Journal, _)) => {
+                self.journal.handle_done(device, result.as_deref(), &self.setup.layouts);
+                let next = self.journal.poll_work(&self.setup.layouts);
+                self.push_disk(next);
+            }
+            None => {}
+        }
+    }
+
+    fn decode_beats(&self, device: usize, (issued_ms, ended_ms): (u64, u64), own_beat: u64, bytes: &[u8]) -> BeatsRead {
+        let mut beats = BTreeMap::new();
+        if let Some(layout) = self.setup.layouts.get(device) {
+            for (slot, unit) in (0..layout.slots).map(SlotIndex).zip(bytes.chunks_exact(UNIT_BYTES)) {
+                let place = Place { cluster: self.setup.cluster, offset: layout.beat(slot), slot };
+                // A bad beat is no news.
+                if let Ok(beat) = Beat::decode(unit, &place) {
+                    beats.insert(slot, beat);
+                }
+            }
+        }
+        BeatsRead { device, issued_ms, ended_ms, own_beat, beats }
+    }
+
+    fn push_disk(&mut self, work: Vec<DiskWork>) {
+        self.outputs.extend(work.into_iter().map(NodeOutput::Disk));
+    }
+
+    fn handle_frame(&mut self, now_ms: u64, peer: Life, frame: Frame) {
+        let mut out = Vec::new();
+        let Some(channel) = self.channels.get_mut(&peer) else { return };
+        let payload = channel.handle_frame(frame, &mut out);
+        self.outputs.extend(out.into_iter().map(|frame| NodeOutput::Send(peer, frame)));
+        match payload {
+            Ok(Some(bytes)) => self.handle_message(now_ms, peer, &bytes),
+            Ok(None) => {}
+            Err(error) => {
+                self.outputs.push_back(NodeOutput::Log(format!("stream of slot {}: {error}", peer.slot)));
+                self.outputs.push_back(NodeOutput::Close(peer));
+            }
+        }
+    }
+
+    fn handle_message(&mut self, now_ms: u64, peer: Life, bytes: &[u8]) {
+        match NodeMessage::decode(bytes) {
+            Some(NodeMessage::Locks(message)) => self.locks.handle(now_ms, locks::Input::Peer { from: peer, message }),
+            Some(NodeMessage::RemoveNode { slot }) if slot == peer.slot => {
+                self.membership.handle(now_ms, membership::Input::Change(ChangeRequest::RemoveNode { slot }));
+            }
+            Some(NodeMessage::Decided(view)) if view > self.view.view => self.register.handle(now_ms, register::Input::Learn),
+            Some(_) => {}
+            None => self.outputs.push_back(NodeOutput::Log(format!("slot {} sent a message that is not one; it is dropped", peer.slot))),
+        }
+    }
+
+    /// Sends an ordered message to a peer; it waits until a connection stands.
+    fn send(&mut self, peer: Life, message: &NodeMessage) {
+        let channel = self.channels.entry(peer).or_default();
+        if let Some(frame) = channel.send(message.encode()) {
+            self.outputs.push_back(NodeOutput::Send(peer, frame));
+        }
+    }
+
+    fn peers(&self) -> Vec<Life> {
+        let me = self.setup.membership.me;
+        self.view.members.iter().copied().filter(|life| *life != me).collect()
+    }
+
+    fn follow_register(&mut self, now_ms: u64, output: register::Output) {
+        match output {
+            register::Output::Disk(op) => {
+                if matches!(op.kind, DiskOpKind::Write { .. } | DiskOpKind::WriteThenRead { .. }) {
+                    self.outputs.push_back(NodeOutput::PollFast(now_ms + 1000));
+                }
+                self.outputs.push_back(NodeOutput::Disk(DiskWork { tag: Part::Register.tag(op.tag), device: op.device, kind: op.kind }));
+            }
+            register::Output::Learned { body, digest } => self.handle_learned(now_ms, body, digest, true),
+            register::Output::Contested { body, digest, later } => {
+                self.outputs.push_back(NodeOutput::Log(format!("view {} is decided, and there is a ballot for view {later}: it is not acted in", body.view)));
+                self.handle_learned(now_ms, body, digest, false);
+            }
+            register::Output::ProposalLost { winner } => {
+                self.outputs.push_back(NodeOutput::Log(format!("own proposal lost, the newest view is {winner}")));
+                self.membership.handle(now_ms, membership::Input::ProposalEnded);
+            }
+            register::Output::ProposalRefused { reason } => {
+                self.outputs.push_back(NodeOutput::Log(format!("own proposal refused: {reason:?}")));
+                self.membership.handle(now_ms, membership::Input::ProposalEnded);
+            }
+            register::Output::Blocked { device, offset, reason } => {
+                let text = format!("the view register does not go on: {reason:?} at byte {} of device {device}", offset.0);
+                if reason == register::RegisterBlock::Foreign {
+                    self.outputs.push_back(NodeOutput::ResetSelf(text.clone()));
+                }
+                self.blocked = Some(text.clone());
+                self.note(now_ms, text);
+            }
+        }
+    }
+
+    fn handle_learned(&mut self, now_ms: u64, body: ViewBody, digest: deadbolt_disk_format::Digest, may_act: bool) {
+        self.blocked = None;
+        if body.configuration.nodes != self.nodes {
+            self.nodes.clone_from(&body.configuration.nodes);
+            self.outputs.push_back(NodeOutput::Follow(self.nodes.clone()));
+        }
+        if body.view > self.view.view {
+            self.view = body.clone();
+            self.drop_channels();
+            for peer in self.peers() {
+                self.send(peer, &NodeMessage::Decided(body.view));
+            }
+        }
+        self.membership.handle(now_ms, membership::Input::Learned { body, digest, may_act });
+    }
+
+    /// A stream ends with the view that is without its peer's life.
+    fn drop_channels(&mut self) {
+        let view = &self.view;
+        self.channels.retain(|peer, _| {
+            let is_superseded = view.members.iter().any(|member| member.slot == peer.slot && member != peer);
+            let was_removed = view.owed.iter().any(|owed| owed.life == *peer) || view.released.iter().any(|released| released.life == *peer);
+            !is_superseded && !was_removed
+        });
+    }
+
+    fn follow_membership(&mut self, now_ms: u64, output: membership::Output) {
+        match output {
+            membership::Output::Publish(part) => self.outputs.push_back(NodeOutput::Publish(part)),
+            membership::Output::SayHello(hello) => self.outputs.push_back(NodeOutput::SayHello(hello, self.nodes.clone())),
+            membership::Output::Propose(body) => {
+                self.outputs.push_back(NodeOutput::PollFast(now_ms + 1000));
+                self.register.handle(now_ms, register::Input::Propose(body));
+            }
+            membership::Output::AbandonRegister => {
+                self.is_abandoning = true;
+                self.register.handle(now_ms, register::Input::Abandon);
+            }
+            membership::Output::View { body, is_member } => {
+                self.locks.handle(now_ms, locks::Input::View { number: body.view, members: body.members, owed: body.owed, is_member });
+            }
+            membership::Output::Permit(permit) => self.permit = permit,
+            membership::Output::HoldsPublished(holds) => self.locks.handle(now_ms, locks::Input::HoldsPublished(holds)),
+            membership::Output::WritePill { victim, view, serial } => {
+                self.outputs.push_back(NodeOutput::PollFast(now_ms + 10_000));
+                let sectors: Vec<Vec<u8>> = self.setup.layouts.iter().map(|layout| (self.setup.encode_pill)(&victim, serial, layout.sector_bytes)).collect();
+                self.pills.begin(victim, view, serial, sectors);
+                let work = self.pills.poll_work(&self.setup.layouts);
+                self.push_disk(work);
+            }
+            membership::Output::ResetSelf(reason) => {
+                self.note(now_ms, format!("reset: {reason}"));
+                self.outputs.push_back(NodeOutput::ResetSelf(reason));
+            }
+            membership::Output::NewIncarnation => self.outputs.push_back(NodeOutput::NewIncarnation),
+            membership::Output::Stopped => self.outputs.push_back(NodeOutput::Stopped),
+            membership::Output::StopLocks => {
+                self.locks.handle(now_ms, locks::Input::Stop);
+            }
+            membership::Output::Fenced { victim, evidence, waited_ms } => self.outputs.push_back(NodeOutput::Fenced { victim, evidence, waited_ms }),
+            membership::Output::Journal(text) => self.note(now_ms, text),
+        }
+    }
+
+    fn follow_locks(&mut self, now_ms: u64, output: locks::Output) {
+        match output {
+            locks::Output::Send { to, message } => self.send(to, &NodeMessage::Locks(message)),
+            locks::Output::Holds(holds) => {
+                self.outputs.push_back(NodeOutput::SetHolds(holds));
+                self.membership.handle(now_ms, membership::Input::Holds(holds));
+            }
+            locks::Output::Recovered(view) => self.membership.handle(now_ms, membership::Input::Recovered(view)),
+            locks::Output::Log(text) => self.outputs.push_back(NodeOutput::Log(text)),
+            locks::Output::Reply { session, reply } => self.outputs.push_back(NodeOutput::Reply(session, reply)),
+            _ => {}
+        }
+    }
+
+    /// The lock service may grant while the membership permits it and the lease runs.
+    fn update_permit(&mut self, now_ms: u64) {
+        let may_grant = self.permit && now_ms < self.lease_end_ms;
+        self.locks.handle(now_ms, locks::Input::Permit { may_grant });
+    }
+
+    /// A life that leaves is quiet once nothing of the register is in the air.
+    fn finish_abandoning(&mut self, now_ms: u64) {
+        if self.is_abandoning && self.register.status().outstanding_since_ms.is_none() {
+            self.membership.handle(now_ms, membership::Input::RegisterQuiet);
+            while let Some(output) = self.membership.poll_output() {
+                self.follow_membership(now_ms, output);
+            }
+        }
+    }
+
+    /// Asks the other members to forget this node, then stops.
+    fn follow_leave(&mut self, now_ms: u64) {
+        if self.is_leaving && !self.said_leave {
+            self.said_leave = true;
+            let slot = self.setup.membership.me.slot;
+            for peer in self.peers() {
+                self.send(peer, &NodeMessage::RemoveNode { slot });
+            }
+            self.membership.handle(now_ms, membership::Input::Stop);
+        }
+    }
+
+    fn note(&mut self, now_ms: u64, text: String) {
+        self.journal.push(now_ms, self.view.view, text.clone());
+        let work = self.journal.poll_work(&self.setup.layouts);
+        self.push_disk(work);
+        self.outputs.push_back(NodeOutput::Log(text));
+    }
+
+    /// Why a node cannot be added, if it cannot.
+    #[must_use]
+    pub fn refuse_addition(&self, name: &str, addresses: &[String], occupied: &SlotSet) -> Option<String> {
+        let is_member = self.view.members.contains(&self.setup.membership.me);
+        if !is_member {
+            return Some("this node is not a member now; ask another one".into());
+        }
+        self.membership.refuse_addition(name, addresses, occupied)
+    }
+
+    /// This life.
+    #[must_use]
+    pub fn me(&self) -> Life {
+        self.setup.membership.me
+    }
+
+    /// The name of a slot's node.
+    #[must_use]
+    pub fn name_of(&self, slot: SlotIndex) -> String {
+        self.nodes.iter().find(|node| node.slot == slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone())
+    }
+
+    /// Whom an operator's fence of this slot would end.
+    ///
+    /// # Errors
+    /// It is this node, or nothing is known to live there.
+    pub fn begin_fence(&self, slot: SlotIndex) -> Result<Life, String> {
+        let name = self.name_of(slot);
+        match self.membership.fence_target(slot) {
+            Some(life) if life == self.me() => Err(format!("{name} is this node; fence it from another one, or use `deadbolt stop`")),
+            Some(life) => Ok(life),
+            None => Err(format!("node {name} is neither in the view nor owed, and no fresh beat of it is on the disk: there is nothing to fence")),
+        }
+    }
+
+    /// The slot of a configured node.
+    #[must_use]
+    pub fn slot_of(&self, name: &str) -> Option<SlotIndex> {
+        self.nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)).map(|node| node.slot)
+    }
+
+    /// Everything that people want to know, without waiting for anything.
+    #[must_use]
+    pub fn status(&self, now_ms: u64) -> NodeStatus {
+        NodeStatus {
+            membership: self.membership.status(now_ms),
+            register: self.register.status(),
+            blocked: self.blocked.clone(),
+            locks: self.locks.status(),
+        }
+    }
+
+    /// The locks that this node knows of.
+    #[must_use]
+    pub fn lock_snapshot(&self) -> Vec<locks::ResourceSnapshot> {
+        self.locks.snapshot()
+    }
+}

@@ -1,0 +1,137 @@
+//! What: the program `deadboltd`: the supervisor of a node, or its daemon.
+//! Owns: the command line, the wiring of supervisor, sbd and daemon, the choice of the program files.
+//! Invariants: the supervisor runs in a process of its own and starts sbd before the daemon.
+//! Does not: decide.
+//! Called by: the bin `deadboltd`, and `deadbolt` under that name.
+
+use crate::{
+    config::{NodeDirectory, NodeFile},
+    daemon::{self, DaemonOptions},
+    devices,
+    supervisor::{self, BootContext, Namespaces, RestartPolicy, SupervisorOptions},
+};
+use anyhow::{Context, Result};
+use clap::Parser;
+use deadbolt_disk::Access;
+use deadbolt_disk_format::{SlotIndex, WatchdogKind};
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The node's daemon and its supervisor. `deadbolt start` runs it for you.
+#[derive(Debug, Parser)]
+#[command(name = "deadboltd", version)]
+struct Arguments {
+    /// Directory of the node
+    #[arg(long, default_value = crate::config::DEFAULT_DIRECTORY)]
+    dir: PathBuf,
+    /// Run the supervisor, which starts sbd and the daemon
+    #[arg(long, conflicts_with = "daemon")]
+    supervise: bool,
+    /// Run the daemon itself; only the supervisor does that
+    #[arg(long, hide = true)]
+    daemon: bool,
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    tied: bool,
+    /// Write to the standard streams instead of the log file
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// Runs the program with these arguments (the first is its name); returns its exit code.
+#[must_use]
+pub fn main_from(arguments: Vec<OsString>) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { 2 } else { 0 };
+        }
+    };
+    start_log();
+    let result = if arguments.daemon { run_daemon(&arguments) } else { run_supervisor(&arguments) };
+    result.unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        1
+    })
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DEADBOLT_LOG").unwrap_or_else(|_| "info".into());
+    let started = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+    // A second start in one process keeps the first one's settings.
+    drop(started);
+}
+
+fn run_daemon(arguments: &Arguments) -> Result<u8> {
+    daemon::run(&DaemonOptions { directory: NodeDirectory(arguments.dir.clone()) })
+}
+
+fn run_supervisor(arguments: &Arguments) -> Result<u8> {
+    let directory = NodeDirectory(std::path::absolute(&arguments.dir)?);
+    let file = directory.read_node()?;
+    directory.read_key()?;
+    let devices = devices::open(&file.devices, Access::ReadWrite)?;
+    let first = devices.first().context("node.toml names no device")?;
+    let (slot, _) = daemon::find_slot(&directory, &file, first)?;
+    drop(devices);
+    let daemon_directory = directory.clone();
+    let (sbd_file, sbd_directory) = (file.clone(), directory.clone());
+    let start_sbd = Box::new(move |context: &BootContext| sbd_command(&sbd_file, &sbd_directory, slot, context));
+    let start_daemon = Box::new(move |_: &BootContext| {
+        let mut command = program("deadboltd");
+        command.arg("--daemon").arg("--dir").arg(&daemon_directory.0);
+        command
+    });
+    let mut options = SupervisorOptions::new(directory.0.clone(), start_sbd, start_daemon);
+    options.watchdog = if file.watchdog == "process" { WatchdogKind::Process } else { WatchdogKind::Device };
+    options.namespaces = if file.pid_namespace { Namespaces::PidNamespace } else { Namespaces::None };
+    options.restart = if file.restart_after_reset { RestartPolicy::Restart } else { RestartPolicy::Stop };
+    options.log = (!arguments.foreground).then(|| directory.log_file());
+    options.parent = arguments.tied.then(|| nix::unistd::getppid().as_raw());
+    Ok(supervisor::supervise(options))
+}
+
+fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, context: &BootContext) -> Command {
+    let mut command = program("sbd");
+    command.arg("run");
+    for device in &file.devices {
+        command.arg("--device").arg(device);
+    }
+    let is_process = context.watchdog == WatchdogKind::Process;
+    let is_apart = context.namespaces == Namespaces::PidNamespace;
+    command
+        .args(["--slot", &slot.0.to_string()])
+        .args(["--boot", &context.boot.to_string()])
+        .args(["--name", &file.name])
+        .args(["--watchdog", &file.watchdog])
+        .args(["--reset", if is_process && !is_apart { "tree" } else { "reboot" }])
+        .args(["--page-fd", &context.page])
+        .arg("--key-file")
+        .arg(directory.key_file());
+    if file.shared_device {
+        command.arg("--shared-device");
+    }
+    if file.allow_unprotected {
+        command.arg("--allow-unprotected");
+    }
+    command
+}
+
+/// A command for one of our programs: `deadbolt` runs itself under the wanted name; an installed program looks beside itself.
+#[must_use]
+pub fn program(name: &str) -> Command {
+    let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+    let is_front_door = own.file_name().is_some_and(|file| file == "deadbolt");
+    let beside = own.parent().unwrap_or_else(|| Path::new("/")).join(name);
+    if !is_front_door && beside.exists() {
+        return Command::new(beside);
+    }
+    let mut command = Command::new(own);
+    command.arg0(name);
+    command
+}
