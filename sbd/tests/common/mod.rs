@@ -3,7 +3,13 @@
 //! Invariants: only processes started here are ever ended, by their number.
 //! Does not: test anything.
 //! Called by: the tests beside it.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    unreachable_pub,
+    reason = "shared by test programs, each of which uses a part"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output};
