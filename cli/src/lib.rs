@@ -19,9 +19,10 @@ pub fn main_from(arguments: Vec<OsString>) -> u8 {
     match name.to_str() {
         Some("deadboltd") => return deadbolt_cluster::program::main_from(arguments),
         Some("sbd") => return deadbolt_sbd::main_from(arguments),
-        Some("fsck-deadbolt" | "fsck.deadbolt") => return deadbolt_fsck::main_from(arguments),
+        Some("fsck-deadbolt" | "fsck.deadbolt") => return deadbolt_fsck::main_from(arguments.into_iter().skip(1)),
         _ => {}
     }
+    end_with_the_reader();
     match verbs::Arguments::try_parse_from(arguments) {
         Ok(arguments) => verbs::run(arguments),
         Err(error) => {
@@ -29,4 +30,10 @@ pub fn main_from(arguments: Vec<OsString>) -> u8 {
             if error.use_stderr() { verbs::EXIT_USAGE } else { 0 }
         }
     }
+}
+
+/// `deadbolt why | head` ends quietly, as other commands do.
+fn end_with_the_reader() {
+    // SAFETY: the default action of a signal runs no code of ours.
+    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) };
 }

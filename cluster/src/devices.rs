@@ -6,8 +6,8 @@
 
 use deadbolt_disk::{Access, AlignedBuf, Device, OpenError, same_storage};
 use deadbolt_disk_format::{
-    Beat, ByteOffset, ClusterUuid, Digest, JournalEntry, Layout, Place, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord,
-    choose_superblock, decode_body_place, read_superblocks, sbd::SbdNode,
+    Beat, ByteOffset, ClusterUuid, Digest, JournalEntry, Layout, Place, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, ViewBody,
+    ViewNumber, ViewRecord, choose_superblock, decode_body_place, read_superblocks, sbd::SbdNode,
 };
 use std::{
     path::{Path, PathBuf},
@@ -125,7 +125,8 @@ fn open_one(path: &Path, access: Access) -> Result<ClusterDevice, DevicesError> 
             None
         }
     });
-    let found = || copies.iter().map(|copy| copy.as_ref().map_or_else(ToString::to_string, |_| "good".into())).collect::<Vec<_>>().join("; ");
+    let found =
+        || copies.iter().map(|copy| copy.as_ref().map_or_else(ToString::to_string, |_| "good".into())).collect::<Vec<_>>().join("; ");
     let superblock = match choose_superblock(&copies) {
         SuperblockChoice::Agreed { superblock, .. } => superblock,
         SuperblockChoice::Alone { superblock, .. } if access == Access::Read => superblock,
@@ -302,7 +303,8 @@ impl ClusterDevice {
     /// The device fails.
     pub fn sbd_names(&self) -> Result<Vec<(SlotIndex, String)>, DevicesError> {
         let sector = usize::try_from(self.superblock.sector_bytes).unwrap_or(512);
-        let area = self.read(ByteOffset(0), usize::try_from(deadbolt_disk_format::sbd::area_bytes(self.superblock.sector_bytes)).unwrap_or(0))?;
+        let area =
+            self.read(ByteOffset(0), usize::try_from(deadbolt_disk_format::sbd::area_bytes(self.superblock.sector_bytes)).unwrap_or(0))?;
         let mut names = Vec::new();
         for slot in (0..self.superblock.slots).map(SlotIndex) {
             let at = usize::try_from(deadbolt_disk_format::sbd::node_offset(slot, self.superblock.sector_bytes)).unwrap_or(usize::MAX);

@@ -267,7 +267,8 @@ async fn call(address: &str, identity: &Identity, me: Option<Life>) -> io::Resul
 pub async fn request(address: &str, key: &ClusterKey, cluster: ClusterUuid, message: &NodeMessage) -> io::Result<NodeMessage> {
     let nobody = Life { slot: SlotIndex::NONE, boot: BootId::NONE, incarnation: Incarnation::NONE };
     let (events, _) = mpsc::channel(1);
-    let identity = Identity { key: key.clone(), cluster, me: nobody, events, connections: Arc::default(), user_timeout: HANDSHAKE, own: Vec::new() };
+    let identity =
+        Identity { key: key.clone(), cluster, me: nobody, events, connections: Arc::default(), user_timeout: HANDSHAKE, own: Vec::new() };
     let ask = async {
         let mut session = call(address, &identity, None).await?;
         session.write(2, &message.encode()).await?;

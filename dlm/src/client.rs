@@ -199,7 +199,10 @@ impl Lockspace {
             flags: wishes.flags,
             lvb: wishes.lvb,
         };
-        let request = self.client.shared().begin(make, answer, Some(Box::new(move |mode| drop(blocked_sender.send(mode)))));
+        let sink = Box::new(move |mode| {
+            let _ = blocked_sender.send(mode);
+        });
+        let request = self.client.shared().begin(make, answer, Some(sink));
         let mut pending = Pending { client: self.client.clone(), request, is_over: false };
         let reply = match wishes.timeout {
             None => (&mut receiver).await,

@@ -142,7 +142,10 @@ pub(super) fn run(arguments: &InitArguments) -> Result<u8> {
     if let Some(votes) = arguments.disk_votes
         && (votes == 0 || votes >= arguments.nodes.max(2))
     {
-        bail!("disk votes of {votes} with {} nodes: they must be from 1 to nodes - 1, else the disk alone (or nobody) would decide", arguments.nodes);
+        bail!(
+            "disk votes of {votes} with {} nodes: they must be from 1 to nodes - 1, else the disk alone (or nobody) would decide",
+            arguments.nodes
+        );
     }
     if let Ok(existing) = directory.read_node() {
         bail!("{} holds node {} already; use another directory with --dir", directory.0.display(), existing.name);
@@ -199,6 +202,9 @@ fn prepare_device(arguments: &InitArguments) -> Result<()> {
 }
 
 fn print_key(directory: &NodeDirectory, key: &ClusterKey) {
-    println!("The cluster key, for `deadbolt join --key-file` on the other nodes (also in {}; keep it secret):", directory.key_file().display());
+    println!(
+        "The cluster key, for `deadbolt join --key-file` on the other nodes (also in {}; keep it secret):",
+        directory.key_file().display()
+    );
     println!("{}", key.to_text());
 }

@@ -75,7 +75,11 @@ fn check_free(view: &ViewBody, arguments: &JoinArguments) -> Result<()> {
     let nodes = &view.configuration.nodes;
     let name = &arguments.own.name;
     if let Some(other) = nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)) {
-        bail!("the name {name} is taken by node {} in slot {}; choose another name, or `deadbolt leave` that node first", other.name, other.slot);
+        bail!(
+            "the name {name} is taken by node {} in slot {}; choose another name, or `deadbolt leave` that node first",
+            other.name,
+            other.slot
+        );
     }
     for address in arguments.own.announced() {
         if let Some(other) = nodes.iter().find(|node| node.addresses.contains(address)) {
@@ -89,9 +93,17 @@ fn check_free(view: &ViewBody, arguments: &JoinArguments) -> Result<()> {
 fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, arguments: &JoinArguments) -> Result<()> {
     let names = device.sbd_names()?;
     let is_known = |name: &str| view.configuration.nodes.iter().any(|node| node.name.eq_ignore_ascii_case(name));
-    let occupied: SlotSet = names.iter().filter(|(_, name)| !is_known(name) && !name.eq_ignore_ascii_case(&arguments.own.name)).map(|(slot, _)| *slot).collect();
-    let message =
-        NodeMessage::AddNode { name: arguments.own.name.clone(), addresses: arguments.own.announced().to_vec(), votes: arguments.own.votes, occupied };
+    let occupied: SlotSet = names
+        .iter()
+        .filter(|(_, name)| !is_known(name) && !name.eq_ignore_ascii_case(&arguments.own.name))
+        .map(|(slot, _)| *slot)
+        .collect();
+    let message = NodeMessage::AddNode {
+        name: arguments.own.name.clone(),
+        addresses: arguments.own.announced().to_vec(),
+        votes: arguments.own.votes,
+        occupied,
+    };
     let deadline = Instant::now() + PATIENCE;
     let mut last = String::from("no member could be reached");
     while Instant::now() < deadline {

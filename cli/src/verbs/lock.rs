@@ -58,7 +58,10 @@ pub(super) struct LockArguments {
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
     let known = deadbolt_dlm::MODES;
-    known.into_iter().find(|mode| mode.name().eq_ignore_ascii_case(text)).ok_or_else(|| format!("{text:?} is not a mode; use NL, CR, CW, PR, PW or EX"))
+    known
+        .into_iter()
+        .find(|mode| mode.name().eq_ignore_ascii_case(text))
+        .ok_or_else(|| format!("{text:?} is not a mode; use NL, CR, CW, PR, PW or EX"))
 }
 
 pub(super) fn run(arguments: &LockArguments) -> u8 {
@@ -140,7 +143,11 @@ fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
     let Some((program, rest)) = arguments.command.split_first() else { return EXIT_USAGE };
     let token = guard.token();
     let mut command = Command::new(program);
-    command.args(rest).env("DEADBOLT_TOKEN", token.to_string()).env("DEADBOLT_VIEW", token.view.to_string()).env("DEADBOLT_RESOURCE", &arguments.resource);
+    command
+        .args(rest)
+        .env("DEADBOLT_TOKEN", token.to_string())
+        .env("DEADBOLT_VIEW", token.view.to_string())
+        .env("DEADBOLT_RESOURCE", &arguments.resource);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -184,7 +191,11 @@ fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
 
 fn exit_code(status: std::io::Result<ExitStatus>) -> u8 {
     match status {
-        Ok(status) => status.code().or_else(|| status.signal().map(|signal| 128 + signal)).and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_FAILED),
+        Ok(status) => status
+            .code()
+            .or_else(|| status.signal().map(|signal| 128 + signal))
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(EXIT_FAILED),
         Err(_) => EXIT_FAILED,
     }
 }

@@ -179,8 +179,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Attach(arguments) => attach::attach(&arguments),
         Verb::Detach(arguments) => attach::detach(&arguments),
         Verb::Fsck(arguments) => {
-            let name = OsString::from("fsck-deadbolt");
-            return deadbolt_fsck::main_from(std::iter::once(name).chain(arguments.arguments));
+            return deadbolt_fsck::main_from(arguments.arguments);
         }
     };
     result.unwrap_or_else(|error| {

@@ -89,7 +89,8 @@ pub(super) fn start_and_wait(directory: &NodeDirectory, wanted: Wanted, tie: Tie
         return Ok(None);
     }
     let is_default = directory.0 == Path::new(deadbolt_cluster::config::DEFAULT_DIRECTORY);
-    let has_unit = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"].iter().any(|place| Path::new(place).join(UNIT).exists());
+    let has_unit =
+        ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"].iter().any(|place| Path::new(place).join(UNIT).exists());
     if tie == Tie::Detached && is_default && has_unit && Path::new("/run/systemd/system").exists() {
         let status = std::process::Command::new("systemctl").args(["start", UNIT]).status().context("systemctl")?;
         if !status.success() {
@@ -148,7 +149,11 @@ fn wait_for(directory: &NodeDirectory, wanted: Wanted, mut child: Option<&mut Ch
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    bail!("the node is not a member after {} s; `deadbolt status` and {} say why; it keeps trying", patience.as_secs(), directory.log_file().display())
+    bail!(
+        "the node is not a member after {} s; `deadbolt status` and {} say why; it keeps trying",
+        patience.as_secs(),
+        directory.log_file().display()
+    )
 }
 
 /// The last lines of a log.
@@ -168,7 +173,10 @@ pub(super) fn leave(arguments: &LeaveArguments) -> Result<u8> {
     let status = ask(&directory, &json!({ "op": "status" }), Duration::from_secs(2))?;
     let members = status.get("members").and_then(Value::as_array).map_or(0, Vec::len);
     if members < 2 {
-        bail!("{} is the only member: nobody could record that it left the configuration; use `deadbolt stop`, or format the device anew", file.name);
+        bail!(
+            "{} is the only member: nobody could record that it left the configuration; use `deadbolt stop`, or format the device anew",
+            file.name
+        );
     }
     let code = end(&directory, "leave")?;
     if code != EXIT_OK {
@@ -185,7 +193,10 @@ pub(super) fn leave(arguments: &LeaveArguments) -> Result<u8> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    bail!("{} has stopped, but no view without it in the configuration was decided within 30 s; run `deadbolt start` and `deadbolt leave` again", file.name)
+    bail!(
+        "{} has stopped, but no view without it in the configuration was decided within 30 s; run `deadbolt start` and `deadbolt leave` again",
+        file.name
+    )
 }
 
 /// Tells the daemon, then waits until the supervisor is gone.

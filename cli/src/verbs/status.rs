@@ -78,7 +78,8 @@ fn print(status: &Value) {
     let lease = status.get("lease_left_ms").and_then(Value::as_u64).unwrap_or(0);
     println!("Lease left:       {} (watchdog {}, reset within {} ms)", seconds(lease), text(status, "watchdog"), text(status, "reset_ms"));
     for disk in list(status, "disks") {
-        let latency = disk.get("latency_us").and_then(Value::as_u64).map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000));
+        let latency =
+            disk.get("latency_us").and_then(Value::as_u64).map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000));
         let state = if flag(&disk, "hung") { format!("hung for {} ms", text(&disk, "oldest_ms")) } else { "answers".into() };
         println!("Disk:             {} ({}), last cycle {latency}, {}", text(&disk, "path"), text(&disk, "backend"), state);
     }

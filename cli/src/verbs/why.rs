@@ -51,7 +51,10 @@ pub(super) fn run(arguments: &WhyArguments) -> Result<u8> {
     } else {
         let all = first.journal()?;
         let skip = all.len().saturating_sub(arguments.entries);
-        all.into_iter().skip(skip).map(|entry| json!({ "wall_ms": entry.wall_ms, "node": name(entry.life.slot), "view": entry.view.0, "text": entry.text })).collect()
+        all.into_iter()
+            .skip(skip)
+            .map(|entry| json!({ "wall_ms": entry.wall_ms, "node": name(entry.life.slot), "view": entry.view.0, "text": entry.text }))
+            .collect()
     };
     if arguments.json {
         println!("{}", json!({ "cluster": first.superblock.name, "views": views, "journal": entries }));
@@ -64,20 +67,32 @@ pub(super) fn run(arguments: &WhyArguments) -> Result<u8> {
 fn print(views: &[Value], entries: &[Value]) {
     println!("Views that stand on the disk:");
     for view in views {
-        let text = |name: &str| view.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).unwrap_or_default();
+        let text =
+            |name: &str| view.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).unwrap_or_default();
         println!("  {:>6}  {:<10} members {}  by {}", text("view"), text("reason"), joined(view, "members"), text("proposer"));
         for owed in view.get("owed").and_then(Value::as_array).into_iter().flatten() {
             println!("          owed: {} since view {}", word(owed, "node"), word(owed, "since_view"));
         }
         for released in view.get("released").and_then(Value::as_array).into_iter().flatten() {
-            println!("          gone: {}, evidence {}, seen by {} after {} ms", word(released, "node"), word(released, "evidence"), word(released, "witness"), word(released, "waited_ms"));
+            println!(
+                "          gone: {}, evidence {}, seen by {} after {} ms",
+                word(released, "node"),
+                word(released, "evidence"),
+                word(released, "witness"),
+                word(released, "waited_ms")
+            );
         }
     }
     if !entries.is_empty() {
         println!("\nLast words of the nodes (their own clocks):");
     }
     for entry in entries {
-        println!("  {}  {:<12} {}", clock(entry.get("wall_ms").and_then(Value::as_u64).unwrap_or(0)), word(entry, "node"), word(entry, "text"));
+        println!(
+            "  {}  {:<12} {}",
+            clock(entry.get("wall_ms").and_then(Value::as_u64).unwrap_or(0)),
+            word(entry, "node"),
+            word(entry, "text")
+        );
     }
 }
 
@@ -90,7 +105,8 @@ fn word(value: &Value, name: &str) -> String {
 }
 
 fn joined(value: &Value, name: &str) -> String {
-    let words: Vec<String> = value.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect();
+    let words: Vec<String> =
+        value.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect();
     if words.is_empty() { "-".into() } else { words.join(" ") }
 }
 

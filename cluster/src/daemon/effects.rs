@@ -131,7 +131,9 @@ impl Effects {
 
     pub(super) fn handle_client(&mut self, node: &mut Node, event: ClientEvent) {
         let input = match event {
-            ClientEvent::Opened { session, pid, .. } => locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } },
+            ClientEvent::Opened { session, pid, .. } => {
+                locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }
+            }
             ClientEvent::Request { session, request } => locks::Input::Request { session, request },
             ClientEvent::Closed { session } => locks::Input::SessionClosed { session },
         };
@@ -204,7 +206,9 @@ fn submit(daemon: &Daemon, work: DiskWork) {
     let operation = match work.kind {
         DiskOpKind::Read { offset, bytes } => Operation::Read { offset, bytes },
         DiskOpKind::Write { offset, data } => Operation::Write { offset, data },
-        DiskOpKind::WriteThenRead { write_offset, data, read_offset, read_bytes } => Operation::WriteThenRead { write_offset, data, read_offset, read_bytes },
+        DiskOpKind::WriteThenRead { write_offset, data, read_offset, read_bytes } => {
+            Operation::WriteThenRead { write_offset, data, read_offset, read_bytes }
+        }
     };
     if let Some(engine) = daemon.engines.get(work.device) {
         engine.submit(work.tag, operation);
@@ -285,7 +289,9 @@ pub(super) fn group_number(name: &str) -> Result<Option<u32>> {
         return Ok(None);
     }
     let group = nix::unistd::Group::from_name(name)?;
-    Ok(Some(group.with_context(|| format!("node.toml names the group {name}, which does not exist; create it or clear `group`"))?.gid.as_raw()))
+    Ok(Some(
+        group.with_context(|| format!("node.toml names the group {name}, which does not exist; create it or clear `group`"))?.gid.as_raw(),
+    ))
 }
 
 /// Who may connect to the lock socket: under a process watchdog only processes of the node's tree, unless they say `--unprotected`.

@@ -126,8 +126,11 @@ impl Daemon {
             });
             engines.push(Engine::start(device.device.clone(), choice, sink)?);
         }
-        let warnings = engines.iter().filter_map(|engine| engine.fallback_reason().map(|reason| format!("io_uring is not used: {reason}"))).collect();
-        let published = AsyncFd::new(side.published_event().try_clone_to_owned()?)?;
+        let warnings =
+            engines.iter().filter_map(|engine| engine.fallback_reason().map(|reason| format!("io_uring is not used: {reason}"))).collect();
+        let event = side.published_event().try_clone_to_owned()?;
+        // SAFETY: the descriptor is owned by the AsyncFd, always returns itself and stays open until the AsyncFd is dropped.
+        let published = unsafe { AsyncFd::register(event)? };
         Ok(Self { directory, file, key, devices, engines, completions, side, published, boot, slot, initial, warnings })
     }
 
@@ -209,7 +212,8 @@ impl Daemon {
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
         let me = Life { slot: self.slot, boot: self.boot, incarnation: Incarnation(incarnation) };
-        let carried_left = beats.iter().find(|beat| beat.slot == self.slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, self.boot));
+        let carried_left =
+            beats.iter().find(|beat| beat.slot == self.slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, self.boot));
         let name = self.file.name.clone();
         let key = PillKey::new(self.key.bytes());
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -263,7 +267,13 @@ impl Daemon {
         });
         node.handle(
             now_ms(),
-            NodeInput::Disk { tag: completion.tag, device, issued_ms: completion.issued_ns / 1_000_000, ended_ms: completion.ended_ns.div_ceil(1_000_000), result },
+            NodeInput::Disk {
+                tag: completion.tag,
+                device,
+                issued_ms: completion.issued_ns / 1_000_000,
+                ended_ms: completion.ended_ns.div_ceil(1_000_000),
+                result,
+            },
         );
     }
 
@@ -316,7 +326,12 @@ pub fn find_slot(directory: &NodeDirectory, file: &NodeFile, first: &ClusterDevi
         return Ok((SlotIndex(0), Some(configuration)));
     }
     let names: Vec<&str> = view.configuration.nodes.iter().map(|node| node.name.as_str()).collect();
-    anyhow::bail!("node {} is not configured in cluster {} (nodes: {}); run `deadbolt join`", file.name, first.superblock.name, names.join(", "))
+    anyhow::bail!(
+        "node {} is not configured in cluster {} (nodes: {}); run `deadbolt join`",
+        file.name,
+        first.superblock.name,
+        names.join(", ")
+    )
 }
 
 /// Where `init` leaves the wishes for the first view.

@@ -133,7 +133,9 @@ fn names(membership: &MembershipStatus, chosen: impl Fn(&PeerStatus) -> bool) ->
 
 /// Names of nodes for a list of lives.
 fn lives(membership: &MembershipStatus, lives: &[Life]) -> Vec<String> {
-    let name = |life: &Life| membership.peers.iter().find(|peer| peer.slot == life.slot).map_or_else(|| format!("slot {}", life.slot), |peer| peer.name.clone());
+    let name = |life: &Life| {
+        membership.peers.iter().find(|peer| peer.slot == life.slot).map_or_else(|| format!("slot {}", life.slot), |peer| peer.name.clone())
+    };
     lives.iter().map(name).collect()
 }
 
@@ -160,7 +162,9 @@ fn peer_json(peer: &PeerStatus) -> Value {
 /// A view for people and scripts.
 #[must_use]
 pub fn view_json(body: &ViewBody) -> Value {
-    let name = |slot| body.configuration.nodes.iter().find(|node| node.slot == slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone());
+    let name = |slot| {
+        body.configuration.nodes.iter().find(|node| node.slot == slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone())
+    };
     json!({
         "view": body.view.0,
         "reason": format!("{:?}", body.reason).to_lowercase(),

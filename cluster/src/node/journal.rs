@@ -50,7 +50,10 @@ impl Journal {
     pub(super) fn start(&mut self, layouts: &[Layout]) -> Vec<DiskWork> {
         self.lanes = layouts.iter().map(|_| Lane { is_busy: true, waiting: VecDeque::new() }).collect();
         self.reads_pending = layouts.len();
-        let read = |layout: &Layout| DiskOpKind::Read { offset: layout.journal(self.me.slot, 0), bytes: usize::from(layout.journal_units) * UNIT_BYTES };
+        let read = |layout: &Layout| DiskOpKind::Read {
+            offset: layout.journal(self.me.slot, 0),
+            bytes: usize::from(layout.journal_units) * UNIT_BYTES,
+        };
         layouts.iter().enumerate().map(|(device, layout)| DiskWork { tag: Part::Journal.tag(0), device, kind: read(layout) }).collect()
     }
 
@@ -68,8 +71,14 @@ impl Journal {
             while text.len() > JOURNAL_TEXT_BYTES_MAX {
                 text.pop();
             }
-            let entry =
-                JournalEntry { life: self.me, sequence: *next, view, wall_ms: self.wall_offset_ms.saturating_add(now_ms), boottime_ms: now_ms, text };
+            let entry = JournalEntry {
+                life: self.me,
+                sequence: *next,
+                view,
+                wall_ms: self.wall_offset_ms.saturating_add(now_ms),
+                boottime_ms: now_ms,
+                text,
+            };
             self.lanes.iter_mut().for_each(|lane| lane.waiting.push_back(*next));
             self.entries.push_back(entry);
             *next += 1;

@@ -17,7 +17,9 @@ use deadbolt_cluster_core::{
     membership::{self, ArbitrationInput, ChangeRequest, Choice, Membership},
     observer::BeatsRead,
 };
-use deadbolt_disk_format::{Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, SlotIndex, SlotSet, UNIT_BYTES, ViewBody};
+use deadbolt_disk_format::{
+    Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, SlotIndex, SlotSet, UNIT_BYTES, ViewBody,
+};
 use deadbolt_dlm_core::{ClientReply, service as locks};
 use deadbolt_qdisk_core::{
     candidates::{self, DiskVotes, Graph, Standing},
@@ -217,7 +219,8 @@ impl std::fmt::Debug for Node {
 /// The arbiter that the membership machine asks: cliques and ranking of the quorum disk.
 #[must_use]
 pub fn arbitrate(input: &ArbitrationInput) -> Option<Choice> {
-    let slots = |is_member: bool| -> SlotSet { input.nodes.iter().filter(|node| node.is_member == is_member).map(|node| node.slot).collect() };
+    let slots =
+        |is_member: bool| -> SlotSet { input.nodes.iter().filter(|node| node.is_member == is_member).map(|node| node.slot).collect() };
     let standing = Standing {
         votes: input.configured_votes.clone(),
         disk_votes: input.disk_votes,
@@ -281,7 +284,9 @@ impl Node {
         match input {
             NodeInput::Start => self.handle_start(now_ms),
             NodeInput::Tick => self.handle_tick(now_ms),
-            NodeInput::Disk { tag, device, issued_ms, ended_ms, result } => self.handle_disk(now_ms, (tag, device), (issued_ms, ended_ms), result),
+            NodeInput::Disk { tag, device, issued_ms, ended_ms, result } => {
+                self.handle_disk(now_ms, (tag, device), (issued_ms, ended_ms), result)
+            }
             NodeInput::Lifeline { lease_end_ms, published, beat } => {
                 self.lease_end_ms = lease_end_ms;
                 self.own_beat = beat;
@@ -348,7 +353,8 @@ impl Node {
         self.follow_leave(now_ms);
         self.membership.handle(now_ms, membership::Input::Tick);
         self.locks.handle(now_ms, locks::Input::Tick);
-        let confirms: Vec<(Life, Frame)> = self.channels.iter_mut().filter_map(|(peer, channel)| channel.poll_confirm().map(|frame| (*peer, frame))).collect();
+        let confirms: Vec<(Life, Frame)> =
+            self.channels.iter_mut().filter_map(|(peer, channel)| channel.poll_confirm().map(|frame| (*peer, frame))).collect();
         self.outputs.extend(confirms.into_iter().map(|(peer, frame)| NodeOutput::Send(peer, frame)));
     }
 
@@ -464,7 +470,10 @@ impl Node {
             }
             register::Output::Learned { body, digest } => self.handle_learned(now_ms, body, digest, true),
             register::Output::Contested { body, digest, later } => {
-                self.outputs.push_back(NodeOutput::Log(format!("view {} is decided, and there is a ballot for view {later}: it is not acted in", body.view)));
+                self.outputs.push_back(NodeOutput::Log(format!(
+                    "view {} is decided, and there is a ballot for view {later}: it is not acted in",
+                    body.view
+                )));
                 self.handle_learned(now_ms, body, digest, false);
             }
             register::Output::ProposalLost { winner } => {
@@ -507,7 +516,8 @@ impl Node {
         let view = &self.view;
         self.channels.retain(|peer, _| {
             let is_superseded = view.members.iter().any(|member| member.slot == peer.slot && member != peer);
-            let was_removed = view.owed.iter().any(|owed| owed.life == *peer) || view.released.iter().any(|released| released.life == *peer);
+            let was_removed =
+                view.owed.iter().any(|owed| owed.life == *peer) || view.released.iter().any(|released| released.life == *peer);
             !is_superseded && !was_removed
         });
     }
@@ -531,7 +541,8 @@ impl Node {
             membership::Output::HoldsPublished(holds) => self.locks.handle(now_ms, locks::Input::HoldsPublished(holds)),
             membership::Output::WritePill { victim, view, serial } => {
                 self.outputs.push_back(NodeOutput::PollFast(now_ms + 10_000));
-                let sectors: Vec<Vec<u8>> = self.setup.layouts.iter().map(|layout| (self.setup.encode_pill)(&victim, serial, layout.sector_bytes)).collect();
+                let sectors: Vec<Vec<u8>> =
+                    self.setup.layouts.iter().map(|layout| (self.setup.encode_pill)(&victim, serial, layout.sector_bytes)).collect();
                 self.pills.begin(victim, view, serial, sectors);
                 let work = self.pills.poll_work(&self.setup.layouts);
                 self.push_disk(work);
@@ -545,7 +556,9 @@ impl Node {
             membership::Output::StopLocks => {
                 self.locks.handle(now_ms, locks::Input::Stop);
             }
-            membership::Output::Fenced { victim, evidence, waited_ms } => self.outputs.push_back(NodeOutput::Fenced { victim, evidence, waited_ms }),
+            membership::Output::Fenced { victim, evidence, waited_ms } => {
+                self.outputs.push_back(NodeOutput::Fenced { victim, evidence, waited_ms })
+            }
             membership::Output::Journal(text) => self.note(now_ms, text),
         }
     }
@@ -630,7 +643,9 @@ impl Node {
         match self.membership.fence_target(slot) {
             Some(life) if life == self.me() => Err(format!("{name} is this node; fence it from another one, or use `deadbolt stop`")),
             Some(life) => Ok(life),
-            None => Err(format!("node {name} is neither in the view nor owed, and no fresh beat of it is on the disk: there is nothing to fence")),
+            None => Err(format!(
+                "node {name} is neither in the view nor owed, and no fresh beat of it is on the disk: there is nothing to fence"
+            )),
         }
     }
 

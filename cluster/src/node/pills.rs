@@ -111,7 +111,8 @@ impl Pills {
 
     fn request_write(&self, layout: &Layout) -> Option<DiskOpKind> {
         let place = Place { cluster: self.cluster, offset: layout.request(self.me.slot), slot: self.me.slot };
-        let unit = Requests { life: self.me, sequence: self.sequence, requests: self.requests.iter().copied().collect() }.encode(&place).ok()?;
+        let unit =
+            Requests { life: self.me, sequence: self.sequence, requests: self.requests.iter().copied().collect() }.encode(&place).ok()?;
         Some(DiskOpKind::Write { offset: place.offset, data: unit.to_vec() })
     }
 
