@@ -8,8 +8,8 @@ use super::*;
 use crate::mode::{Flags, LockStatus, Mode, ResultFlags};
 use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 use std::vec;
-use std::vec::Vec;
 
+mod cluster;
 mod single;
 
 fn life(slot: u16, incarnation: u8) -> Life {

@@ -6,6 +6,9 @@
 
 use super::*;
 
+/// Lock, status, mode, flags, value block, token.
+type Answer = (u32, LockStatus, Option<Mode>, ResultFlags, Option<[u8; 32]>, Token);
+
 struct Node {
     service: LockService,
     replies: Vec<(u64, ClientReply)>,
@@ -70,7 +73,7 @@ impl Node {
     }
 
     /// The one completion of a serial, if it has come.
-    fn answer(&self, wanted: u64) -> Option<(u32, LockStatus, Option<Mode>, ResultFlags, Option<[u8; 32]>, Token)> {
+    fn answer(&self, wanted: u64) -> Option<Answer> {
         let mut found = self.replies.iter().filter_map(|(_, reply)| match reply {
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } if *serial == wanted => {
                 Some((*lock, *status, *mode, *flags, *lvb, *token))
