@@ -24,6 +24,16 @@ pub(super) struct Examined {
 }
 
 impl Examined {
+    /// What would be lost, each thing once: several copies of one are one loss.
+    pub(super) fn lost(&self) -> Vec<Signature> {
+        let mut lost: Vec<Signature> = Vec::new();
+        for signature in &self.signatures {
+            if !lost.iter().any(|known| known.name == signature.name) {
+                lost.push(signature.clone());
+            }
+        }
+        lost
+    }
     /// Units to be made zero, so that nothing of the old is recognised later: its superblocks, foreign signatures.
     pub(super) fn wipe(&self, device_bytes: u64) -> Vec<ByteOffset> {
         let unit = UNIT_BYTES as u64;

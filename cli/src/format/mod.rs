@@ -328,7 +328,7 @@ fn report(options: &FormatOptions, cluster: ClusterUuid, targets: &[Target], pla
         size_bytes: target.size_bytes(),
         sector_bytes: plan.superblock().sector_bytes,
         used_bytes: plan.superblock().layout.end.0,
-        lost: found.signatures,
+        lost: found.lost(),
         live: found.live,
     });
     let devices = devices.collect();
@@ -402,7 +402,7 @@ fn judge(options: &FormatOptions, path: &Path, found: &Examined) -> Result<(), F
         return Err(FormatError::Live { path, name: owner.name.clone(), cluster: owner.cluster, slots: found.live.clone() });
     }
     if !is_allowed && !found.signatures.is_empty() {
-        return Err(FormatError::Occupied { path, found: found.signatures.clone() });
+        return Err(FormatError::Occupied { path, found: found.lost() });
     }
     Ok(())
 }
