@@ -27,12 +27,12 @@ pub fn timings() -> Timings {
         stall_ms: 1000,
         poll_ms: 100,
         feed_ms: 50,
-        watchdog_ms: 500,
+        watchdog_ms: 1000,
         lateness_ms: 200,
         cycle_ms: 100,
-        reset_ms: 705,
-        lease_ms: 2500,
-        expiry_ms: 2600,
+        reset_ms: 1210,
+        lease_ms: 3500,
+        expiry_ms: 3600,
         drift_ppm: 10_000,
         ..Timings::default()
     }
