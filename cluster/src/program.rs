@@ -10,9 +10,9 @@ use crate::{
     devices,
     supervisor::{self, BootContext, Namespaces, RestartPolicy, SupervisorOptions},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
-use deadbolt_disk::Access;
+use deadbolt_disk::{Access, Severity};
 use deadbolt_disk_format::{SlotIndex, WatchdogKind};
 use std::{
     ffi::OsString,
@@ -75,6 +75,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     let directory = NodeDirectory(std::path::absolute(&arguments.dir)?);
     let file = directory.read_node()?;
     directory.read_key()?;
+    check_devices(&file)?;
     let devices = devices::open(&file.devices, Access::ReadWrite)?;
     let first = devices.first().context("node.toml names no device")?;
     let (slot, _) = daemon::find_slot(&directory, &file, first)?;
@@ -94,6 +95,19 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     options.log = (!arguments.foreground).then(|| directory.log_file());
     options.parent = arguments.tied.then(|| nix::unistd::getppid().as_raw());
     Ok(supervisor::supervise(options))
+}
+
+/// Refuses devices that speak against themselves before anything is started on them.
+fn check_devices(file: &NodeFile) -> Result<()> {
+    for path in &file.devices {
+        for finding in deadbolt_disk::preflight(path) {
+            match finding.severity() {
+                Severity::Refuse => bail!("{finding}"),
+                Severity::Note => tracing::info!("{finding}"),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, context: &BootContext) -> Command {

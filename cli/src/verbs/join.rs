@@ -18,7 +18,7 @@ use deadbolt_disk::Access;
 use deadbolt_disk_format::{SlotSet, ViewBody, ViewNumber};
 use std::{
     io::Read,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
     node::stay(node::start_and_wait(&directory, node::Wanted::Member, arguments.own.tie())?)
 }
 
-fn read_key(path: &PathBuf) -> Result<ClusterKey> {
+fn read_key(path: &Path) -> Result<ClusterKey> {
     if path.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().take(4096).read_to_string(&mut text)?;

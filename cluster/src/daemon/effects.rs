@@ -37,13 +37,11 @@ pub(super) struct Effects {
     server: Server,
     connections: BTreeMap<Life, Connection>,
     waiting: Waiting,
-    /// A stop that waits for clients: answered once it is refused or done.
-    reset_reason: Option<String>,
 }
 
 impl Effects {
     pub(super) fn new(links: Links, server: Server) -> Self {
-        Self { links, server, connections: BTreeMap::new(), waiting: Waiting::new(), reset_reason: None }
+        Self { links, server, connections: BTreeMap::new(), waiting: Waiting::new() }
     }
 
     pub(super) fn apply(&mut self, daemon: &mut Daemon, node: &mut Node, output: NodeOutput) -> Result<Option<Outcome>> {
@@ -68,21 +66,13 @@ impl Effects {
                 daemon.side.poll_fast_until(until_ms.saturating_mul(1_000_000));
                 daemon.side.wake();
             }
-            NodeOutput::ResetSelf(reason) => return Ok(Some(self.reset_self(daemon, reason))),
+            NodeOutput::ResetSelf(reason) => return Ok(Some(reset_self(daemon, &reason))),
             NodeOutput::NewIncarnation => return Ok(Some(Outcome::NewIncarnation)),
             NodeOutput::Stopped => return Ok(Some(Outcome::Stopped)),
             NodeOutput::Fenced { victim, evidence, waited_ms } => self.answer_fence(node, victim, evidence, waited_ms),
             NodeOutput::Log(text) => tracing::info!("{text}"),
         }
         Ok(None)
-    }
-
-    /// The daemon ends with "holds" set: sbd stops its cycles and the node is reset.
-    fn reset_self(&mut self, daemon: &mut Daemon, reason: String) -> Outcome {
-        tracing::error!("this node is reset: {reason}");
-        daemon.side.set_holds(true);
-        self.reset_reason = Some(reason);
-        Outcome::Reset
     }
 
     fn send(&mut self, node: &mut Node, peer: Life, frame: Vec<u8>) {
@@ -202,6 +192,13 @@ impl Effects {
     }
 }
 
+/// The daemon ends with "holds" set: sbd stops its cycles and the node is reset.
+fn reset_self(daemon: &Daemon, reason: &str) -> Outcome {
+    tracing::error!("this node is reset: {reason}");
+    daemon.side.set_holds(true);
+    Outcome::Reset
+}
+
 fn submit(daemon: &Daemon, work: DiskWork) {
     let operation = match work.kind {
         DiskOpKind::Read { offset, bytes } => Operation::Read { offset, bytes },
@@ -211,7 +208,7 @@ fn submit(daemon: &Daemon, work: DiskWork) {
         }
     };
     if let Some(engine) = daemon.engines.get(work.device) {
-        engine.submit(work.tag, operation);
+        engine.submit(daemon.tag(work.tag), operation);
     }
 }
 

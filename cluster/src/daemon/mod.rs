@@ -60,6 +60,8 @@ pub(crate) enum Outcome {
 const EXIT_STOPPED: u8 = 0;
 /// Exit code of a daemon that asked for a reset.
 const EXIT_RESET: u8 = 70;
+/// Where the number of the incarnation stands in a tag: below the node's part, above every counter.
+const EPOCH_SHIFT: u32 = 48;
 /// How often the turn counter is advanced at least.
 const TURN: Duration = Duration::from_millis(50);
 
@@ -103,6 +105,8 @@ pub(crate) struct Daemon {
     slot: SlotIndex,
     initial: Option<Configuration>,
     warnings: Vec<String>,
+    /// Number of the incarnation within this process, for the tags of disk work.
+    epoch: u8,
 }
 
 impl Daemon {
@@ -131,12 +135,13 @@ impl Daemon {
         let event = side.published_event().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by the AsyncFd, always returns itself and stays open until the AsyncFd is dropped.
         let published = unsafe { AsyncFd::register(event)? };
-        Ok(Self { directory, file, key, devices, engines, completions, side, published, boot, slot, initial, warnings })
+        Ok(Self { directory, file, key, devices, engines, completions, side, published, boot, slot, initial, warnings, epoch: 0 })
     }
 
     /// One incarnation, from its first read to its end.
     async fn live(&mut self) -> Result<Outcome> {
         self.wait_for_sbd().await?;
+        self.drain().await?;
         let device = self.devices.first().context("no device")?.clone();
         let beats = self.turning(tokio::task::spawn_blocking(move || device.beats())).await???;
         let mut node = self.make_node(&beats)?;
@@ -192,6 +197,21 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(20)).await;
             self.boot = self.side.boot();
         }
+    }
+
+    /// Waits until nothing that an earlier incarnation submitted is on its way any more: no write of it can land. Its answers cannot be
+    /// taken for those to the next one: the tags carry the number of the incarnation.
+    async fn drain(&mut self) -> Result<()> {
+        let is_quiet = |engines: &[Engine]| engines.iter().all(|engine| engine.outstanding().is_empty());
+        let wait = async {
+            while !is_quiet(&self.engines) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        self.turning(wait).await?;
+        // Answers that are still on their way to the channel carry the old number.
+        self.epoch = self.epoch.wrapping_add(1);
+        Ok(())
     }
 
     /// Waits for something while the loop's turn counter advances.
@@ -262,19 +282,32 @@ impl Daemon {
     }
 
     fn handle_completion(&mut self, node: &mut Node, device: usize, completion: Completion) {
+        let Some(tag) = self.untag(completion.tag) else { return };
         let result = completion.result.map_err(|error| {
             tracing::warn!(device, %error, "disk operation failed");
         });
         node.handle(
             now_ms(),
             NodeInput::Disk {
-                tag: completion.tag,
+                tag,
                 device,
                 issued_ms: completion.issued_ns / 1_000_000,
                 ended_ms: completion.ended_ns.div_ceil(1_000_000),
                 result,
             },
         );
+    }
+
+    /// The tag of disk work as the engine carries it.
+    pub(crate) fn tag(&self, tag: u64) -> u64 {
+        tag | (u64::from(self.epoch) << EPOCH_SHIFT)
+    }
+
+    /// The tag of this incarnation's disk work; none for an answer to an earlier one.
+    fn untag(&self, tag: u64) -> Option<u64> {
+        let epoch = u64::from(self.epoch) << EPOCH_SHIFT;
+        let mask = u64::from(u8::MAX) << EPOCH_SHIFT;
+        (tag & mask == epoch).then_some(tag & !mask)
     }
 
     fn handle_control(&mut self, node: &mut Node, effects: &mut Effects, request: ControlRequest) {

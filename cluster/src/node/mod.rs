@@ -27,7 +27,7 @@ use deadbolt_qdisk_core::{
 };
 use std::collections::{BTreeMap, VecDeque};
 
-/// Which part of the node a piece of disk work belongs to; the top byte of its tag.
+/// Which part of the node a piece of disk work belongs to; the top byte of its tag. The byte below is the shell's, counters have 48 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Part {
     Register,
@@ -37,6 +37,7 @@ enum Part {
 }
 
 const PART_SHIFT: u32 = 56;
+const COUNTER_BITS: u32 = 48;
 
 impl Part {
     fn tag(self, inner: u64) -> u64 {
@@ -46,7 +47,7 @@ impl Part {
             Self::Pill => 3,
             Self::Journal => 4,
         };
-        (number << PART_SHIFT) | inner
+        (number << PART_SHIFT) | (inner & ((1 << COUNTER_BITS) - 1))
     }
 
     fn of(tag: u64) -> Option<(Self, u64)> {
@@ -62,6 +63,9 @@ impl Part {
     }
 }
 
+/// Makes a mailbox sector with a pill: victim, serial, sector size.
+pub type PillEncoder = Box<dyn Fn(&Life, u64, u32) -> Vec<u8>>;
+
 /// How a node begins.
 pub struct NodeSetup {
     /// For the membership machine.
@@ -74,8 +78,8 @@ pub struct NodeSetup {
     pub seed: u64,
     /// Wall time at `now_ms` 0, ms since 1970, for stamps that people read.
     pub wall_offset_ms: u64,
-    /// Makes a mailbox sector with a pill: victim, serial, sector size.
-    pub encode_pill: Box<dyn Fn(&Life, u64, u32) -> Vec<u8>>,
+    /// Makes the bytes of a pill.
+    pub encode_pill: PillEncoder,
 }
 
 impl std::fmt::Debug for NodeSetup {
