@@ -46,13 +46,14 @@ struct Arguments {
     automatic: bool,
 }
 
-/// Runs the program with these arguments (the first is its name); returns its exit code.
+/// Runs the program with the arguments behind its name; returns its exit code.
 pub fn main_from<I, T>(arguments: I) -> u8
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString>,
 {
-    match Arguments::try_parse_from(arguments.into_iter().map(Into::<OsString>::into)) {
+    let name = std::iter::once(OsString::from("fsck-deadbolt"));
+    match Arguments::try_parse_from(name.chain(arguments.into_iter().map(Into::into))) {
         Ok(arguments) => run(&arguments),
         Err(error) => {
             let is_question = !error.use_stderr();

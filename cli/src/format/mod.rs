@@ -151,23 +151,23 @@ pub enum FormatError {
     #[error("{}", list(.0))]
     Unusable(Vec<Finding>),
     /// The device cannot be opened for writing.
-    #[error("{0}")]
+    #[error(transparent)]
     Open(#[from] OpenError),
     /// Somebody claimed it in between.
-    #[error("{} is in use by another program or by the kernel ({source}); find it with fuser or lsblk", path.display())]
+    #[error("{} is in use by another program or by the kernel ({reason}); find it with fuser or lsblk", path.display())]
     Busy {
         /// Which.
         path: PathBuf,
         /// What the kernel said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Too small, or a sector size that is not supported.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Layout {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: LayoutError,
+        reason: LayoutError,
     },
     /// Something is on it.
     #[error("{} carries {}; it would be lost. Choose another device, or say --force", path.display(), names(found))]
@@ -208,12 +208,12 @@ pub enum FormatError {
         second: PathBuf,
     },
     /// A read or a write failed.
-    #[error("{}: {source}; {}", path.display(), if *.is_begun { "the format has not ended, the device is marked so: run it again" } else { "nothing was written" })]
+    #[error("{}: {reason}; {}", path.display(), if *.is_begun { "the format has not ended, the device is marked so: run it again" } else { "nothing was written" })]
     Io {
         /// Which device.
         path: PathBuf,
         /// What failed.
-        source: IoError,
+        reason: IoError,
         /// The mark may be on the device.
         is_begun: bool,
     },
@@ -226,7 +226,7 @@ pub enum FormatError {
         offset: ByteOffset,
     },
     /// A value that a superblock cannot carry.
-    #[error("the superblock cannot be written: {0}")]
+    #[error(transparent)]
     Encode(#[from] EncodeError),
     /// No random numbers.
     #[error("no random numbers for the uuids: {0}")]
@@ -257,7 +257,7 @@ struct Target {
 
 impl Target {
     fn io(&self, is_begun: bool) -> impl Fn(IoError) -> FormatError + '_ {
-        move |source| FormatError::Io { path: self.path.clone(), source, is_begun }
+        move |reason| FormatError::Io { path: self.path.clone(), reason, is_begun }
     }
     fn size_bytes(&self) -> u64 {
         self.device.geometry().size_bytes
@@ -280,7 +280,7 @@ fn format_targets(options: &FormatOptions, targets: &[Target]) -> Result<FormatR
     for target in targets {
         let sector_bytes = target.device.geometry().logical_sector_bytes;
         let layout = Layout::new(target.size_bytes(), sector_bytes, options.slots)
-            .map_err(|source| FormatError::Layout { path: target.path.clone(), source })?;
+            .map_err(|reason| FormatError::Layout { path: target.path.clone(), reason })?;
         layouts.push(layout);
     }
     let mut examined = Vec::new();
@@ -382,7 +382,7 @@ fn open_target(path: &Path, access: Access) -> Result<Target, FormatError> {
     let claim = match device.geometry().kind {
         DeviceKind::Block { .. } => {
             let opened = File::options().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(path);
-            Some(opened.map_err(|source| FormatError::Busy { path: path.into(), source })?)
+            Some(opened.map_err(|reason| FormatError::Busy { path: path.into(), reason })?)
         }
         DeviceKind::File | DeviceKind::Memory => None,
     };

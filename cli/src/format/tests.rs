@@ -120,7 +120,7 @@ fn three_devices_cut_after_every_write_are_never_a_whole_cluster() {
             self.0.read_at(offset, buffer)
         }
         fn write_at(&self, offset: ByteOffset, buffer: &AlignedBuf) -> Result<(), IoError> {
-            self.2.lock().unwrap().push((offset.0 | self.1 << 60, buffer.to_vec()));
+            self.2.lock().unwrap().push((offset.0 | (self.1 << 60), buffer.to_vec()));
             self.0.write_at(offset, buffer)
         }
     }
@@ -139,7 +139,7 @@ fn three_devices_cut_after_every_write_are_never_a_whole_cluster() {
         let good = images.iter().filter(|image| matches!(choice(image), SuperblockChoice::Agreed { .. })).count();
         // Only the last three writes, one per device, make devices good.
         assert_eq!(good, (number + 3).saturating_sub(log.len()), "after {number} of {} writes", log.len());
-        let start = usize::try_from(place & (1 << 60) - 1).unwrap();
+        let start = usize::try_from(place & ((1 << 60) - 1)).unwrap();
         images[usize::try_from(place >> 60).unwrap()][start..start + data.len()].copy_from_slice(data);
     }
     for (number, image) in images.iter().enumerate() {
