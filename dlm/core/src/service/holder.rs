@@ -147,7 +147,8 @@ impl LockService {
         let Some(pending) = &lock.pending else { return };
         let status = if pending.kind == OpKind::Unlock { LockStatus::Unlocked } else { LockStatus::Cancelled };
         let flags = ResultFlags::default();
-        let result = OpResult { op: lock.op, status, mode: lock.granted, flags, token: Token::default(), lvb: lock.lvb };
+        let lvb = LvbCopy { value: None, ..lock.lvb };
+        let result = OpResult { op: lock.op, status, mode: lock.granted, flags, token: Token::default(), lvb };
         self.handle_completed(id, &result);
     }
 

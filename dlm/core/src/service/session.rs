@@ -166,8 +166,13 @@ impl LockService {
         let Some(pending) = lock.pending.as_mut().filter(|pending| pending.kind != OpKind::Unlock) else {
             return self.reply_about(session, id, false, Self::simple_reply(serial, id, LockStatus::Success, granted));
         };
-        pending.is_cancelled = true;
         pending.cancels.push(serial);
+        // What only gives up is as good as done: it is never taken back.
+        let is_given_up = pending.kind == OpKind::Convert && granted.is_some_and(|from| pending.mode < from && from.is_down(pending.mode));
+        pending.is_cancelled = !is_given_up;
+        if is_given_up {
+            return;
+        }
         if pending.sent == Sent::Unsent {
             self.end_unsent(id);
         } else {

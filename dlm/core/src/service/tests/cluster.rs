@@ -230,7 +230,11 @@ impl World {
             }
             Asked::Unlock { lock } => {
                 let held = self.held.remove(&(life, lock));
-                return if status == LockStatus::Unlocked && held.is_some() { Ok(()) } else { Err(format!("unlock ended with {status:?}")) };
+                return if status == LockStatus::Unlocked && held.is_some() {
+                    Ok(())
+                } else {
+                    Err(format!("unlock ended with {status:?}"))
+                };
             }
             Asked::Join | Asked::Cancel => return Ok(()),
         };
@@ -344,9 +348,8 @@ impl World {
                 self.bury(released);
             }
             7 => {
-                let is_used = |slot: &u16| {
-                    members.iter().any(|life| life.slot.0 == *slot) || owed.iter().any(|owed| owed.life.slot.0 == *slot)
-                };
+                let is_used =
+                    |slot: &u16| members.iter().any(|life| life.slot.0 == *slot) || owed.iter().any(|owed| owed.life.slot.0 == *slot);
                 let Some(slot) = (0..4).find(|slot| !is_used(slot)) else { return Ok(()) };
                 members.push(self.start(slot));
             }
@@ -354,7 +357,10 @@ impl World {
                 let candidate = alive[self.random.below(alive.len())];
                 let node = self.nodes.get_mut(&candidate).unwrap();
                 node.is_leaving = true;
-                if node.service.status().holds || !node.publishing.is_empty() || node.clients.values().any(|client| !client.asked.is_empty()) {
+                if node.service.status().holds
+                    || !node.publishing.is_empty()
+                    || node.clients.values().any(|client| !client.asked.is_empty())
+                {
                     return self.input(candidate, Input::Stop);
                 }
                 // Left: it held nothing, and goes.
@@ -429,9 +435,9 @@ impl World {
             0..=3 if !is_busy => Some(self.new_lock(serial, space)),
             4..=5 if !idle.is_empty() && !self.is_quiet => Some(self.new_convert(life, serial, &idle)),
             6..=8 if !idle.is_empty() => Some(self.new_unlock(life, serial, &idle)),
-            9 => waiting.filter(|_| !is_cancelling && self.random.chance(30)).map(|request| {
-                (Asked::Cancel, ClientRequest::CancelRequest { serial, request })
-            }),
+            9 => waiting
+                .filter(|_| !is_cancelling && !self.is_quiet && self.random.chance(30))
+                .map(|request| (Asked::Cancel, ClientRequest::CancelRequest { serial, request })),
             _ => None,
         };
         let Some((asked, request)) = request else { return Ok(()) };
