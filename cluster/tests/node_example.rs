@@ -1,0 +1,29 @@
+//! What: docs/node.toml.example compared with the file that nodes read.
+//! Owns: nothing.
+//! Invariants: the example parses, names every key, and shows the defaults where there are any.
+//! Does not: check the words.
+//! Called by: `cargo test`.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use deadbolt_cluster::config::NodeFile;
+
+fn example() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/node.toml.example")).unwrap()
+}
+
+#[test]
+fn the_example_is_a_node_file_with_every_key_and_the_defaults() {
+    let text = example();
+    let file: NodeFile = toml::from_str(&text).unwrap();
+    let whole: toml::Table = toml::from_str(&toml::to_string(&file).unwrap()).unwrap();
+    let shown: toml::Table = toml::from_str(&text).unwrap();
+    assert_eq!(shown.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+    let least: toml::Table = whole.into_iter().filter(|(key, _)| matches!(key.as_str(), "name" | "devices" | "addresses")).collect();
+    let defaults: NodeFile = toml::from_str(&toml::to_string(&least).unwrap()).unwrap();
+    assert_eq!(file, defaults, "a default in docs/node.toml.example is not the program's");
+}
+
+#[test]
+fn an_unknown_key_is_refused() {
+    assert!(toml::from_str::<NodeFile>(&format!("{}\nvotes = 1\n", example())).is_err());
+}
