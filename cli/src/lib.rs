@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
 
 pub mod ask;
+pub mod demo;
 pub mod format;
 pub mod verbs;
 

@@ -16,6 +16,7 @@ mod status;
 mod timing;
 mod why;
 
+use crate::demo;
 use clap::{Args, Parser, Subcommand};
 use deadbolt_cluster::config::{DEFAULT_DIRECTORY, NodeDirectory};
 use deadbolt_cluster_core::timing::{Wishes, driver};
@@ -80,6 +81,12 @@ enum Verb {
     Detach(attach::DetachArguments),
     /// Check a device (also installed as fsck.deadbolt)
     Fsck(FsckArguments),
+    /// Watch three nodes share a disk, lose their network and a node, and lose no update; exit 0 only if everything held
+    Demo(demo::DemoArguments),
+    #[command(hide = true)]
+    DemoWorker(demo::worker::WorkerArguments),
+    #[command(hide = true)]
+    DemoRelay(demo::relay::RelayArguments),
 }
 
 #[derive(Debug, Args)]
@@ -178,9 +185,10 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Timing(arguments) => timing::run(&arguments),
         Verb::Attach(arguments) => attach::attach(&arguments),
         Verb::Detach(arguments) => attach::detach(&arguments),
-        Verb::Fsck(arguments) => {
-            return deadbolt_fsck::main_from(arguments.arguments);
-        }
+        Verb::Fsck(arguments) => return deadbolt_fsck::main_from(arguments.arguments),
+        Verb::Demo(arguments) => return demo::run(&arguments),
+        Verb::DemoWorker(arguments) => demo::worker::run(&arguments),
+        Verb::DemoRelay(arguments) => demo::relay::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("deadbolt: {error:#}");
