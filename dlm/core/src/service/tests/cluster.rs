@@ -102,6 +102,8 @@ struct World {
     next_serial: u64,
     next_incarnation: u8,
     counts: Counts,
+    /// How often a fault that is due happens, in percent: some runs are calm, so that locks get far between views.
+    fault_percent: usize,
     /// Clients only give back what they have.
     is_quiet: bool,
     /// All of it, for whoever looks at a failing seed.
@@ -141,6 +143,7 @@ impl World {
             next_serial: 0,
             next_incarnation: 0,
             counts: Counts::default(),
+            fault_percent: [10, 30, 100][usize::try_from(seed % 3).unwrap()],
             is_quiet: false,
             trace: None,
         };
@@ -542,7 +545,11 @@ impl World {
             return self.change_view();
         }
         let life = lives[self.random.below(lives.len())];
-        match self.random.below(1000) {
+        let choice = self.random.below(1000);
+        if choice >= 970 && !self.random.chance(self.fault_percent) {
+            return self.client_step(life);
+        }
+        match choice {
             0..=449 => self.deliver(),
             450..=799 => self.client_step(life),
             800..=899 => self.learn(life),

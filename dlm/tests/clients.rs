@@ -1,0 +1,265 @@
+//! The server half and both client libraries around one real lock service on one node.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use deadbolt_disk_format::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
+use deadbolt_dlm::{
+    Flags, LockStatus, Mode,
+    blocking::{Client, ClientError, Protection, Wishes},
+    client,
+    server::{AcceptHook, Server, ServerEvent},
+};
+use deadbolt_dlm_core::{
+    client::{CLIENT_VERSION, ClientReply, ClientRequest, frame, split_frame},
+    service::{Input, LockService, Output, SessionInfo},
+};
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    sync::mpsc,
+    time::Duration,
+};
+
+/// A single-member node on a thread of its own; ends with the value.
+struct Node {
+    directory: tempfile::TempDir,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Node {
+    fn start(hook: AcceptHook) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock.sock");
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(serve(&path, hook, stopped, ready));
+        });
+        is_ready.recv().unwrap();
+        Self { directory, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("lock.sock")
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.path(), Protection::default()).unwrap()
+    }
+
+    fn end(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn serve(path: &Path, hook: AcceptHook, mut stopped: tokio::sync::oneshot::Receiver<()>, ready: mpsc::Sender<()>) {
+    let me = Life { slot: SlotIndex(0), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
+    let mut service = LockService::new(me);
+    service.handle(0, Input::View { number: ViewNumber(1), members: vec![me], owed: Vec::new(), is_member: true });
+    service.handle(0, Input::Permit { may_grant: true });
+    let (server, mut events) = Server::bind(path, None, hook).unwrap();
+    ready.send(()).unwrap();
+    loop {
+        while let Some(output) = service.poll_output() {
+            match output {
+                Output::Reply { session, reply } => server.reply(session, &reply),
+                Output::Holds(holds) => service.handle(0, Input::HoldsPublished(holds)),
+                _ => {}
+            }
+        }
+        tokio::select! {
+            _ = &mut stopped => return,
+            Some(event) = events.recv() => service.handle(0, match event {
+                ServerEvent::Opened { session, pid, .. } => Input::SessionOpened { session, info: SessionInfo { pid: u32::try_from(pid).unwrap() } },
+                ServerEvent::Request { session, request } => Input::Request { session, request },
+                ServerEvent::Closed { session } => Input::SessionClosed { session },
+            }),
+        }
+    }
+}
+
+fn anybody() -> AcceptHook {
+    Box::new(|_, _| Ok(()))
+}
+
+#[test]
+fn sixteen_clients_lose_no_update_under_an_exclusive_lock() {
+    let node = Node::start(anybody());
+    // Two halves that only agree if nobody interleaves: a read and a later write, not an atomic addition.
+    let counter = AtomicU64::new(0);
+    let last_token = std::sync::Mutex::new(deadbolt_dlm::Token::default());
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let space = node.connect().join(b"test").unwrap();
+                for _ in 0..50 {
+                    let guard = space.lock(b"counter", Mode::Ex, &Wishes::default()).unwrap();
+                    let read = counter.load(Ordering::SeqCst);
+                    std::thread::yield_now();
+                    counter.store(read + 1, Ordering::SeqCst);
+                    let mut last = last_token.lock().unwrap();
+                    assert!(guard.token() > *last, "tokens only grow");
+                    *last = guard.token();
+                }
+            });
+        }
+    });
+    assert_eq!(counter.load(Ordering::SeqCst), 800);
+}
+
+#[test]
+fn a_wait_ends_in_time_and_a_try_at_once() {
+    let node = Node::start(anybody());
+    let holder = node.connect().join(b"test").unwrap();
+    let held = holder.lock(b"r", Mode::Ex, &Wishes::default()).unwrap();
+    let other = node.connect().join(b"test").unwrap();
+    let in_time = Wishes { timeout: Some(Duration::from_millis(50)), ..Wishes::default() };
+    assert!(matches!(other.lock(b"r", Mode::Pr, &in_time), Err(ClientError::NotGranted(LockStatus::Cancelled))));
+    let at_once = Wishes { flags: Flags::NOQUEUE, ..Wishes::default() };
+    assert!(matches!(other.lock(b"r", Mode::Pr, &at_once), Err(ClientError::NotGranted(LockStatus::Again))));
+    held.unlock(Flags::NONE, None).unwrap();
+    other.lock(b"r", Mode::Pr, &at_once).unwrap();
+}
+
+#[test]
+fn a_holder_is_told_who_is_blocked_and_may_convert() {
+    let node = Node::start(anybody());
+    let holder = node.connect().join(b"test").unwrap();
+    let mut held = holder.lock(b"r", Mode::Ex, &Wishes::default()).unwrap();
+    let blocked = held.take_blocked();
+    std::thread::scope(|scope| {
+        let waiter =
+            scope.spawn(|| node.connect().join(b"test").unwrap().lock(b"r", Mode::Pr, &Wishes::default()).map(|guard| guard.token()));
+        assert_eq!(blocked.recv().unwrap(), Mode::Pr);
+        held.convert(Mode::Pr, Flags::NONE, None).unwrap();
+        waiter.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_value_block_travels_with_the_lock() {
+    let node = Node::start(anybody());
+    let space = node.connect().join(b"test").unwrap();
+    let mut writer = space.lock(b"r", Mode::Ex, &Wishes { flags: Flags::VALBLK, lvb: Some([0; 32]), timeout: None }).unwrap();
+    writer.convert(Mode::Nl, Flags::VALBLK, Some([7; 32])).unwrap();
+    let reader = space.lock(b"r", Mode::Pr, &Wishes { flags: Flags::VALBLK, lvb: Some([0; 32]), timeout: None }).unwrap();
+    assert_eq!(reader.completion().lvb, Some([7; 32]));
+}
+
+/// A client without our library: sends these requests and reads until one reply satisfies `is_last`.
+fn raw_client(path: &Path, requests: &[ClientRequest], is_last: impl Fn(&ClientReply) -> bool) -> UnixStream {
+    let mut stream = UnixStream::connect(path).unwrap();
+    for request in requests {
+        stream.write_all(&frame(&request.encode())).unwrap();
+    }
+    let mut buffer = Vec::new();
+    loop {
+        let mut chunk = [0; 4096];
+        let length = stream.read(&mut chunk).unwrap();
+        assert!(length > 0, "the node closed the connection");
+        buffer.extend_from_slice(&chunk[..length]);
+        while let Some((bytes, used)) = split_frame(&buffer).unwrap() {
+            let reply = ClientReply::decode(bytes).unwrap();
+            buffer.drain(..used);
+            if is_last(&reply) {
+                return stream;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lock_ends_with_its_client() {
+    let node = Node::start(anybody());
+    let space = node.connect().join(b"test").unwrap();
+    let hello = ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: false };
+    let join = ClientRequest::JoinLockspace { serial: 1, name: b"test".to_vec() };
+    let joined = std::cell::Cell::new(0);
+    drop(raw_client(&node.path(), &[hello.clone(), join.clone()], |reply| {
+        if let ClientReply::Joined { lockspace, .. } = reply {
+            joined.set(*lockspace);
+        }
+        joined.get() != 0
+    }));
+    let number = joined.get();
+    let lock = ClientRequest::Lock { serial: 2, lockspace: number, resource: b"r".to_vec(), mode: Mode::Ex, flags: Flags::NONE, lvb: None };
+    let holder =
+        raw_client(&node.path(), &[hello, join, lock], |reply| matches!(reply, ClientReply::Completed { mode: Some(Mode::Ex), .. }));
+    let at_once = Wishes { flags: Flags::NOQUEUE, ..Wishes::default() };
+    assert!(matches!(space.lock(b"r", Mode::Ex, &at_once), Err(ClientError::NotGranted(LockStatus::Again))));
+    // As a death does: the connection goes, nothing is unlocked.
+    drop(holder);
+    space.lock(b"r", Mode::Ex, &Wishes::default()).unwrap();
+}
+
+#[test]
+fn the_end_of_the_node_is_the_end_of_every_lock() {
+    let mut node = Node::start(anybody());
+    let space = node.connect().join(b"test").unwrap();
+    let mut guard = space.lock(b"r", Mode::Ex, &Wishes::default()).unwrap();
+    let blocked = guard.take_blocked();
+    node.end();
+    assert!(blocked.recv().is_err(), "the stream of hints ends with the session");
+    assert!(matches!(guard.convert(Mode::Nl, Flags::NONE, None), Err(ClientError::Lost { .. })));
+}
+
+#[test]
+fn garbage_closes_its_own_connection_only() {
+    let node = Node::start(anybody());
+    let space = node.connect().join(b"test").unwrap();
+    let _held = space.lock(b"r", Mode::Ex, &Wishes::default()).unwrap();
+    for garbage in [vec![0xff; 5000], vec![0; 5000], b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![4, 0, 0, 0, 9, 9, 9, 9]] {
+        let mut stream = UnixStream::connect(node.path()).unwrap();
+        let _ = stream.write_all(&garbage);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+    }
+    space.lock(b"other", Mode::Ex, &Wishes::default()).unwrap();
+}
+
+#[test]
+fn the_hook_decides_who_comes_in() {
+    let node = Node::start(Box::new(|peer, is_unprotected| {
+        assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
+        if is_unprotected { Ok(()) } else { Err("not part of the tree".into()) }
+    }));
+    let refused = Client::connect(node.path(), Protection::default()).unwrap_err();
+    assert_eq!(refused.to_string(), "not part of the tree");
+    Client::connect(node.path(), Protection { is_unprotected: true }).unwrap();
+}
+
+#[test]
+fn the_async_client_does_the_same_and_a_dropped_future_gives_its_lock_back() {
+    let node = Node::start(anybody());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let space = client::Client::connect(node.path(), Protection::default()).await.unwrap().join(b"test").await.unwrap();
+        let other = client::Client::connect(node.path(), Protection::default()).await.unwrap().join(b"test").await.unwrap();
+        let mut held = space.lock(b"r", Mode::Ex, &Wishes::default()).await.unwrap();
+        {
+            let wishes = Wishes::default();
+            let waiting = other.lock(b"r", Mode::Ex, &wishes);
+            tokio::pin!(waiting);
+            tokio::select! {
+                _ = &mut waiting => panic!("granted twice"),
+                mode = held.blocked() => assert_eq!(mode, Some(Mode::Ex)),
+            }
+        }
+        held.unlock(Flags::NONE, None).await.unwrap();
+        let again = space.lock(b"r", Mode::Ex, &Wishes::default()).await.unwrap();
+        assert_eq!(again.completion().status, LockStatus::Success);
+    });
+}
