@@ -49,7 +49,11 @@ pub const CODES: &[Code] = &[
     error("JR-001", "a journal entry is damaged", "one event of that node is lost; nothing to do"),
     note("JR-002", "a journal entry stands in another unit than its sequence says", "nothing to do"),
     error("RQ-001", "a requests unit is damaged", OWNER),
-    note("RQ-002", "a fencing request is pending", "deadbolt why tells what it waits for"),
+    note(
+        "RQ-002",
+        "a fencing request stands",
+        "deadbolt why tells whether its victim is gone; the requester takes it back with its next change",
+    ),
     error("SB-001", "no superblock", "this is no Deadbolt device, or its superblocks are lost"),
     error("SB-002", "a format was interrupted", "run deadbolt format again"),
     error("SB-003", "a superblock copy is damaged", "the other copies serve; the next change of the superblock rewrites it"),
