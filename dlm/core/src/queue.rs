@@ -354,7 +354,8 @@ impl Resource {
             self.fail(entry, LockStatus::Deadlock, out);
             return;
         };
-        let index = if entry.flags.has(Flags::HEADQUE) { 0 } else { self.converting.len() };
+        // At the front it would still stand in the way of those that it was demoted for.
+        let index = if entry.flags.has(Flags::HEADQUE) && !is_demoted { 0 } else { self.converting.len() };
         self.converting.insert(index, entry);
         if is_demoted {
             self.grant_pending(gate, out);

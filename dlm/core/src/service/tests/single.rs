@@ -192,6 +192,18 @@ fn two_conversions_that_wait_for_each_other_are_found_at_once() {
 }
 
 #[test]
+fn a_demoted_conversion_gives_up_the_front_too() {
+    let mut node = Node::new();
+    let (a, b) = (node.lock(1, Mode::Pr), node.lock(2, Mode::Pr));
+    let (a, b) = (node.granted(a), node.granted(b));
+    let first = node.convert(1, a, Mode::Cw, Flags::NONE, None);
+    let second = node.convert(2, b, Mode::Pw, Flags::CONVDEADLK.with(Flags::HEADQUE), None);
+    node.granted(first);
+    node.unlock(1, a, Flags::NONE, None);
+    node.granted(second);
+}
+
+#[test]
 fn a_try_fails_and_leaves_nothing() {
     let mut node = Node::new();
     let held = node.lock(1, Mode::Ex);
