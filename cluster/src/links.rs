@@ -35,6 +35,8 @@ use tokio::{
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Pause between two tries to connect.
 const RECONNECT: Duration = Duration::from_millis(200);
+/// Silence on a connection after which it is probed, and between probes; the shortest that the kernel takes.
+const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Connections that may be in their handshake at once.
 const HANDSHAKES_MAX: usize = 64;
 /// Longest datagram taken.
@@ -319,7 +321,10 @@ impl Reading {
 impl Session {
     async fn open(stream: TcpStream, end: End, identity: &Identity, me: Option<Life>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(identity.user_timeout))?;
+        // A peer that vanished behind a cut answers no probe: the connection ends even if nothing is sent on it.
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_tcp_user_timeout(Some(identity.user_timeout))?;
+        socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
         let (mut reading, mut writing) = stream.into_split();
         let mut own = [0; 16];
         getrandom::fill(&mut own).map_err(|error| io::Error::other(error.to_string()))?;

@@ -165,7 +165,7 @@ pub enum NodeOutput {
     Follow(Vec<NodeEntry>),
     /// Send a frame to a peer.
     Send(Life, Frame),
-    /// Close the connection with a peer: it broke the stream's rules.
+    /// Close the connection with a peer: it broke the stream's rules, or its life is out of the view.
     Close(Life),
     /// An answer for a lock client's session.
     Reply(u64, ClientReply),
@@ -515,15 +515,20 @@ impl Node {
         self.membership.handle(now_ms, membership::Input::Learned { body, digest, may_act });
     }
 
-    /// A stream ends with the view that is without its peer's life.
+    /// A stream ends with the view that is without its peer's life; its connection is closed, so that the next life can be reached.
     fn drop_channels(&mut self) {
         let view = &self.view;
-        self.channels.retain(|peer, _| {
+        let is_over = |peer: &Life| {
             let is_superseded = view.members.iter().any(|member| member.slot == peer.slot && member != peer);
             let was_removed =
                 view.owed.iter().any(|owed| owed.life == *peer) || view.released.iter().any(|released| released.life == *peer);
-            !is_superseded && !was_removed
-        });
+            is_superseded || was_removed
+        };
+        let over: Vec<Life> = self.channels.keys().copied().filter(is_over).collect();
+        for peer in over {
+            self.channels.remove(&peer);
+            self.outputs.push_back(NodeOutput::Close(peer));
+        }
     }
 
     fn follow_membership(&mut self, now_ms: u64, output: membership::Output) {
