@@ -17,7 +17,8 @@ pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> S
             let follows = match verdict {
                 MailboxVerdict::Obey(_) => "obeyed",
                 MailboxVerdict::Empty | MailboxVerdict::Answer => "answered by erasing it",
-                MailboxVerdict::Stale => "stale: it was meant for another boot of this node; erased, not obeyed",
+                MailboxVerdict::Stale => "stale: it was meant for another boot of this node; not obeyed, left alone",
+                MailboxVerdict::Outdated => "stale: it stood here before this boot; erased, not obeyed",
                 MailboxVerdict::Refused => {
                     "refused: not permitted by configuration, not authentic, or not a command for a node that may hold something; read again, then erased"
                 }

@@ -246,11 +246,14 @@ fn forged_and_foreign_pills_are_not_obeyed() {
     let node = Node::start(1, 512, BackendChoice::Threads);
     let pill = Pill { command: Command::Reset, sender: "b", victim: BOOT, serial: 1 };
     let other = Pill { victim: BootId([2; 16]), ..pill };
-    for sector in [encode_pill(&pill, &PillKey::new(&[8; 32]), 512), encode_pill(&other, &PillKey::new(&[9; 32]), 512)] {
-        node.write_mailbox(0, &sector);
-        let start = usize::try_from(mailbox_offset(SLOT, 512)).unwrap();
-        node.wait("erasing", |node| node.devices[0].contents()[start] == 0);
-    }
+    let start = usize::try_from(mailbox_offset(SLOT, 512)).unwrap();
+    node.write_mailbox(0, &encode_pill(&pill, &PillKey::new(&[8; 32]), 512));
+    node.wait("erasing", |node| node.devices[0].contents()[start] == 0);
+    let foreign = encode_pill(&other, &PillKey::new(&[9; 32]), 512);
+    node.write_mailbox(0, &foreign);
+    let seen_from = node.daemon.beat() + 1;
+    node.wait("five more cycles", |node| node.daemon.beat() >= seen_from + 5);
+    assert_eq!(node.devices[0].contents()[start..start + 512], foreign, "a pill for another boot is left where it is");
     assert_eq!((node.daemon.sbd_state(), *node.reset.lock().unwrap()), (SbdState::Alive, None));
 }
 

@@ -82,8 +82,12 @@ pub enum MailboxVerdict {
     Answer,
     /// A pill for this life: end it.
     Obey(ResetCommand),
-    /// A pill for another life of this machine: erased, not obeyed.
+    /// A pill that names another boot of this machine: not obeyed, and left alone. Erasing it could cover a newer pill for this boot
+    /// that was written in between (found by search).
     Stale,
+    /// A pill that names no boot and stood there before this boot wrote anything: erased, not obeyed. Left alone it would be obeyed
+    /// from the first beat on.
+    Outdated,
     /// Not obeyed, by configuration or because it is not authentic; erased after it was read again.
     Refused,
     /// Not a command that we know; erased after it was read again.
@@ -119,7 +123,7 @@ pub fn judge_mailbox(seen: &MailboxSeen, boot: BootId, legacy: LegacyPills, age:
         (Some(TailSeen { authenticity: Authenticity::Forged, .. }), _) => MailboxVerdict::Refused,
         (Some(tail), _) if tail.boot == boot => MailboxVerdict::Obey(command),
         (Some(_), _) => MailboxVerdict::Stale,
-        (None, _) if age == PillAge::BeforeThisBoot => MailboxVerdict::Stale,
+        (None, _) if age == PillAge::BeforeThisBoot => MailboxVerdict::Outdated,
         (None, LegacyPills::Accept) => MailboxVerdict::Obey(command),
         (None, LegacyPills::Refuse) => MailboxVerdict::Refused,
     }
@@ -153,8 +157,8 @@ impl MailboxWatch {
         self.last = Some(seen);
         let is_judged = self.count >= READS_BEFORE_CLEAR;
         let (counts, clear) = match verdict {
-            MailboxVerdict::Empty | MailboxVerdict::Ignored => (true, false),
-            MailboxVerdict::Answer | MailboxVerdict::Stale => (true, true),
+            MailboxVerdict::Empty | MailboxVerdict::Ignored | MailboxVerdict::Stale => (true, false),
+            MailboxVerdict::Answer | MailboxVerdict::Outdated => (true, true),
             MailboxVerdict::Obey(_) => (false, false),
             MailboxVerdict::Refused | MailboxVerdict::Unknown => (is_judged, is_judged),
         };
@@ -190,8 +194,8 @@ mod tests {
             (4, None, Accept, Now, V::Refused),
             (5, None, Accept, Now, V::Obey(ResetCommand::Crash)),
             (2, None, Refuse, Now, V::Refused),
-            (2, None, Accept, Before, V::Stale),
-            (2, None, Refuse, Before, V::Stale),
+            (2, None, Accept, Before, V::Outdated),
+            (2, None, Refuse, Before, V::Outdated),
             (2, Some((BOOT, Verified)), Refuse, Now, reset),
             (2, Some((BOOT, Unchecked)), Accept, Now, reset),
             (2, Some((BOOT, Verified)), Accept, Before, reset), // a restart of sbd makes no pill stale
@@ -207,6 +211,17 @@ mod tests {
         for (command, tail, legacy, age, expected) in table {
             assert_eq!(judge_mailbox(&seen(command, tail), BOOT, legacy, age), expected, "{command} {tail:?} {legacy:?} {age:?}");
         }
+    }
+
+    #[test]
+    fn a_pill_for_another_boot_is_left_where_it_is() {
+        let stale = seen(2, Some((OTHER, Authenticity::Verified)));
+        let mut watch = MailboxWatch::default();
+        for _ in 0..5 {
+            let step = watch.handle_read(stale.clone(), MailboxVerdict::Stale);
+            assert!(step.counts && !step.clear);
+        }
+        assert!(watch.handle_read(seen(2, None), MailboxVerdict::Outdated).clear);
     }
 
     #[test]
