@@ -50,6 +50,9 @@ pub struct DemoArguments {
     no_root: bool,
 }
 
+/// How often the nodes are asked for their view. Chosen: every poll at the demo's stall.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// A signal asked the demo to end.
 static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -177,16 +180,15 @@ impl Demo {
             if begin.elapsed() > at_most {
                 bail!("{what}: not after {} s", at_most.as_secs());
             }
-            self.tell_news();
+            if self.looked.elapsed() > LOOK {
+                self.tell_news();
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
     /// A line for each new view, as the first member that answers sees it.
     fn tell_news(&mut self) {
-        if self.looked.elapsed() < Duration::from_millis(100) {
-            return;
-        }
         self.looked = Instant::now();
         let statuses = self.nodes.iter().filter_map(Node::status);
         let newest = statuses.max_by_key(|status| status.get("view").and_then(Value::as_u64).unwrap_or(0));

@@ -235,6 +235,7 @@ impl Demo {
             Ok(found.is_some())
         })?;
         let said = found.context("no evidence")?;
+        self.tell_news();
         self.report.say(&format!("          {said} ({} ms after the fault)", ms(since.elapsed())));
         Ok(said)
     }
