@@ -486,6 +486,40 @@ mod tests {
     }
 
     #[test]
+    fn the_page_is_true() {
+        let (serial, lockspace, lock, mode, flags, lvb) = (1, 2, 3, Mode::Pw, Flags::VALBLK, Some([4; 32]));
+        let name = || b"names".to_vec();
+        let requests = [
+            ClientRequest::Hello { version: 1, is_unprotected: true },
+            ClientRequest::JoinLockspace { serial, name: name() },
+            ClientRequest::LeaveLockspace { serial, lockspace },
+            ClientRequest::Lock { serial, lockspace, resource: name(), mode, flags, lvb },
+            ClientRequest::Convert { serial, lock, mode, flags, lvb },
+            ClientRequest::Unlock { serial, lock, flags, lvb },
+            ClientRequest::Cancel { serial, lock },
+            ClientRequest::CancelRequest { serial, request: 1 },
+        ];
+        let (status, token, reason) = (LockStatus::Again, Token::default(), || String::from("words"));
+        let replies = [
+            ClientReply::Welcome { version: 1, slot: 2, view: 3 },
+            ClientReply::Joined { serial, lockspace },
+            ClientReply::LockspaceLeft { serial },
+            ClientReply::Completed { serial, lock, status, mode: None, flags: ResultFlags::DEMOTED, lvb, token },
+            ClientReply::Blocking { lock, mode },
+            ClientReply::Lost { reason: reason() },
+            ClientReply::Refused { serial, status, reason: reason() },
+        ];
+        let requests = requests.iter().map(|request| (std::format!("{request:?}"), request.encode()));
+        let replies = replies.iter().map(|reply| (std::format!("{reply:?}"), reply.encode()));
+        let page = include_str!("../../../docs/formats/client-protocol.md");
+        crate::documents::compare(page, &requests.chain(replies).collect::<Vec<_>>());
+        for status in STATUSES {
+            let row = std::format!("| {} | {status:?} | {} |", status.number(), status.errno());
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn a_frame_over_the_limit_ends_the_connection() {
         assert_eq!(split_frame(&[1, 16, 0, 0]), Err(DecodeError::TooLong { found: 4097, limit: 4096 }));
         assert_eq!(split_frame(&[0, 16, 0, 0]), Ok(None));

@@ -11,6 +11,8 @@ extern crate std;
 
 mod bytes;
 pub mod client;
+#[cfg(test)]
+mod documents;
 pub mod mode;
 mod name;
 mod queue;

@@ -448,7 +448,7 @@ mod tests {
     }
 
     fn every_record() -> Vec<Record> {
-        let key = Key::new(9, b"a resource").unwrap();
+        let key = Key::new(9, b"names").unwrap();
         let (mode, flags, lvb) = (Mode::Pw, Flags(0x8), Some([5; 32]));
         let copy = LvbCopy { sequence: 6, is_invalid: true, value: lvb };
         let token = Token { view: 4, counter: 5 };
@@ -467,6 +467,7 @@ mod tests {
             Record::Request { key, lock: 1, pid: 2, op: 3, mode, flags },
             Record::Convert { lock: 1, op: 2, mode, flags, lvb },
             Record::Unlock { lock: 1, op: 2, flags, lvb: None },
+            Record::Unlock { lock: 1, op: 2, flags, lvb },
             Record::Cancel { lock: 1, op: 2 },
             Record::Completed { lock: 1, result },
             Record::Blocking { lock: 1, mode },
@@ -494,6 +495,16 @@ mod tests {
         let (view, bytes) = open_message(&message).unwrap();
         assert_eq!(view, 77);
         assert_eq!(Record::read_all(bytes), Ok(records));
+    }
+
+    #[test]
+    fn the_page_is_true() {
+        let samples = every_record().into_iter().filter(|record| {
+            // The page's sizes are those with everything present.
+            !matches!(record, Record::Unlock { lvb: None, .. } | Record::Report(Report { pending: None, .. }))
+        });
+        let samples: Vec<_> = samples.map(|record| (std::format!("{record:?}"), record.append(Vec::new()))).collect();
+        crate::documents::compare(include_str!("../../../docs/formats/lock-messages.md"), &samples);
     }
 
     #[test]

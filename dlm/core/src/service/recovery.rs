@@ -75,7 +75,7 @@ impl LockService {
         let view = &self.view;
         let is_kept = |life: &Life| view.members.contains(life) || view.owed.iter().any(|owed| owed.life == *life);
         // Somebody else may have been master in views that this life was not in.
-        let may_be_stale = last.number != 0 && view.number != last.number + 1;
+        let may_be_stale = last.number != 0 && (view.number != last.number + 1 || !last.is_member);
         self.owners.retain(|owner, _| is_kept(&owner.life));
         for mastered in self.mastered.values_mut() {
             #[cfg(test)]
@@ -264,6 +264,12 @@ impl LockService {
         }
     }
 
+    #[cfg(test)]
+    fn mistaken(&self, mut resource: Resource) -> Resource {
+        resource.lvb.is_invalid &= self.mistake != Some(super::Mistake::TrustRebuiltLvb);
+        resource
+    }
+
     fn take_over(&mut self, key: Key, reports: &[(Life, Report)]) {
         // Judged only when all are in: `settle` follows.
         let gate = Gate { may_grant: false, ..self.gate(key.lockspace) };
@@ -279,6 +285,8 @@ impl LockService {
             mastered.firm = self.view.number;
         } else {
             let resource = Resource::rebuild(reports, gate, &mut out);
+            #[cfg(test)]
+            let resource = self.mistaken(resource);
             self.mastered.insert(key, Mastered { resource, firm: self.view.number });
         }
         self.tell(out);

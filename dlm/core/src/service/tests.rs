@@ -10,6 +10,7 @@ use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 use std::vec;
 
 mod cluster;
+mod scenes;
 mod single;
 
 fn life(slot: u16, incarnation: u8) -> Life {

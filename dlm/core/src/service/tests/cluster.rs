@@ -83,6 +83,7 @@ struct Counts {
     reads: usize,
     views: usize,
     steps: usize,
+    returns: usize,
 }
 
 const SPACES: [&[u8]; 2] = [b"one", b"two"];
@@ -372,6 +373,16 @@ impl World {
                 self.bury(candidate);
                 members.retain(|life| *life != candidate);
             }
+            9 if alive.is_empty() && owed.iter().any(|owed| self.nodes.contains_key(&owed.life)) => {
+                // All that went on without it are gone: a removed life proposes itself.
+                for life in dead {
+                    self.bury(life);
+                }
+                let back = owed.iter().map(|owed| owed.life).find(|life| self.nodes.contains_key(life)).unwrap();
+                owed.retain(|owed| owed.life != back);
+                self.counts.returns += 1;
+                members = vec![back];
+            }
             _ => return Ok(()),
         }
         if members.is_empty() {
@@ -655,6 +666,7 @@ fn nothing_forbidden_happens_and_everything_is_answered() {
                 total.reads += counts.reads;
                 total.views += counts.views;
                 total.steps += counts.steps;
+                total.returns += counts.returns;
             }
             Err(error) => {
                 let mut world = World::new(seed, None);
@@ -677,10 +689,13 @@ fn each_planted_mistake_is_found() {
     let cases = [
         (Mistake::GrantBeforeGone, "S2"),
         (Mistake::AcceptOldView, ""),
-        (Mistake::ForgetWaiter, ""),
+        (Mistake::ForgetWaiter, "liveness"),
         (Mistake::TokenReset, "S4"),
         (Mistake::KeepDeadLvb, "S12"),
         (Mistake::GrantWithoutRebuild, "S2"),
+        (Mistake::TrustRebuiltLvb, "S12"),
+        (Mistake::UnknownIsNothing, "S2"),
+        (Mistake::TwoMasters, "S2"),
     ];
     for (mistake, wanted) in cases {
         let found = (0..2000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));

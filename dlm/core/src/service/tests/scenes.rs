@@ -1,0 +1,228 @@
+//! What: three nodes and an instant network: what the design promises, one scene each.
+//! Owns: a driver that delivers until nothing moves and counts messages.
+//! Invariants: none of its own.
+//! Does not: search; `cluster` does.
+//! Called by: `cargo test`.
+
+use super::*;
+
+struct Scene {
+    nodes: BTreeMap<u16, LockService>,
+    replies: Vec<(u16, ClientReply)>,
+    messages: usize,
+    recovered: Vec<u16>,
+    serial: u64,
+}
+
+impl Scene {
+    fn new(slots: u16) -> Self {
+        let nodes = (0..slots).map(|slot| (slot, LockService::new(life(slot, 1)))).collect();
+        let mut scene = Self { nodes, replies: Vec::new(), messages: 0, recovered: Vec::new(), serial: 0 };
+        let members: Vec<u16> = (0..slots).collect();
+        scene.view(1, &members, &[]);
+        for slot in members {
+            scene.input(slot, Input::Permit { may_grant: true });
+            scene.input(slot, Input::SessionOpened { session: 1, info: SessionInfo { pid: 7 } });
+        }
+        scene
+    }
+
+    fn input(&mut self, to: u16, input: Input) {
+        let mut queue = VecDeque::from([(to, input)]);
+        while let Some((to, input)) = queue.pop_front() {
+            let Some(service) = self.nodes.get_mut(&to) else { continue };
+            let me = service.me;
+            service.handle(1, input);
+            while let Some(output) = service.poll_output() {
+                match output {
+                    Output::Send { to, message } => {
+                        self.messages += 1;
+                        queue.push_back((to.slot.0, Input::Peer { from: me, message }));
+                    }
+                    Output::Reply { reply, .. } => self.replies.push((to, reply)),
+                    Output::Holds(is_held) => queue.push_back((to, Input::HoldsPublished(is_held))),
+                    Output::Recovered(_) => self.recovered.push(to),
+                    Output::Log(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Everybody learns a view at once; every slot has its first life.
+    fn view(&mut self, number: u64, slots: &[u16], removed: &[(u16, u64)]) {
+        let members: Vec<Life> = slots.iter().map(|slot| life(*slot, 1)).collect();
+        let to_owed = |(slot, view): &(u16, u64)| Owed { life: life(*slot, 1), removed_in: ViewNumber(*view) };
+        let owed: Vec<Owed> = removed.iter().map(to_owed).collect();
+        for slot in self.nodes.keys().copied().collect::<Vec<_>>() {
+            let (members, owed, is_member) = (members.clone(), owed.clone(), slots.contains(&slot));
+            self.input(slot, Input::View { number: ViewNumber(number), members, owed, is_member });
+        }
+    }
+
+    fn join(&mut self, slot: u16, name: &[u8]) -> u32 {
+        self.input(slot, Input::Request { session: 1, request: ClientRequest::JoinLockspace { serial: 0, name: name.to_vec() } });
+        match self.replies.pop() {
+            Some((_, ClientReply::Joined { lockspace, .. })) => lockspace,
+            other => panic!("not joined: {other:?}"),
+        }
+    }
+
+    fn lock(&mut self, slot: u16, lockspace: u32, mode: Mode, flags: Flags) -> u64 {
+        self.serial += 1;
+        let (serial, resource) = (self.serial, b"r".to_vec());
+        let request = ClientRequest::Lock { serial, lockspace, resource, mode, flags, lvb: None };
+        self.input(slot, Input::Request { session: 1, request });
+        serial
+    }
+
+    fn unlock(&mut self, slot: u16, lock: u32, lvb: Option<[u8; 32]>) {
+        self.serial += 1;
+        let flags = if lvb.is_some() { Flags::VALBLK } else { Flags::NONE };
+        let request = ClientRequest::Unlock { serial: self.serial, lock, flags, lvb };
+        self.input(slot, Input::Request { session: 1, request });
+    }
+
+    /// Lock, flags and value block of a grant.
+    fn granted(&self, wanted: u64) -> Option<(u32, ResultFlags, Option<[u8; 32]>)> {
+        self.replies.iter().find_map(|(_, reply)| match reply {
+            ClientReply::Completed { serial, lock, status: LockStatus::Success, flags, lvb, .. } if *serial == wanted => {
+                Some((*lock, *flags, *lvb))
+            }
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn the_first_user_becomes_master_and_needs_no_message_any_more() {
+    for slot in 0..3 {
+        let mut scene = Scene::new(3);
+        let space = scene.join(slot, b"space");
+        let first = scene.lock(slot, space, Mode::Nl, Flags::NONE);
+        assert!(scene.granted(first).is_some());
+        scene.messages = 0;
+        for _ in 0..10 {
+            let serial = scene.lock(slot, space, Mode::Ex, Flags::NONE);
+            let (lock, ..) = scene.granted(serial).unwrap();
+            scene.unlock(slot, lock, None);
+        }
+        assert_eq!(scene.messages, 0);
+    }
+}
+
+#[test]
+fn a_remote_lock_waits_is_called_for_and_granted_with_the_value() {
+    let mut scene = Scene::new(3);
+    let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let held = scene.lock(0, space, Mode::Ex, Flags::NONE);
+    let keeper = scene.lock(2, space, Mode::Nl, Flags::NONE);
+    let wanted = scene.lock(1, space, Mode::Pr, Flags::VALBLK);
+    assert!(scene.granted(wanted).is_none() && scene.granted(keeper).is_some());
+    let (lock, ..) = scene.granted(held).unwrap();
+    assert!(scene.replies.contains(&(0, ClientReply::Blocking { lock, mode: Mode::Pr })));
+    scene.unlock(0, lock, Some([3; 32]));
+    assert_eq!(scene.granted(wanted).map(|grant| (grant.1, grant.2)), Some((ResultFlags::default(), Some([3; 32]))));
+}
+
+#[test]
+fn a_lockspace_waits_for_every_owed_node_that_had_joined_it_and_another_does_not() {
+    let mut scene = Scene::new(3);
+    let shared = (0..3).map(|slot| scene.join(slot, b"shared")).max().unwrap();
+    let apart = (0..2).map(|slot| scene.join(slot, b"apart")).max().unwrap();
+    let held = scene.lock(2, shared, Mode::Ex, Flags::NONE);
+    assert!(scene.granted(held).is_some());
+    let waiting = scene.lock(0, shared, Mode::Pr, Flags::NONE);
+    scene.nodes.remove(&2);
+    scene.view(2, &[0, 1], &[(2, 2)]);
+    assert_eq!(scene.recovered[scene.recovered.len() - 2..], [0, 1]);
+    let later = scene.lock(1, shared, Mode::Pr, Flags::NONE);
+    let other = scene.lock(1, apart, Mode::Ex, Flags::NONE);
+    assert!(scene.granted(other).is_some(), "the owed node never joined this lockspace");
+    assert!(scene.granted(waiting).is_none() && scene.granted(later).is_none());
+    let gated = scene.nodes[&0].status().gated;
+    assert_eq!(gated, [GatedLockspace { lockspace: b"shared".to_vec(), by: vec![life(2, 1)] }]);
+    scene.view(3, &[0, 1], &[]);
+    assert!(scene.granted(waiting).is_some() && scene.granted(later).is_some());
+}
+
+#[test]
+fn who_starts_anew_knows_nothing_of_the_owed_and_waits_for_them_everywhere() {
+    let mut scene = Scene::new(1);
+    let owed = |number| Owed { life: life(5, 9), removed_in: ViewNumber(number) };
+    let view = |number, owed| Input::View { number: ViewNumber(number), members: vec![life(0, 1)], owed, is_member: true };
+    scene.nodes.insert(0, LockService::new(life(0, 1)));
+    scene.input(0, view(7, vec![owed(7)]));
+    scene.input(0, Input::Permit { may_grant: true });
+    scene.input(0, Input::SessionOpened { session: 1, info: SessionInfo::default() });
+    let space = scene.join(0, b"new");
+    let wanted = scene.lock(0, space, Mode::Cr, Flags::NONE);
+    assert!(scene.granted(wanted).is_none());
+    scene.input(0, view(8, vec![]));
+    assert!(scene.granted(wanted).is_some());
+}
+
+#[test]
+fn a_dead_writer_leaves_the_value_in_doubt_wherever_the_master_was() {
+    for first in [0, 2] {
+        let mut scene = Scene::new(3);
+        let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+        // The first user is master: node 0 survives, node 2 does not.
+        scene.lock(first, space, Mode::Nl, Flags::NONE);
+        let keeper = scene.lock(0, space, Mode::Nl, Flags::NONE);
+        let writer = scene.lock(2, space, Mode::Ex, Flags::NONE);
+        assert!(scene.granted(keeper).is_some() && scene.granted(writer).is_some());
+        scene.nodes.remove(&2);
+        scene.view(2, &[0, 1], &[(2, 2)]);
+        scene.view(3, &[0, 1], &[]);
+        let reader = scene.lock(1, space, Mode::Pr, Flags::VALBLK);
+        assert_eq!(scene.granted(reader).map(|grant| grant.1), Some(ResultFlags::VALNOTVALID), "first user {first}");
+    }
+}
+
+#[test]
+fn a_value_survives_its_master_when_a_holder_has_kept_writers_out() {
+    let mut scene = Scene::new(3);
+    let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let writer = scene.lock(2, space, Mode::Ex, Flags::NONE);
+    let (writer, ..) = scene.granted(writer).unwrap();
+    let reader = scene.lock(0, space, Mode::Pr, Flags::VALBLK);
+    scene.unlock(2, writer, Some([8; 32]));
+    assert_eq!(scene.granted(reader).and_then(|grant| grant.2), Some([8; 32]));
+    scene.nodes.remove(&2);
+    scene.view(2, &[0, 1], &[(2, 2)]);
+    scene.view(3, &[0, 1], &[]);
+    let late = scene.lock(1, space, Mode::Pr, Flags::VALBLK);
+    assert_eq!(scene.granted(late).map(|grant| (grant.1, grant.2)), Some((ResultFlags::default(), Some([8; 32]))));
+}
+
+#[test]
+fn outside_the_view_nothing_is_granted_and_what_is_held_stays() {
+    let mut scene = Scene::new(2);
+    let space = (0..2).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let held = scene.lock(0, space, Mode::Pr, Flags::NONE);
+    scene.view(2, &[1], &[(0, 2)]);
+    let new = scene.lock(0, space, Mode::Nl, Flags::NONE);
+    assert!(scene.granted(held).is_some() && scene.granted(new).is_none());
+    assert_eq!(scene.nodes[&0].snapshot()[0].locks[0].granted, Some(Mode::Pr));
+    scene.input(0, Input::Lose { reason: "removed from view 2".into() });
+    assert!(matches!(scene.replies.last(), Some((0, ClientReply::Lost { .. }))));
+    assert!(scene.nodes[&0].status().holds, "only a reset proves that its clients hold nothing");
+}
+
+#[test]
+fn a_message_of_a_newer_view_waits_for_that_view() {
+    let mut scene = Scene::new(2);
+    let mut other = LockService::new(life(1, 1));
+    let both = || Input::View { number: ViewNumber(2), members: vec![life(0, 1), life(1, 1)], owed: vec![], is_member: true };
+    other.handle(1, both());
+    let early: Vec<Output> = core::iter::from_fn(|| other.poll_output()).collect();
+    scene.nodes.remove(&1);
+    for output in early {
+        let Output::Send { message, .. } = output else { continue };
+        scene.input(0, Input::Peer { from: life(1, 1), message });
+    }
+    scene.input(0, Input::Peer { from: life(1, 1), message: vec![1, 2, 3] });
+    scene.input(0, both());
+    let status = scene.nodes[&0].status();
+    assert_eq!((status.view.0, status.awaited), (2, vec![life(1, 1)]), "its first round came early, its second is still due");
+}
