@@ -369,6 +369,7 @@ impl Membership {
             let is_member = is_member && self.role == Role::Member;
             self.outputs.push_back(Output::View { body: self.known.body.clone(), is_member });
         }
+        self.update_permit(now_ms);
     }
 
     /// This life was a member and the decided view is without it.
