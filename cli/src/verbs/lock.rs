@@ -6,6 +6,7 @@
 //! Called by: the verbs; by itself, inside the tree.
 
 use super::{EXIT_CANNOT_RUN, EXIT_FAILED, EXIT_LOST, EXIT_NO_QUORUM, EXIT_NOT_FOUND, EXIT_NOT_GRANTED, EXIT_USAGE, NodeArguments};
+use crate::ask::ask;
 use clap::Args;
 use deadbolt_cluster::{
     config::NodeDirectory,
@@ -121,10 +122,19 @@ fn acquire(arguments: &LockArguments, directory: &NodeDirectory) -> Result<Guard
     let space = session.map_err(|error| fail(EXIT_NO_QUORUM, &error))?;
     let wishes = Wishes { timeout: arguments.wait.map(|ms| Duration::from_millis(u64::from(ms))), ..Wishes::default() };
     space.lock(arguments.resource.as_bytes(), arguments.mode, &wishes).map_err(|error| match &error {
+        ClientError::NotGranted(_) if !is_quorate(directory) => {
+            fail(EXIT_NO_QUORUM, &format!("{}: {error}: this node is not quorate", arguments.resource))
+        }
         ClientError::NotGranted(_) => fail(EXIT_NOT_GRANTED, &format!("{}: {error}", arguments.resource)),
         ClientError::Refused { status: LockStatus::Invalid, .. } => fail(EXIT_USAGE, &error),
         _ => fail(EXIT_NO_QUORUM, &error),
     })
+}
+
+/// Asked only after a lock was not granted, to tell the two reasons apart.
+fn is_quorate(directory: &NodeDirectory) -> bool {
+    let status = ask(directory, &serde_json::json!({ "op": "status" }), Duration::from_secs(1));
+    status.is_ok_and(|status| status.get("quorate").and_then(serde_json::Value::as_bool) == Some(true))
 }
 
 enum Event {
