@@ -23,7 +23,7 @@ fn size_of(kind: &str) -> usize {
         "token" => 16,
         "copy" => 42,
         "list" => 16,
-        "report" => 10 + 12 + 1 + 16 + 42 + 1 + (1 + 4 + 1 + 33),
+        "report" => 10 + 16 + 1 + 16 + 42 + 1 + (1 + 4 + 1 + 33),
         other => panic!("the page uses a type that it does not explain: {other}"),
     }
 }

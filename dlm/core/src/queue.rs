@@ -41,7 +41,7 @@ pub(crate) type Notices = Vec<(Owner, Notice)>;
 pub(crate) struct Entry {
     pub(crate) owner: Owner,
     pub(crate) pid: u32,
-    pub(crate) op: u32,
+    pub(crate) op: u64,
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Mode>,
     pub(crate) flags: Flags,
@@ -59,7 +59,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(owner: Owner, pid: u32, op: u32, mode: Mode, flags: Flags, now_ms: u64) -> Self {
+    pub(crate) fn new(owner: Owner, pid: u32, op: u64, mode: Mode, flags: Flags, now_ms: u64) -> Self {
         Self {
             owner,
             pid,
@@ -195,12 +195,13 @@ impl Resource {
         if flags.has(Flags::IVVALBLK) {
             self.lvb.is_invalid = true;
         } else if let (true, Some(value)) = (flags.has(Flags::VALBLK), lvb) {
-            self.lvb = LvbCopy { sequence: self.lvb.sequence + 1, is_invalid: false, value: Some(value) };
+            self.lvb = LvbCopy { sequence: self.lvb.sequence.saturating_add(1), is_invalid: false, value: Some(value) };
         }
     }
 
     fn next_token(&mut self, gate: Gate) -> Token {
-        self.counter += 1;
+        // Saturates: the number comes from another node, and a parser must not panic.
+        self.counter = self.counter.saturating_add(1);
         Token { view: gate.view, counter: self.counter }
     }
 
@@ -258,7 +259,7 @@ impl Resource {
     }
 
     /// A granted lock is to change its mode. A holder has one operation at a time, so the lock is on the granted queue.
-    pub(crate) fn convert(&mut self, owner: Owner, op: u32, mode: Mode, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
+    pub(crate) fn convert(&mut self, owner: Owner, op: u64, mode: Mode, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
         let Some(index) = position(&self.granted, owner) else { return };
         let Some(entry) = self.granted.get_mut(index) else { return };
         entry.op = op;
@@ -277,7 +278,7 @@ impl Resource {
     }
 
     /// A lock is given back, whatever queue it is on; unknown locks count as given back.
-    pub(crate) fn unlock(&mut self, owner: Owner, op: u32, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
+    pub(crate) fn unlock(&mut self, owner: Owner, op: u64, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
         if let Some(entry) = self.take(owner)
             && entry.granted.is_some_and(Mode::is_writer)
         {
@@ -287,13 +288,13 @@ impl Resource {
         self.settle(gate, out);
     }
 
-    fn unlocked(&self, op: u32) -> OpResult {
+    fn unlocked(&self, op: u64) -> OpResult {
         let lvb = LvbCopy { value: None, ..self.lvb };
         OpResult { op, status: LockStatus::Unlocked, mode: None, flags: ResultFlags::default(), token: Token::default(), lvb }
     }
 
     /// A request or conversion is taken back, unless it was granted already.
-    pub(crate) fn cancel(&mut self, owner: Owner, op: u32, gate: Gate, out: &mut Notices) {
+    pub(crate) fn cancel(&mut self, owner: Owner, op: u64, gate: Gate, out: &mut Notices) {
         if self.find_mut(owner).is_none_or(|entry| entry.op != op || entry.wanted.is_none()) {
             return;
         }
@@ -601,7 +602,7 @@ fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
             is_write && pending.flags.has(Flags::VALBLK) && !pending.flags.has(Flags::IVVALBLK) && pending.lvb.is_some()
         });
         let copy = match written {
-            Some(pending) => LvbCopy { sequence: report.lvb.sequence + 1, is_invalid: true, value: pending.lvb },
+            Some(pending) => LvbCopy { sequence: report.lvb.sequence.saturating_add(1), is_invalid: true, value: pending.lvb },
             None => report.lvb,
         };
         newest = copy.sequence.max(newest);
@@ -618,7 +619,7 @@ fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
     }
     if best.is_invalid {
         // No copy that anybody holds may ever be taken for this content.
-        best.sequence = newest + 1;
+        best.sequence = newest.saturating_add(1);
     }
     best
 }

@@ -50,7 +50,7 @@ pub(crate) struct Report {
     pub(crate) lock: u32,
     pub(crate) pid: u32,
     /// Number of the lock's last operation.
-    pub(crate) op: u32,
+    pub(crate) op: u64,
     pub(crate) granted: Option<Mode>,
     pub(crate) token: Token,
     pub(crate) lvb: LvbCopy,
@@ -60,7 +60,7 @@ pub(crate) struct Report {
 /// How an operation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OpResult {
-    pub(crate) op: u32,
+    pub(crate) op: u64,
     pub(crate) status: LockStatus,
     pub(crate) mode: Option<Mode>,
     pub(crate) flags: ResultFlags,
@@ -76,26 +76,26 @@ pub(crate) enum Record {
         key: Key,
         lock: u32,
         pid: u32,
-        op: u32,
+        op: u64,
         mode: Mode,
         flags: Flags,
     },
     Convert {
         lock: u32,
-        op: u32,
+        op: u64,
         mode: Mode,
         flags: Flags,
         lvb: Option<Lvb>,
     },
     Unlock {
         lock: u32,
-        op: u32,
+        op: u64,
         flags: Flags,
         lvb: Option<Lvb>,
     },
     Cancel {
         lock: u32,
-        op: u32,
+        op: u64,
     },
     /// Master to holder.
     Completed {
@@ -121,7 +121,7 @@ pub(crate) enum Record {
     /// A request came to a node that is not master and not home.
     NotMaster {
         lock: u32,
-        op: u32,
+        op: u64,
     },
     Join {
         name: Vec<u8>,
@@ -223,7 +223,7 @@ fn read_token(r: &mut Reader<'_>) -> Result<Token, DecodeError> {
 
 fn write_report(w: &mut Writer, report: &Report) {
     write_key(w, &report.key);
-    w.u32(report.lock).u32(report.pid).u32(report.op);
+    w.u32(report.lock).u32(report.pid).u64(report.op);
     write_mode(w, report.granted);
     write_token(w, report.token);
     write_copy(w, &report.lvb);
@@ -244,7 +244,7 @@ fn write_report(w: &mut Writer, report: &Report) {
 }
 
 fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
-    let (key, lock, pid, op) = (read_key(r)?, r.u32()?, r.u32()?, r.u32()?);
+    let (key, lock, pid, op) = (read_key(r)?, r.u32()?, r.u32()?, r.u64()?);
     let (granted, token, lvb) = (read_mode(r)?, read_token(r)?, read_copy(r)?);
     let kind = match r.u8()? {
         0 => None,
@@ -264,7 +264,7 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
 }
 
 fn write_result(w: &mut Writer, result: &OpResult) {
-    w.u32(result.op).u8(result.status.number());
+    w.u64(result.op).u8(result.status.number());
     write_mode(w, result.mode);
     w.u8(result.flags.0);
     write_token(w, result.token);
@@ -272,7 +272,7 @@ fn write_result(w: &mut Writer, result: &OpResult) {
 }
 
 fn read_result(r: &mut Reader<'_>) -> Result<OpResult, DecodeError> {
-    let (op, status, mode) = (r.u32()?, LockStatus::from_number(r.u8()?)?, read_mode(r)?);
+    let (op, status, mode) = (r.u64()?, LockStatus::from_number(r.u8()?)?, read_mode(r)?);
     Ok(OpResult { op, status, mode, flags: ResultFlags(r.u8()?), token: read_token(r)?, lvb: read_copy(r)? })
 }
 
@@ -313,18 +313,18 @@ impl Record {
         match self {
             Self::Request { key, lock, pid, op, mode, flags } => {
                 write_key(w.u8(1), key);
-                w.u32(*lock).u32(*pid).u32(*op).u8(mode.number()).u32(flags.0);
+                w.u32(*lock).u32(*pid).u64(*op).u8(mode.number()).u32(flags.0);
             }
             Self::Convert { lock, op, mode, flags, lvb } => {
-                w.u8(2).u32(*lock).u32(*op).u8(mode.number()).u32(flags.0);
+                w.u8(2).u32(*lock).u64(*op).u8(mode.number()).u32(flags.0);
                 write_lvb(&mut w, lvb.as_ref());
             }
             Self::Unlock { lock, op, flags, lvb } => {
-                w.u8(3).u32(*lock).u32(*op).u32(flags.0);
+                w.u8(3).u32(*lock).u64(*op).u32(flags.0);
                 write_lvb(&mut w, lvb.as_ref());
             }
             Self::Cancel { lock, op } => {
-                w.u8(4).u32(*lock).u32(*op);
+                w.u8(4).u32(*lock).u64(*op);
             }
             Self::Completed { lock, result } => write_result(w.u8(5).u32(*lock), result),
             Self::Blocking { lock, mode } => {
@@ -340,7 +340,7 @@ impl Record {
                 w.u64(*counter);
             }
             Self::NotMaster { lock, op } => {
-                w.u8(9).u32(*lock).u32(*op);
+                w.u8(9).u32(*lock).u64(*op);
             }
             Self::Join { name } => {
                 w.u8(10).name(name);
@@ -392,18 +392,18 @@ impl Record {
                 key: read_key(r)?,
                 lock: r.u32()?,
                 pid: r.u32()?,
-                op: r.u32()?,
+                op: r.u64()?,
                 mode: some_mode(r)?,
                 flags: Flags(r.u32()?),
             },
-            2 => Self::Convert { lock: r.u32()?, op: r.u32()?, mode: some_mode(r)?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
-            3 => Self::Unlock { lock: r.u32()?, op: r.u32()?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
-            4 => Self::Cancel { lock: r.u32()?, op: r.u32()? },
+            2 => Self::Convert { lock: r.u32()?, op: r.u64()?, mode: some_mode(r)?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
+            3 => Self::Unlock { lock: r.u32()?, op: r.u64()?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
+            4 => Self::Cancel { lock: r.u32()?, op: r.u64()? },
             5 => Self::Completed { lock: r.u32()?, result: read_result(r)? },
             6 => Self::Blocking { lock: r.u32()?, mode: some_mode(r)? },
             7 => Self::MasterIs { key: read_key(r)?, master: read_life(r)?, counter: r.u64()?, is_taken: r.bool("is_taken")? },
             8 => Self::Released { key: read_key(r)?, counter: r.u64()? },
-            9 => Self::NotMaster { lock: r.u32()?, op: r.u32()? },
+            9 => Self::NotMaster { lock: r.u32()?, op: r.u64()? },
             10 => Self::Join { name: r.name("lockspace name length", LOCKSPACE_BYTES_MAX)?.to_vec() },
             11 => Self::JoinAnswer { lockspace: r.u32()?, is_refused: r.bool("is_refused")? },
             12 => Self::Leave { lockspace: r.u32()? },

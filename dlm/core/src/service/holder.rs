@@ -51,7 +51,7 @@ pub(super) struct LocalLock {
     pub(super) session: u64,
     pub(super) key: Key,
     pub(super) pid: u32,
-    pub(super) op: u32,
+    pub(super) op: u64,
     pub(super) granted: Option<Mode>,
     pub(super) token: Token,
     pub(super) lvb: LvbCopy,
@@ -152,7 +152,7 @@ impl LockService {
         self.handle_completed(id, &result);
     }
 
-    pub(super) fn handle_not_master(&mut self, id: u32, op: u32) {
+    pub(super) fn handle_not_master(&mut self, id: u32, op: u64) {
         let Some(lock) = self.locks.get_mut(&id) else { return };
         let Some(pending) = &mut lock.pending else { return };
         if lock.op != op || pending.kind != OpKind::New || pending.sent != Sent::ToMaster {

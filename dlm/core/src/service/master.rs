@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
 impl LockService {
-    pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u32, Mode, Flags)) {
+    pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags)) {
         if self.mastered.contains_key(&key) {
             if self.home(&key) == self.me {
                 // A holder that asked its home learns by this that the home is the master; who knew loses nothing.
@@ -46,7 +46,7 @@ impl LockService {
         self.release_if_empty(key);
     }
 
-    pub(super) fn handle_unlock(&mut self, owner: Owner, op: u32, data: (Flags, Option<Lvb>)) {
+    pub(super) fn handle_unlock(&mut self, owner: Owner, op: u64, data: (Flags, Option<Lvb>)) {
         if self.owners.contains_key(&owner) {
             self.operate(owner, |resource, owner, gate, out| resource.unlock(owner, op, data, gate, out));
             return;

@@ -649,7 +649,7 @@ fn run(seed: u64, mistake: Option<Mistake>, steps: usize) -> Result<Counts, Stri
 }
 
 fn seeds() -> u64 {
-    std::env::var("DEADBOLT_DLM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000)
+    std::env::var("DEADBOLT_DLM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(500)
 }
 
 fn first_seed() -> u64 {
