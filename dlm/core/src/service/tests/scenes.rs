@@ -5,6 +5,7 @@
 //! Called by: `cargo test`.
 
 use super::*;
+use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
 
 struct Scene {
     nodes: BTreeMap<u16, LockService>,
@@ -227,82 +228,103 @@ fn a_message_of_a_newer_view_waits_for_that_view() {
     assert_eq!((status.view.0, status.awaited), (2, vec![life(1, 1)]), "its first round came early, its second is still due");
 }
 
+/// A small generator, so that locks and resources often meet.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[usize::try_from(self.below(choices.len().try_into().unwrap())).unwrap()]
+    }
+
+    fn is_heads(&mut self) -> bool {
+        self.below(2) == 0
+    }
+
+    fn key(&mut self) -> Key {
+        Key::new(crate::name::lockspace_number(b"s"), self.of(&[b"a", b"b"])).unwrap()
+    }
+
+    fn record(&mut self) -> Record {
+        let (key, mode, lock, op) = (self.key(), self.of(&crate::mode::MODES), self.of(&[0, 1, 2]), self.of(&[1, 2, u64::MAX]));
+        let (flags, lvb, number, pid) = (Flags(u32::try_from(self.below(1 << 19)).unwrap()), Some([1; 32]), self.of(&[0, u64::MAX]), 1);
+        let copy = LvbCopy { sequence: number, is_invalid: self.is_heads(), value: lvb };
+        let token = crate::mode::Token { view: number, counter: number };
+        let granted = self.is_heads().then_some(mode);
+        let kind = self.of(&[OpKind::New, OpKind::Convert, OpKind::Unlock]);
+        let pending = self.is_heads().then_some(ReportOp { kind, mode: Mode::Pr, flags, lvb, is_cancelled: self.is_heads() });
+        let report = Report { key, lock, pid, op, granted, token, lvb: copy, pending };
+        let result = OpResult { op, status: self.of(&crate::mode::STATUSES), mode: granted, flags: ResultFlags(2), token, lvb: copy };
+        let other = life(self.of(&[0, 1, 2]), 1);
+        match self.below(19) {
+            0 => Record::Request { key, lock, pid, op, mode, flags },
+            1 => Record::Convert { lock, op, mode, flags, lvb },
+            2 => Record::Unlock { lock, op, flags, lvb },
+            3 => Record::Cancel { lock, op },
+            4 => Record::Completed { lock, result },
+            5 => Record::Blocking { lock, mode },
+            6 => Record::MasterIs { key, master: other, counter: number, is_taken: self.is_heads() },
+            7 => Record::Released { key, counter: number },
+            8 => Record::NotMaster { lock, op },
+            9 => Record::Join { name: b"s".to_vec() },
+            10 => Record::JoinAnswer { lockspace: key.lockspace, is_refused: self.is_heads() },
+            11 => Record::Leave { lockspace: key.lockspace },
+            12 => Record::JoinedBy { life: other, lockspaces: vec![key.lockspace] },
+            13 => Record::Claim { key, firm: number },
+            14 => Record::Report(report),
+            15 => Record::HomeEnd,
+            16 => Record::Take { key },
+            17 => Record::Forward { origin: other, report },
+            _ => Record::MasterEnd,
+        }
+    }
+
+    fn request(&mut self, serial: u64) -> ClientRequest {
+        let (key, mode, lock, lvb) = (self.key(), self.of(&crate::mode::MODES), self.of(&[0, 1, 2]), Some([2; 32]));
+        match self.below(5) {
+            0 => ClientRequest::JoinLockspace { serial, name: b"s".to_vec() },
+            1 => ClientRequest::Lock { serial, lockspace: key.lockspace, resource: key.name().to_vec(), mode, flags: Flags::NONE, lvb },
+            2 => ClientRequest::Convert { serial, lock, mode, flags: Flags::VALBLK, lvb },
+            3 => ClientRequest::Unlock { serial, lock, flags: Flags::FORCEUNLOCK, lvb },
+            _ => ClientRequest::Cancel { serial, lock },
+        }
+    }
+}
+
 #[test]
 fn no_sequence_of_records_of_a_member_makes_the_service_panic() {
-    use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
-    // A small generator of its own: kinds and fields from a seed, so that locks and resources often meet.
-    let mut state = 1u64;
-    let mut next = move |limit: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % limit
+    let mut dice = Dice(1);
+    let view = |number| Input::View {
+        number: ViewNumber(number),
+        members: vec![life(0, 1), life(1, 1)],
+        owed: vec![Owed { life: life(2, 1), removed_in: ViewNumber(1) }],
+        is_member: true,
     };
-    for _ in 0..300 {
+    let mut recovered = 0;
+    for _ in 0..200 {
         let mut service = LockService::new(life(0, 1));
-        let view = |number| Input::View {
-            number: ViewNumber(number),
-            members: vec![life(0, 1), life(1, 1)],
-            owed: vec![Owed { life: life(2, 1), removed_in: ViewNumber(1) }],
-            is_member: true,
-        };
         service.handle(1, view(1));
         service.handle(1, Input::Permit { may_grant: true });
         service.handle(1, Input::SessionOpened { session: 1, info: SessionInfo::default() });
         for step in 0..80 {
-            let key = Key::new(crate::name::lockspace_number(b"s"), &[u8::try_from(next(2)).unwrap()]).unwrap();
-            let mode = crate::mode::MODES[usize::try_from(next(6)).unwrap()];
-            let (lock, pid, op) = (u32::try_from(next(3)).unwrap(), 1, [1, 2, u64::MAX][usize::try_from(next(3)).unwrap()]);
-            let (flags, lvb) = (Flags(u32::try_from(next(1 << 19)).unwrap()), Some([1; 32]));
-            let number = [0, u64::MAX][usize::try_from(next(2)).unwrap()];
-            let copy = LvbCopy { sequence: number, is_invalid: next(2) == 0, value: lvb };
-            let token = crate::mode::Token { view: number, counter: number };
-            let granted = (next(2) == 0).then_some(mode);
-            let kind = [OpKind::New, OpKind::Convert, OpKind::Unlock][usize::try_from(next(3)).unwrap()];
-            let pending = (next(2) == 0).then_some(ReportOp { kind, mode: Mode::Pr, flags, lvb, is_cancelled: next(2) == 0 });
-            let report = Report { key, lock, pid, op, granted, token, lvb: copy, pending };
-            let status = crate::mode::STATUSES[usize::try_from(next(10)).unwrap()];
-            let result = OpResult { op, status, mode: granted, flags: ResultFlags(2), token, lvb: copy };
-            let other = life(u16::try_from(next(3)).unwrap(), 1);
-            let record = match next(19) {
-                0 => Record::Request { key, lock, pid, op, mode, flags },
-                1 => Record::Convert { lock, op, mode, flags, lvb },
-                2 => Record::Unlock { lock, op, flags, lvb },
-                3 => Record::Cancel { lock, op },
-                4 => Record::Completed { lock, result },
-                5 => Record::Blocking { lock, mode },
-                6 => Record::MasterIs { key, master: other, counter: number, is_taken: next(2) == 0 },
-                7 => Record::Released { key, counter: number },
-                8 => Record::NotMaster { lock, op },
-                9 => Record::Join { name: b"s".to_vec() },
-                10 => Record::JoinAnswer { lockspace: key.lockspace, is_refused: next(2) == 0 },
-                11 => Record::Leave { lockspace: key.lockspace },
-                12 => Record::JoinedBy { life: other, lockspaces: vec![key.lockspace] },
-                13 => Record::Claim { key, firm: number },
-                14 => Record::Report(report),
-                15 => Record::HomeEnd,
-                16 => Record::Take { key },
-                17 => Record::Forward { origin: other, report },
-                _ => Record::MasterEnd,
-            };
-            let view_number = service.view.number;
-            let message = record.append(wire::begin_message(view_number));
+            let message = dice.record().append(wire::begin_message(service.view.number));
             service.handle(2, Input::Peer { from: life(1, 1), message });
-            let serial = 100 + step;
-            let request = match next(5) {
-                0 => ClientRequest::JoinLockspace { serial, name: b"s".to_vec() },
-                1 => ClientRequest::Lock { serial, lockspace: key.lockspace, resource: key.name().to_vec(), mode, flags: Flags::NONE, lvb },
-                2 => ClientRequest::Convert { serial, lock, mode, flags: Flags::VALBLK, lvb },
-                3 => ClientRequest::Unlock { serial, lock, flags: Flags::FORCEUNLOCK, lvb },
-                _ => ClientRequest::Cancel { serial, lock },
-            };
-            service.handle(3, Input::Request { session: 1, request });
-            if next(20) == 0 {
-                service.handle(4, view(view_number + 1));
+            service.handle(3, Input::Request { session: 1, request: dice.request(100 + step) });
+            if dice.below(20) == 0 {
+                service.handle(4, view(service.view.number + 1));
             }
             while let Some(output) = service.poll_output() {
-                if let Output::Holds(is_held) = output {
-                    service.handle(5, Input::HoldsPublished(is_held));
+                match output {
+                    Output::Holds(is_held) => service.handle(5, Input::HoldsPublished(is_held)),
+                    Output::Recovered(_) => recovered += 1,
+                    _ => {}
                 }
             }
         }
     }
+    assert!(recovered > 20, "only {recovered} recoveries: the records do not get far");
 }
