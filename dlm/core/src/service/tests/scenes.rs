@@ -197,6 +197,78 @@ fn a_value_survives_its_master_when_a_holder_has_kept_writers_out() {
 }
 
 #[test]
+fn an_old_copy_is_not_valid_because_somebody_kept_writers_out() {
+    let mut scene = Scene::new(3);
+    let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    // Node 2 is master and dies; node 0 keeps the first value at NL and later a lock that knows of the second but has not its content.
+    let first = scene.lock(2, space, Mode::Ex, Flags::NONE);
+    let keeper = scene.lock(2, space, Mode::Nl, Flags::NONE);
+    let (first, ..) = scene.granted(first).unwrap();
+    scene.unlock(2, first, Some([1; 32]));
+    let old = scene.lock(0, space, Mode::Nl, Flags::VALBLK);
+    assert_eq!(scene.granted(old).and_then(|grant| grant.2), Some([1; 32]));
+    let second = scene.lock(2, space, Mode::Ex, Flags::NONE);
+    let (second, ..) = scene.granted(second).unwrap();
+    scene.unlock(2, second, Some([2; 32]));
+    let silent = scene.lock(0, space, Mode::Pr, Flags::NONE);
+    assert!(scene.granted(silent).is_some() && scene.granted(keeper).is_some());
+    scene.nodes.remove(&2);
+    scene.view(2, &[0, 1], &[]);
+    let reader = scene.lock(1, space, Mode::Pr, Flags::VALBLK);
+    assert_eq!(scene.granted(reader).map(|grant| grant.1), Some(ResultFlags::VALNOTVALID));
+}
+
+#[test]
+fn a_life_that_was_out_of_a_view_trusts_no_value_from_before() {
+    for views in [&[2, 3][..], &[3]] {
+        let mut scene = Scene::new(2);
+        let space = (0..2).map(|slot| scene.join(slot, b"space")).max().unwrap();
+        let writer = scene.lock(0, space, Mode::Ex, Flags::NONE);
+        let keeper = scene.lock(0, space, Mode::Nl, Flags::NONE);
+        let (writer, ..) = scene.granted(writer).unwrap();
+        scene.unlock(0, writer, Some([1; 32]));
+        assert!(scene.granted(keeper).is_some());
+        scene.nodes.remove(&1);
+        for number in views {
+            if *number == 2 { scene.view(2, &[1], &[(0, 2)]) } else { scene.view(3, &[0], &[]) }
+        }
+        let reader = scene.lock(0, space, Mode::Pr, Flags::VALBLK);
+        assert_eq!(scene.granted(reader).map(|grant| grant.1), Some(ResultFlags::VALNOTVALID), "{views:?}");
+    }
+}
+
+#[test]
+fn what_an_owed_node_joined_is_known_only_up_to_the_view_after_the_last_one_shared() {
+    for (removed_in, is_known) in [(2, true), (4, false)] {
+        let mut scene = Scene::new(2);
+        let space = scene.join(0, b"apart");
+        scene.nodes.remove(&1);
+        scene.view(4, &[0], &[(1, removed_in)]);
+        let serial = scene.lock(0, space, Mode::Ex, Flags::NONE);
+        assert_eq!(scene.granted(serial).is_some(), is_known, "removed in {removed_in}");
+    }
+}
+
+#[test]
+fn a_down_conversion_whose_master_died_stays_given_up() {
+    let mut scene = Scene::new(3);
+    let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let keeper = scene.lock(2, space, Mode::Nl, Flags::NONE);
+    let held = scene.lock(0, space, Mode::Ex, Flags::NONE);
+    let waiting = scene.lock(1, space, Mode::Ex, Flags::NONE);
+    let (lock, ..) = scene.granted(held).unwrap();
+    assert!(scene.granted(keeper).is_some() && scene.granted(waiting).is_none());
+    scene.nodes.remove(&2);
+    let (serial, lvb) = (99, Some([5; 32]));
+    let request = ClientRequest::Convert { serial, lock, mode: Mode::Cr, flags: Flags::VALBLK, lvb };
+    scene.input(0, Input::Request { session: 1, request });
+    scene.view(2, &[0, 1], &[(2, 2)]);
+    // Under the closed gate: it gives up, so it need not wait.
+    assert!(scene.granted(serial).is_some());
+    assert!(scene.granted(waiting).is_none());
+}
+
+#[test]
 fn outside_the_view_nothing_is_granted_and_what_is_held_stays() {
     let mut scene = Scene::new(2);
     let space = (0..2).map(|slot| scene.join(slot, b"space")).max().unwrap();
