@@ -47,8 +47,6 @@ const OUTGOING_MAX: usize = 65_536;
 /// What the network tells the loop.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Bytes of a datagram, not opened yet.
-    Datagram(Vec<u8>),
     /// A connection with an authenticated peer stands; frames for it go into the sender.
     Connected {
         /// Number of the connection.
@@ -126,7 +124,7 @@ fn bind_error(address: &str, source: io::Error) -> BindError {
 }
 
 impl Links {
-    /// Binds the node's own addresses.
+    /// Binds the node's own addresses. Datagrams have a channel of their own, so that streams cannot crowd hellos out.
     ///
     /// # Errors
     /// An address that is not this machine's or is in use.
@@ -137,6 +135,7 @@ impl Links {
         me: Life,
         detect: Duration,
         events: mpsc::Sender<LinkEvent>,
+        datagrams: mpsc::Sender<Vec<u8>>,
     ) -> Result<Self, BindError> {
         let sealer = DatagramSealer::new(key.clone(), cluster, me.slot, me.incarnation);
         let own = addresses.iter().filter_map(|address| address.parse().ok()).collect();
@@ -147,7 +146,7 @@ impl Links {
             let parsed: SocketAddr = address.parse().map_err(|_| bind_error(address, io::Error::other("not of the form ip:port")))?;
             let udp = Arc::new(UdpSocket::bind(parsed).await.map_err(|source| bind_error(address, source))?);
             let tcp = listen(parsed).map_err(|source| bind_error(address, source))?;
-            links.tasks.push(tokio::spawn(receive_datagrams(udp.clone(), links.identity.events.clone())));
+            links.tasks.push(tokio::spawn(receive_datagrams(udp.clone(), datagrams.clone())));
             links.tasks.push(tokio::spawn(accept(tcp, links.identity.clone(), handshakes.clone())));
             links.sockets.push(udp);
         }
@@ -204,14 +203,14 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(128)
 }
 
-async fn receive_datagrams(socket: Arc<UdpSocket>, events: mpsc::Sender<LinkEvent>) {
+async fn receive_datagrams(socket: Arc<UdpSocket>, datagrams: mpsc::Sender<Vec<u8>>) {
     let mut buffer = [0; DATAGRAM_BYTES_MAX];
     loop {
         match socket.recv_from(&mut buffer).await {
             Ok((length, _)) => {
                 let datagram = buffer.get(..length).unwrap_or_default().to_vec();
                 // A full loop loses datagrams, as a network does.
-                let _ = events.try_send(LinkEvent::Datagram(datagram));
+                let _ = datagrams.try_send(datagram);
             }
             // An unreachable peer of an earlier send shows up here; it says nothing about this socket.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -438,12 +437,14 @@ mod tests {
         tcp.local_addr().unwrap().to_string()
     }
 
-    async fn start(slot: u16, address: &str, key: &ClusterKey) -> (Links, mpsc::Receiver<LinkEvent>) {
+    async fn start(slot: u16, address: &str, key: &ClusterKey) -> (Links, mpsc::Receiver<LinkEvent>, mpsc::Receiver<Vec<u8>>) {
         let (events, receiver) = mpsc::channel(1000);
-        let links = Links::start(&[address.to_owned()], key.clone(), ClusterUuid([1; 16]), life(slot), Duration::from_secs(1), events)
-            .await
-            .unwrap();
-        (links, receiver)
+        let (datagrams, datagram_receiver) = mpsc::channel(10);
+        let links =
+            Links::start(&[address.to_owned()], key.clone(), ClusterUuid([1; 16]), life(slot), Duration::from_secs(1), events, datagrams)
+                .await
+                .unwrap();
+        (links, receiver, datagram_receiver)
     }
 
     fn entry(slot: u16, address: &str) -> NodeEntry {
@@ -460,8 +461,8 @@ mod tests {
         on_runtime(async {
             let key = ClusterKey::draw().unwrap();
             let (at_a, at_b) = (free_address(), free_address());
-            let (mut a, mut from_a) = start(0, &at_a, &key).await;
-            let (mut b, mut from_b) = start(1, &at_b, &key).await;
+            let (mut a, mut from_a, _) = start(0, &at_a, &key).await;
+            let (mut b, mut from_b, mut datagrams) = start(1, &at_b, &key).await;
             let nodes = [entry(0, &at_a), entry(1, &at_b)];
             a.follow(&nodes);
             b.follow(&nodes);
@@ -482,7 +483,7 @@ mod tests {
                 is_leaving: false,
             };
             a.say_hello(&hello, &nodes);
-            let Some(LinkEvent::Datagram(datagram)) = from_b.recv().await else { panic!("no datagram") };
+            let Some(datagram) = datagrams.recv().await else { panic!("no datagram") };
             assert_eq!(b.open(&datagram), Some(hello));
             assert_eq!(b.open(&datagram), None);
         });
@@ -493,7 +494,7 @@ mod tests {
         on_runtime(async {
             let key = ClusterKey::draw().unwrap();
             let address = free_address();
-            let (_links, mut events) = start(0, &address, &key).await;
+            let (_links, mut events, mut datagrams) = start(0, &address, &key).await;
             for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0xff; 4096], &MAGIC] {
                 let mut stream = TcpStream::connect(&address).await.unwrap();
                 let _ = stream.write_all(garbage).await;
@@ -501,7 +502,7 @@ mod tests {
             let message = NodeMessage::RemoveNode { slot: SlotIndex(3) };
             let other = ClusterKey::draw().unwrap();
             assert!(request(&address, &other, ClusterUuid([1; 16]), &message).await.is_err());
-            assert!(events.try_recv().is_err());
+            assert!(events.try_recv().is_err() && datagrams.try_recv().is_err());
             let answer = tokio::spawn(async move {
                 let Some(LinkEvent::Request { message, reply }) = events.recv().await else { panic!("no request") };
                 reply.send(NodeMessage::Answer(Ok(()))).unwrap();

@@ -127,7 +127,8 @@ fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, cont
         .args(["--page-fd", &context.page])
         .arg("--key-file")
         .arg(directory.key_file());
-    if file.shared_device {
+    // Under a process watchdog a new life begins once every process is reaped: then no write may be left in a ring.
+    if file.shared_device || is_process {
         command.arg("--shared-device");
     }
     if file.allow_unprotected {

@@ -40,6 +40,8 @@ struct Sightings {
     idle: bool,
     operator: bool,
     rebooted_ms: Option<u64>,
+    /// Newest beat seen under the life's own boot: beats are numbered on across boots, so an older one is an old read or a stale device.
+    own_boot_beat: u64,
     /// End of the read and T of the answer.
     acknowledged: Option<(u64, u32)>,
 }
@@ -51,14 +53,19 @@ pub struct Evidences {
 }
 
 impl Evidences {
-    /// Takes one beat that a read ending at `ended_ms` showed, against every life that is watched in its slot.
-    pub fn handle_beat(&mut self, beat: &Beat, ended_ms: u64, lives: impl Iterator<Item = Life>) {
+    /// Takes one beat that a read ending at `ended_ms` showed, against every life that is watched in its slot. `may_be_newer` names the
+    /// lives for which another boot in this beat may be a later one: the read returned the observer's own newest beat and was issued
+    /// after the life was first named here.
+    pub fn handle_beat(&mut self, beat: &Beat, ended_ms: u64, lives: impl Iterator<Item = Life>, may_be_newer: impl Fn(&Life) -> bool) {
         for life in lives.filter(|life| life.slot == beat.slot) {
             let seen = self.sightings.entry(life).or_default();
             if beat.boot != life.boot {
-                seen.rebooted_ms.get_or_insert(ended_ms);
+                if may_be_newer(&life) && beat.beat > seen.own_boot_beat {
+                    seen.rebooted_ms.get_or_insert(ended_ms);
+                }
                 continue;
             }
+            seen.own_boot_beat = seen.own_boot_beat.max(beat.beat);
             let daemon = &beat.daemon;
             seen.left |=
                 (daemon.incarnation == life.incarnation && daemon.state == NodeState::Left) || daemon.left_incarnation == life.incarnation;
@@ -152,7 +159,7 @@ mod tests {
 
     fn show(beat: &Beat, ended_ms: u64) -> (Evidences, Observer) {
         let mut evidences = Evidences::default();
-        evidences.handle_beat(beat, ended_ms, core::iter::once(life()));
+        evidences.handle_beat(beat, ended_ms, core::iter::once(life()), |_| true);
         (evidences, Observer::new(SlotIndex(0), 1))
     }
 
@@ -185,6 +192,18 @@ mod tests {
         let (evidences, observer) = show(&seen, 100);
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, 614), Verdict::GoneAt { due_ms: 615, evidence: Evidence::Rebooted });
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, 615), Verdict::Gone(Evidence::Rebooted));
+    }
+
+    #[test]
+    fn an_older_boot_shown_by_a_late_read_or_a_stale_device_proves_nothing() {
+        let (mut evidences, observer) = show(&beat(1, 50), 100);
+        let mut old = beat(1, 49);
+        old.boot = BootId([8; 16]);
+        evidences.handle_beat(&old, 200, core::iter::once(life()), |_| true);
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 10_000), Verdict::MayLive, "numbered before what the life wrote");
+        let mut unknown = Evidences::default();
+        unknown.handle_beat(&old, 200, core::iter::once(life()), |_| false);
+        assert_eq!(judge(&unknown, &observer, Witness::Outsider, 10_000), Verdict::MayLive, "read before the life was named");
     }
 
     #[test]

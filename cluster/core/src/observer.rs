@@ -80,7 +80,8 @@ impl Observer {
     }
 
     /// Does the read prove that its path shows what was written? (A stale path proves nothing.)
-    fn is_current(&self, read: &BeatsRead) -> bool {
+    #[must_use]
+    pub fn is_current(&self, read: &BeatsRead) -> bool {
         read.own_beat > 0 && read.beats.get(&self.own).is_some_and(|own| own.beat >= read.own_beat)
     }
 
@@ -147,7 +148,12 @@ impl Watched {
                 }
             }
         }
-        if is_current && let Some(silent) = self.silent_until_ms.get_mut(read.device) {
+        // A unit that was good before and cannot be read now is no news, and no silence either.
+        let is_unreadable = beat.is_none() && known.is_some();
+        if is_current
+            && !is_unreadable
+            && let Some(silent) = self.silent_until_ms.get_mut(read.device)
+        {
             *silent = (*silent).max(read.issued_ms);
         }
     }
@@ -222,6 +228,16 @@ pub(crate) mod tests {
         assert!(!observer.is_silent_for(PEER, 1000), "own beat 5 was complete, the path still shows 4");
         observer.handle_read(&read(0, 9000, (0, 4), Some(7)), core::iter::once(PEER));
         assert!(!observer.is_silent_for(PEER, 1000), "an observer without an own beat cannot tell");
+    }
+
+    #[test]
+    fn an_unreadable_unit_is_not_silence() {
+        let mut observer = Observer::new(SlotIndex(0), 1);
+        observer.handle_read(&read(0, 0, (1, 1), Some(7)), core::iter::once(PEER));
+        observer.handle_read(&read(0, 9000, (1, 1), None), core::iter::once(PEER));
+        assert!(!observer.is_silent_for(PEER, 1000));
+        observer.handle_read(&read(0, 9100, (1, 1), Some(7)), core::iter::once(PEER));
+        assert!(observer.is_silent_for(PEER, 1000));
     }
 
     #[test]

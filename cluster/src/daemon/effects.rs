@@ -91,13 +91,14 @@ impl Effects {
         }
     }
 
+    pub(super) fn handle_datagram(&mut self, node: &mut Node, datagram: &[u8]) {
+        if let Some(hello) = self.links.open(datagram) {
+            node.handle(now_ms(), NodeInput::Hello(hello));
+        }
+    }
+
     pub(super) fn handle_link(&mut self, node: &mut Node, event: NetworkEvent) {
         match event {
-            NetworkEvent::Datagram(bytes) => {
-                if let Some(hello) = self.links.open(&bytes) {
-                    node.handle(now_ms(), NodeInput::Hello(hello));
-                }
-            }
             NetworkEvent::Connected { connection, peer, outgoing } => {
                 self.connections.insert(peer, Connection { number: connection, outgoing });
                 node.handle(now_ms(), NodeInput::Connected(peer));
@@ -143,6 +144,7 @@ impl Effects {
             "status" => status_json(&node.status(now_ms()), &shell_status(daemon)),
             "locks" => lock_json(node),
             "stop" => {
+                daemon.is_stopping = true;
                 node.handle(now_ms(), NodeInput::Stop);
                 json!({ "ok": true })
             }
@@ -164,14 +166,15 @@ impl Effects {
             let _ = reply.send(failure(&format!("no node {name:?} is configured; see `deadbolt status`")));
             return;
         };
-        match node.begin_fence(slot) {
+        let by_word = request.get("operator").and_then(Value::as_bool) == Some(true);
+        match node.begin_fence(slot, by_word) {
             Err(reason) => {
                 let _ = reply.send(failure(&reason));
             }
             Ok(life) => {
                 self.waiting.entry(life).or_default().push(reply);
                 node.handle(now_ms(), NodeInput::Fence(slot));
-                if request.get("operator").and_then(Value::as_bool) == Some(true) {
+                if by_word {
                     node.handle(now_ms(), NodeInput::OperatorConfirms(slot));
                 }
             }

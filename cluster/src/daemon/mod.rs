@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use control::{ControlRequest, ControlSocket};
 use deadbolt_cluster_core::{membership, timing};
 use deadbolt_disk::{Access, BackendChoice, Completion, Engine, now_ns};
-use deadbolt_disk_format::{Beat, Configuration, Incarnation, Life, NodeState, SlotIndex, ViewNumber, sbd::Command};
+use deadbolt_disk_format::{Beat, BootId, Configuration, Incarnation, Life, NodeState, SlotIndex, ViewBody, ViewNumber, sbd::Command};
 use deadbolt_dlm::server::{Server, ServerEvent};
 use deadbolt_sbd::{
     page::{DaemonSide, Page, SbdState},
@@ -35,6 +35,7 @@ use std::{
 };
 use tokio::{
     io::unix::AsyncFd,
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
 };
 
@@ -81,7 +82,8 @@ pub fn run(options: &DaemonOptions) -> Result<u8> {
         let mut daemon = Daemon::open(options, page)?;
         loop {
             match daemon.live().await? {
-                Outcome::NewIncarnation => {}
+                // The life that left held nothing; its word must not speak for the next one.
+                Outcome::NewIncarnation => daemon.side.set_holds(false),
                 Outcome::Stopped => return daemon.finish().await,
                 Outcome::Reset => return Ok(EXIT_RESET),
             }
@@ -101,12 +103,15 @@ pub(crate) struct Daemon {
     completions: mpsc::UnboundedReceiver<(usize, Completion)>,
     side: DaemonSide,
     published: AsyncFd<std::os::fd::OwnedFd>,
-    boot: deadbolt_disk_format::BootId,
+    boot: BootId,
     slot: SlotIndex,
     initial: Option<Configuration>,
     warnings: Vec<String>,
     /// Number of the incarnation within this process, for the tags of disk work.
     epoch: u8,
+    terminate: Signal,
+    /// A stop was asked for: the next incarnation, if there is one, goes on stopping.
+    is_stopping: bool,
 }
 
 impl Daemon {
@@ -121,21 +126,36 @@ impl Daemon {
         let side = page.daemon();
         let boot = side.boot();
         let (sender, completions) = mpsc::unbounded_channel();
-        let choice = if file.shared_device { BackendChoice::Threads } else { BackendChoice::Auto };
         let mut engines = Vec::new();
         for (index, device) in devices.iter().enumerate() {
             let sender = sender.clone();
             let sink = Box::new(move |completion| {
                 let _ = sender.send((index, completion));
             });
-            engines.push(Engine::start(device.device.clone(), choice, sink)?);
+            engines.push(Engine::start(device.device.clone(), BackendChoice::Threads, sink)?);
         }
         let warnings =
             engines.iter().filter_map(|engine| engine.fallback_reason().map(|reason| format!("io_uring is not used: {reason}"))).collect();
         let event = side.published_event().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by the AsyncFd, always returns itself and stays open until the AsyncFd is dropped.
         let published = unsafe { AsyncFd::register(event)? };
-        Ok(Self { directory, file, key, devices, engines, completions, side, published, boot, slot, initial, warnings, epoch: 0 })
+        Ok(Self {
+            directory,
+            file,
+            key,
+            devices,
+            engines,
+            completions,
+            side,
+            published,
+            boot,
+            slot,
+            initial,
+            warnings,
+            epoch: 0,
+            terminate: signal(SignalKind::terminate())?,
+            is_stopping: false,
+        })
     }
 
     /// One incarnation, from its first read to its end.
@@ -143,13 +163,18 @@ impl Daemon {
         self.wait_for_sbd().await?;
         self.drain().await?;
         let device = self.devices.first().context("no device")?.clone();
-        let beats = self.turning(tokio::task::spawn_blocking(move || device.beats())).await???;
-        let mut node = self.make_node(&beats)?;
+        let (beats, view) = self
+            .turning(tokio::task::spawn_blocking(move || device.beats().and_then(|beats| Ok((beats, device.newest_view()?)))))
+            .await???;
+        let mut node = self.make_node(&beats, &view)?;
         let me = node.me();
         let first = self.devices.first().context("no device")?;
         let (link_sender, mut link_events) = mpsc::channel(4096);
+        let (datagram_sender, mut datagrams) = mpsc::channel(256);
         let detect = Duration::from_millis(u64::from(first.superblock.timings.detect_ms));
-        let links = Links::start(&self.file.addresses, self.key.clone(), first.superblock.cluster, me, detect, link_sender).await?;
+        let links =
+            Links::start(&self.file.addresses, self.key.clone(), first.superblock.cluster, me, detect, link_sender, datagram_sender)
+                .await?;
         let (control_sender, mut control_requests) = mpsc::channel(64);
         let group = effects::group_number(&self.file.group)?;
         let _control = ControlSocket::bind(&self.directory.control_socket(), group, control_sender)?;
@@ -157,11 +182,17 @@ impl Daemon {
         let mut effects = Effects::new(links, server);
         tracing::info!(node = %self.file.name, slot = me.slot.0, boot = %me.boot, incarnation = %me.incarnation, "incarnation begins");
         node.handle(now_ms(), NodeInput::Start);
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        if self.is_stopping {
+            node.handle(now_ms(), NodeInput::Stop);
+        }
         let mut turn = tokio::time::interval(TURN);
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.side.advance_turn();
+            // Before anything else: a flood of messages must not keep this node from saying that it lives.
+            if now_ms() >= node.next_deadline() {
+                node.handle(now_ms(), NodeInput::Tick);
+            }
             if let Some(outcome) = self.apply(&mut node, &mut effects)? {
                 return Ok(outcome);
             }
@@ -173,12 +204,16 @@ impl Daemon {
                     self.side.clear_published();
                     self.read_page(&mut node)?;
                 }
+                _ = self.terminate.recv() => {
+                    self.is_stopping = true;
+                    node.handle(now_ms(), NodeInput::Stop);
+                }
                 Some((device, completion)) = self.completions.recv() => self.handle_completion(&mut node, device, completion),
+                Some(datagram) = datagrams.recv() => effects.handle_datagram(&mut node, &datagram),
                 Some(event) = link_events.recv() => effects.handle_link(&mut node, event),
                 Some(event) = clients.recv() => effects.handle_client(&mut node, event),
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
-                () = tokio::time::sleep(wait) => node.handle(now_ms(), NodeInput::Tick),
-                _ = terminate.recv() => node.handle(now_ms(), NodeInput::Stop),
+                () = tokio::time::sleep(wait) => {}
                 _ = turn.tick() => {}
             }
         }
@@ -226,14 +261,16 @@ impl Daemon {
         }
     }
 
-    fn make_node(&mut self, beats: &[Beat]) -> Result<Node> {
+    fn make_node(&mut self, beats: &[Beat], view: &ViewBody) -> Result<Node> {
         let first = self.devices.first().context("no device")?;
         self.boot = self.side.boot();
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
         let me = Life { slot: self.slot, boot: self.boot, incarnation: Incarnation(incarnation) };
-        let carried_left =
-            beats.iter().find(|beat| beat.slot == self.slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, self.boot));
+        let carried_left = beats
+            .iter()
+            .find(|beat| beat.slot == self.slot)
+            .map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, self.boot, view));
         let name = self.file.name.clone();
         let key = PillKey::new(self.key.bytes());
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -331,17 +368,17 @@ impl Daemon {
     }
 }
 
-/// What an earlier incarnation of this boot recorded, to be carried on: the newest *left* of a life that a view had named, or sbd's word
-/// that such a life held nothing.
-fn carried(beat: &Beat, boot: deadbolt_disk_format::BootId) -> (Incarnation, ViewNumber) {
+/// What an earlier incarnation of this boot recorded, to be carried on for those who have not seen it: the *left* (or sbd's word that it
+/// held nothing) of the life that the newest view still names; else the newest *left* that is known.
+fn carried(beat: &Beat, boot: BootId, view: &ViewBody) -> (Incarnation, ViewNumber) {
     let daemon = &beat.daemon;
     if beat.boot != boot {
-        (Incarnation::NONE, ViewNumber(0))
-    } else if beat.is_idle && daemon.state == NodeState::Member {
-        (daemon.incarnation, daemon.view)
-    } else {
-        (daemon.left_incarnation, daemon.left_view)
+        return (Incarnation::NONE, ViewNumber(0));
     }
+    let lives = view.members.iter().chain(view.owed.iter().map(|owed| &owed.life));
+    let is_named = |incarnation: Incarnation| lives.clone().any(|life| life.slot == beat.slot && life.incarnation == incarnation);
+    let has_ended = beat.is_idle || daemon.state == NodeState::Left;
+    if has_ended && is_named(daemon.incarnation) { (daemon.incarnation, daemon.view) } else { (daemon.left_incarnation, daemon.left_view) }
 }
 
 /// This node's slot: by its name in the newest view; slot 0 with the configuration that `init` left, on a device where nobody was ever in.

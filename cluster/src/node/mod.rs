@@ -297,15 +297,13 @@ impl Node {
                 self.membership.handle(now_ms, membership::Input::Lifeline { lease_end_ms, published });
             }
             NodeInput::Hello(hello) => self.membership.handle(now_ms, membership::Input::Hello(hello)),
-            NodeInput::Connected(peer) => {
-                let first = self.channels.entry(peer).or_default().handle_connected();
-                self.outputs.push_back(NodeOutput::Send(peer, first));
-            }
+            NodeInput::Connected(peer) => self.handle_connected(peer),
             NodeInput::Frame(peer, frame) => self.handle_frame(now_ms, peer, frame),
             NodeInput::Disconnected(peer) => {
                 if let Some(channel) = self.channels.get_mut(&peer) {
                     channel.handle_disconnected();
                 }
+                self.membership.handle(now_ms, membership::Input::Linked { peer, is_up: false });
             }
             NodeInput::Locks(input) => self.locks.handle(now_ms, input),
             NodeInput::Change(change) => self.membership.handle(now_ms, membership::Input::Change(change)),
@@ -341,18 +339,39 @@ impl Node {
         self.finish_abandoning(now_ms);
     }
 
+    /// The view knows that this life is out: nothing it says matters any more.
+    fn is_out(&self, peer: &Life) -> bool {
+        let is_superseded = self.view.members.iter().any(|member| member.slot == peer.slot && member != peer);
+        let was_removed = self.view.owed.iter().any(|owed| owed.life == *peer) || self.view.released.iter().any(|gone| gone.life == *peer);
+        is_superseded || was_removed
+    }
+
+    fn handle_connected(&mut self, peer: Life) {
+        if self.is_out(&peer) {
+            self.outputs.push_back(NodeOutput::Close(peer));
+            return;
+        }
+        let first = self.channels.entry(peer).or_default().handle_connected();
+        self.outputs.push_back(NodeOutput::Send(peer, first));
+    }
+
+    /// Once a life has begun to leave, the register gets answers only: no ballot, record or repair follows.
+    fn tell_register(&mut self, now_ms: u64, input: register::Input) {
+        if !self.is_abandoning {
+            self.register.handle(now_ms, input);
+        }
+    }
+
     fn handle_start(&mut self, now_ms: u64) {
-        self.register.handle(now_ms, register::Input::Start);
+        self.tell_register(now_ms, register::Input::Start);
         let read = self.journal.start(&self.setup.layouts);
         self.push_disk(read);
     }
 
     fn handle_tick(&mut self, now_ms: u64) {
         self.last_tick_ms = now_ms;
-        self.register.handle(now_ms, register::Input::Tick);
-        if !self.is_abandoning {
-            self.register.handle(now_ms, register::Input::Learn);
-        }
+        self.tell_register(now_ms, register::Input::Tick);
+        self.tell_register(now_ms, register::Input::Learn);
         self.read_beats();
         self.follow_leave(now_ms);
         self.membership.handle(now_ms, membership::Input::Tick);
@@ -426,8 +445,12 @@ impl Node {
 
     fn handle_frame(&mut self, now_ms: u64, peer: Life, frame: Frame) {
         let mut out = Vec::new();
+        let is_resume = matches!(frame, Frame::Resume { .. });
         let Some(channel) = self.channels.get_mut(&peer) else { return };
         let payload = channel.handle_frame(frame, &mut out);
+        if is_resume {
+            self.membership.handle(now_ms, membership::Input::Linked { peer, is_up: true });
+        }
         self.outputs.extend(out.into_iter().map(|frame| NodeOutput::Send(peer, frame)));
         match payload {
             Ok(Some(bytes)) => self.handle_message(now_ms, peer, &bytes),
@@ -445,7 +468,7 @@ impl Node {
             Some(NodeMessage::RemoveNode { slot }) if slot == peer.slot => {
                 self.membership.handle(now_ms, membership::Input::Change(ChangeRequest::RemoveNode { slot }));
             }
-            Some(NodeMessage::Decided(view)) if view > self.view.view => self.register.handle(now_ms, register::Input::Learn),
+            Some(NodeMessage::Decided(view)) if view > self.view.view => self.tell_register(now_ms, register::Input::Learn),
             Some(_) => {}
             None => self.outputs.push_back(NodeOutput::Log(format!("slot {} sent a message that is not one; it is dropped", peer.slot))),
         }
@@ -456,6 +479,9 @@ impl Node {
         let channel = self.channels.entry(peer).or_default();
         if let Some(frame) = channel.send(message.encode()) {
             self.outputs.push_back(NodeOutput::Send(peer, frame));
+        }
+        if channel.is_overrun() {
+            self.membership.handle(self.last_tick_ms, membership::Input::Linked { peer, is_up: false });
         }
     }
 
@@ -490,7 +516,9 @@ impl Node {
             }
             register::Output::Blocked { device, offset, reason } => {
                 let text = format!("the view register does not go on: {reason:?} at byte {} of device {device}", offset.0);
-                if reason == register::RegisterBlock::Foreign {
+                let status = self.register.status();
+                let is_over = status.phase == register::RegisterPhase::Halted || status.devices * 2 <= self.setup.layouts.len();
+                if is_over {
                     self.outputs.push_back(NodeOutput::ResetSelf(text.clone()));
                 }
                 self.blocked = Some(text.clone());
@@ -517,14 +545,7 @@ impl Node {
 
     /// A stream ends with the view that is without its peer's life; its connection is closed, so that the next life can be reached.
     fn drop_channels(&mut self) {
-        let view = &self.view;
-        let is_over = |peer: &Life| {
-            let is_superseded = view.members.iter().any(|member| member.slot == peer.slot && member != peer);
-            let was_removed =
-                view.owed.iter().any(|owed| owed.life == *peer) || view.released.iter().any(|released| released.life == *peer);
-            is_superseded || was_removed
-        };
-        let over: Vec<Life> = self.channels.keys().copied().filter(is_over).collect();
+        let over: Vec<Life> = self.channels.keys().copied().filter(|peer| self.is_out(peer)).collect();
         for peer in over {
             self.channels.remove(&peer);
             self.outputs.push_back(NodeOutput::Close(peer));
@@ -537,11 +558,13 @@ impl Node {
             membership::Output::SayHello(hello) => self.outputs.push_back(NodeOutput::SayHello(hello, self.nodes.clone())),
             membership::Output::Propose(body) => {
                 self.outputs.push_back(NodeOutput::PollFast(now_ms + 1000));
-                self.register.handle(now_ms, register::Input::Propose(body));
+                self.tell_register(now_ms, register::Input::Propose(body));
             }
             membership::Output::AbandonRegister => {
+                // Nothing is held here, and nothing may be from now on.
+                self.locks.handle(now_ms, locks::Input::Stop);
+                self.tell_register(now_ms, register::Input::Abandon);
                 self.is_abandoning = true;
-                self.register.handle(now_ms, register::Input::Abandon);
             }
             membership::Output::View { body, is_member } => {
                 self.locks.handle(now_ms, locks::Input::View { number: body.view, members: body.members, owed: body.owed, is_member });
@@ -647,8 +670,12 @@ impl Node {
     ///
     /// # Errors
     /// It is this node, or nothing is known to live there.
-    pub fn begin_fence(&self, slot: SlotIndex) -> Result<Life, String> {
+    pub fn begin_fence(&self, slot: SlotIndex, by_word: bool) -> Result<Life, String> {
         let name = self.name_of(slot);
+        let is_member = self.view.members.contains(&self.me());
+        if by_word && !is_member {
+            return Err("this node is not a member now; a person's word is taken by a member, which puts it into a view".into());
+        }
         match self.membership.fence_target(slot) {
             Some(life) if life == self.me() => Err(format!("{name} is this node; fence it from another one, or use `deadbolt stop`")),
             Some(life) => Ok(life),

@@ -412,7 +412,8 @@ impl Keeper {
             (Seen::RunnerEnded(_), Some(WaitStatus::Signaled(_, signal, _)))
                 if self.options.namespaces == Namespaces::PidNamespace && matches!(signal, Signal::SIGHUP | Signal::SIGINT) =>
             {
-                (reset("reboot(2) inside the namespace".to_owned()), false)
+                // reboot(2) ends the namespace by SIGHUP for a restart and by SIGINT for power off and halt (pid_namespaces(7)).
+                if signal == Signal::SIGINT { (LifeEnd::Off, true) } else { (reset("reboot(2) inside the namespace".to_owned()), false) }
             }
             (Seen::RunnerEnded(_), Some(status)) => (reset(format!("the runner ended: {}", runner::describe(status))), false),
             (Seen::RunnerEnded(_), None) => (reset("the runner ended".to_owned()), false),

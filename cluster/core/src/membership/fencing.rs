@@ -7,7 +7,7 @@
 use super::{Membership, Output};
 use crate::evidence::Verdict;
 use alloc::{collections::BTreeMap, format, vec::Vec};
-use deadbolt_disk_format::{Life, SlotIndex, ViewNumber};
+use deadbolt_disk_format::{Evidence, Life, SlotIndex, ViewNumber};
 
 /// What has been done against one life.
 #[derive(Clone, Copy, Debug)]
@@ -50,17 +50,22 @@ impl Fencing {
 }
 
 impl Membership {
-    /// One round over everything owed.
-    pub(crate) fn fence(&mut self, now_ms: u64) {
+    /// One round over everything owed; only a member that may act in its view does this.
+    pub(crate) fn fence_owed(&mut self, now_ms: u64) {
         let owed: Vec<Life> = self.known.body.owed.iter().map(|owed| owed.life).collect();
         let operator: Vec<Life> = self.fencing.operator_targets().collect();
         self.fencing.attempts.retain(|life, _| owed.contains(life) || operator.contains(life));
         let patience_ms = 2 * u64::from(self.timings().poll_ms);
+        let wait_ms = patience_ms * (1 + 2 * self.rank());
         let view = self.known.body.view;
-        let rank = self.rank();
         for life in owed {
-            self.fence_one(&life, view, patience_ms * (1 + 2 * rank), now_ms);
+            self.fence_one(&life, view, wait_ms, now_ms);
         }
+    }
+
+    /// One round over those an operator wants ended; anybody may obey a person.
+    pub(crate) fn fence_by_command(&mut self, now_ms: u64) {
+        let operator: Vec<Life> = self.fencing.operator_targets().collect();
         for life in operator {
             self.fence_one(&life, ViewNumber(0), 0, now_ms);
         }
@@ -114,7 +119,12 @@ impl Membership {
         }
         self.fencing.operator.entry(life).or_insert(now_ms);
         self.forced.insert(life);
-        self.fence(now_ms);
+        self.fence_by_command(now_ms);
+    }
+
+    fn is_in_view(&self, life: &Life) -> bool {
+        let body = &self.known.body;
+        body.members.contains(life) || body.owed.iter().any(|owed| owed.life == *life)
     }
 
     /// Tells the operator once there is evidence, and only then.
@@ -124,6 +134,10 @@ impl Membership {
             let Some(evidence) = self.evidence_of(&victim, now_ms) else {
                 continue;
             };
+            // A person's word counts once a decided view has taken it; anything else was seen on the disk.
+            if evidence == Evidence::Operator && self.is_in_view(&victim) {
+                continue;
+            }
             self.fencing.operator.remove(&victim);
             self.outputs.push_back(Output::Fenced { victim, evidence, waited_ms: now_ms.saturating_sub(since_ms) });
         }

@@ -62,9 +62,16 @@ pub fn choose_whole(input: &ArbitrationInput) -> Option<Choice> {
 }
 
 impl Membership {
-    /// Slots heard on the network within the detection time.
+    /// Slots heard on the network within the detection time: by hellos, and by a stream with the same life that stands. Where only one
+    /// of the two passes, nothing that needs the other could go on.
     pub(crate) fn hears(&self) -> SlotSet {
-        self.heard.iter().filter(|(_, heard)| self.is_heard(heard.at_ms)).map(|(slot, _)| *slot).collect()
+        let is_linked = |life: &Life| match self.linked.get(life) {
+            Some(None) => true,
+            Some(Some(lost_ms)) => self.is_heard(*lost_ms),
+            None => false,
+        };
+        let hears = self.heard.iter().filter(|(_, heard)| self.is_heard(heard.at_ms) && is_linked(&heard.hello.life));
+        hears.map(|(slot, _)| *slot).collect()
     }
 
     fn is_heard(&self, at_ms: u64) -> bool {
@@ -140,13 +147,15 @@ impl Membership {
         candidates
     }
 
-    /// No life is let in while an earlier life of its node is in the view or owed, or while anybody still recovers from its end.
+    /// No life is let in while an earlier life of its node is in the view or owed, or while anybody still recovers from its end. In a
+    /// restart the same view releases what is proved gone, and no member is left whose share would have to be rebuilt.
     fn may_be_let_in(&self, life: &Life) -> bool {
         let body = &self.known.body;
-        let is_clear = !body.owed.iter().any(|owed| owed.life.slot == life.slot)
-            && (self.is_restart() || !body.members.iter().any(|member| member.slot == life.slot));
-        let is_condemned_self = *life == self.setup.me && self.role == Role::Condemned;
-        is_condemned_self || (is_clear && (self.is_restart() || self.is_recovered_everywhere()))
+        let mut owed = body.owed.iter().filter(|owed| owed.life.slot == life.slot && owed.life != *life);
+        if self.is_restart() {
+            return owed.all(|owed| self.evidence_of(&owed.life, self.now_ms).is_some());
+        }
+        owed.next().is_none() && !body.members.iter().any(|member| member.slot == life.slot) && self.is_recovered_everywhere()
     }
 
     /// Every member has finished recovery in the present view.

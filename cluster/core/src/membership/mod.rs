@@ -81,6 +81,13 @@ pub enum Input {
     Beats(BeatsRead),
     /// An authenticated hello came.
     Hello(Hello),
+    /// An ordered stream with this life stands, or does not any more (or cannot drain).
+    Linked {
+        /// With whom.
+        peer: Life,
+        /// Does it stand?
+        is_up: bool,
+    },
     /// A view is decided and durable in the own record.
     Learned {
         /// The view.
@@ -216,6 +223,10 @@ pub struct Membership {
     pub(crate) has_view: bool,
     pub(crate) observer: Observer,
     pub(crate) evidences: Evidences,
+    /// When each watched life was first named here.
+    watched_since: BTreeMap<Life, u64>,
+    /// Lives with which an ordered stream stands (none: the instant it was lost).
+    linked: BTreeMap<Life, Option<u64>>,
     pub(crate) heard: BTreeMap<SlotIndex, Heard>,
     pub(crate) lease_end_ms: u64,
     pub(crate) published: u64,
@@ -257,6 +268,8 @@ impl Membership {
             role: Role::Joining,
             has_view: false,
             evidences: Evidences::default(),
+            watched_since: BTreeMap::new(),
+            linked: BTreeMap::new(),
             heard: BTreeMap::new(),
             lease_end_ms: 0,
             published: 0,
@@ -303,6 +316,7 @@ impl Membership {
             Input::Tick => self.handle_tick(now_ms),
             Input::Beats(read) => self.handle_beats(&read, now_ms),
             Input::Hello(hello) => self.handle_hello(hello, now_ms),
+            Input::Linked { peer, is_up } => self.handle_linked(peer, is_up, now_ms),
             Input::Learned { body, digest, may_act } => self.handle_learned(body, digest, may_act, now_ms),
             Input::ProposalEnded => self.proposal.handle_ended(),
             Input::RegisterQuiet => self.handle_register_quiet(),
@@ -321,6 +335,7 @@ impl Membership {
         self.publish();
         self.say_hello(now_ms);
         self.follow_stop();
+        self.drop_impossible_additions();
         if self.has_view && matches!(self.role, Role::Joining | Role::Member | Role::Condemned) {
             self.consider(now_ms);
         }
@@ -330,8 +345,15 @@ impl Membership {
     fn handle_beats(&mut self, read: &BeatsRead, now_ms: u64) {
         let lives = self.watched_lives();
         self.observer.handle_read(read, lives.iter().map(|life| life.slot));
+        let is_current = self.observer.is_current(read);
+        self.watched_since.retain(|life, _| lives.contains(life));
+        for life in &lives {
+            self.watched_since.entry(*life).or_insert(now_ms);
+        }
+        let since = &self.watched_since;
+        let may_be_newer = |life: &Life| is_current && since.get(life).is_some_and(|since| read.issued_ms >= *since);
         for beat in read.beats.values() {
-            self.evidences.handle_beat(beat, read.ended_ms, lives.iter().copied());
+            self.evidences.handle_beat(beat, read.ended_ms, lives.iter().copied(), may_be_newer);
         }
         self.report_fenced(now_ms);
     }
@@ -345,6 +367,17 @@ impl Membership {
         }
     }
 
+    /// A stream that is lost for a moment is made anew; only a longer loss takes the edge.
+    fn handle_linked(&mut self, peer: Life, is_up: bool, now_ms: u64) {
+        let lost = match self.linked.get(&peer) {
+            _ if is_up => None,
+            Some(Some(lost_ms)) => Some(*lost_ms),
+            Some(None) | None => Some(now_ms),
+        };
+        self.linked.insert(peer, lost);
+        self.linked.retain(|life, lost| life.slot != peer.slot || *life == peer || lost.is_none());
+    }
+
     fn handle_learned(&mut self, body: ViewBody, digest: Digest, may_act: bool, now_ms: u64) {
         if self.has_view && body.view <= self.known.body.view {
             return;
@@ -353,7 +386,7 @@ impl Membership {
         let was_member = self.role == Role::Member;
         self.was_named |= is_member;
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
-        self.proposal.handle_view(&body, now_ms);
+        self.proposal.handle_view(&body, is_member, now_ms);
         self.known = Known { body, digest, may_act, since_ms: now_ms };
         self.has_view = true;
         self.forget_settled();
@@ -385,8 +418,10 @@ impl Membership {
 
     /// Resets itself unless every member of the deciding view is proved gone.
     pub(crate) fn condemn(&mut self, now_ms: u64) {
-        let may_live = self.known.body.members.iter().any(|life| !self.is_dead(life, now_ms));
-        if may_live {
+        // A winner that lives shows fresh beats, and writes the pill anyway; for one that is silent this node waits until it is proved
+        // gone, and then proposes the next view with itself in it.
+        let lives = |life: &Life| !self.is_dead(life, now_ms) && self.fresh_life(life.slot) == Some(*life);
+        if self.known.body.members.iter().any(lives) {
             self.outputs
                 .push_back(Output::ResetSelf(format!("view {} went on without this node, which holds locks", self.known.body.view)));
         }
@@ -445,6 +480,9 @@ impl Membership {
     }
 
     fn handle_operator(&mut self, slot: SlotIndex) {
+        if self.role != Role::Member || !self.known.may_act {
+            return;
+        }
         let lives: alloc::vec::Vec<Life> = self.watched_lives().into_iter().filter(|life| life.slot == slot).collect();
         for life in lives {
             self.outputs.push_back(Output::Journal(format!("an operator vouches that node {} is gone", self.name_of(slot))));
@@ -463,6 +501,15 @@ impl Membership {
             ChangeRequest::RemoveNode { slot } => {
                 self.removals.insert(slot);
             }
+        }
+    }
+
+    /// An addition that cannot be made any more (the last slot was taken meanwhile) must not stand in the way of others.
+    fn drop_impossible_additions(&mut self) {
+        let Some(wish) = self.additions.front() else { return };
+        if let Some(reason) = self.refuse_addition(&wish.name, &wish.addresses, &wish.occupied) {
+            self.outputs.push_back(Output::Journal(format!("node {} is not added: {reason}", wish.name)));
+            self.additions.pop_front();
         }
     }
 
@@ -524,8 +571,11 @@ impl Membership {
             Role::Recording { .. } | Role::Left => NodeState::Left,
             Role::Condemned => NodeState::Condemned,
         };
-        let (left_incarnation, left_view) =
-            if state == NodeState::Left { (self.setup.me.incarnation, self.known.body.view) } else { self.setup.carried_left };
+        let (left_incarnation, left_view) = if state == NodeState::Left && self.was_named {
+            (self.setup.me.incarnation, self.known.body.view)
+        } else {
+            self.setup.carried_left
+        };
         self.outputs.push_back(Output::Publish(DaemonPart {
             number: self.number,
             incarnation: self.setup.me.incarnation,

@@ -43,10 +43,12 @@ impl Proposals {
         self.is_in_flight = false;
     }
 
-    pub(crate) fn handle_view(&mut self, body: &ViewBody, now_ms: u64) {
+    pub(crate) fn handle_view(&mut self, body: &ViewBody, is_member: bool, now_ms: u64) {
         self.is_in_flight = false;
         self.wanted = None;
-        self.companions.extend(body.members.iter().copied());
+        if is_member {
+            self.companions.extend(body.members.iter().copied());
+        }
         self.recent_views_ms.push_back(now_ms);
         while self.recent_views_ms.front().is_some_and(|at| now_ms.saturating_sub(*at) > CHURN_WINDOW_MS) {
             self.recent_views_ms.pop_front();
@@ -82,8 +84,9 @@ impl Membership {
             self.condemn(now_ms);
         }
         if self.role == Role::Member && self.known.may_act {
-            self.fence(now_ms);
+            self.fence_owed(now_ms);
         }
+        self.fence_by_command(now_ms);
         if self.proposal.is_in_flight || now_ms >= self.lease_end_ms {
             return;
         }

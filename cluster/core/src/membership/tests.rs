@@ -194,6 +194,7 @@ impl World {
                         && self.can_talk(slot, other)
                         && let Some(peer) = self.places[other].machine.as_mut()
                     {
+                        peer.handle(now_ms, Input::Linked { peer: hello.life, is_up: true });
                         peer.handle(now_ms, Input::Hello(hello));
                     }
                 }
@@ -416,6 +417,41 @@ fn an_operator_s_fence_ends_with_evidence() {
     world.run_until(5000, "evidence", |world| !world.fenced.is_empty());
     assert_eq!(world.resets, 1);
     world.run_until(10_000, "rejoin", |world| world.members() == [0, 1, 2]);
+}
+
+#[test]
+fn the_last_survivor_starts_again_although_its_own_earlier_life_is_owed() {
+    let mut world = World::whole(2);
+    world.hold(1);
+    world.step();
+    world.cut = vec![(0, 1)];
+    world.run_until(4000, "removal", |world| world.members() == [0]);
+    world.kill(0);
+    world.kill(1);
+    assert_eq!(world.views.last().unwrap().owed.len(), 1);
+    let before = world.views.len();
+    world.places[1].boot += 1;
+    world.places[1].acknowledged = None;
+    world.places[1].reboot_at_ms = None;
+    world.boot(1, 2);
+    world.run_until(80_000, "restart", |world| world.views.len() > before);
+    assert_eq!(world.members(), [1]);
+    assert_eq!(world.views.last().unwrap().owed, []);
+}
+
+#[test]
+fn without_a_stream_hellos_make_no_edge() {
+    let mut world = World::whole(2);
+    let now_ms = world.now_ms;
+    let peer = world.views.last().unwrap().members[1];
+    let machine = world.places[0].machine.as_mut().unwrap();
+    assert!(machine.hears().contains(peer.slot));
+    machine.handle(now_ms, Input::Linked { peer, is_up: false });
+    assert!(machine.hears().contains(peer.slot), "a stream lost for a moment is made anew");
+    let later_ms = now_ms + 2000;
+    let hello = machine.heard[&peer.slot].hello;
+    machine.handle(later_ms, Input::Hello(hello));
+    assert!(!machine.hears().contains(peer.slot));
 }
 
 #[test]
