@@ -278,18 +278,20 @@ fn recover_line(timings: &Timings) -> BudgetLine {
 /// The budget of a node that dies: everything else runs while its lease runs out.
 #[must_use]
 pub fn budget_crash(timings: &Timings) -> Budget {
+    let poll = u64::from(timings.poll_ms);
+    let silence = u64::from(timings.expiry_ms) + observed_ms(u64::from(timings.storage_delay_ms), timings.drift_ppm);
+    let detect = u64::from(timings.detect_ms);
     let parts = alloc::vec![
-        line(
-            "detect, decide",
-            u64::from(timings.detect_ms),
-            format!("network silence of {} ms and the decision run while the lease runs out", timings.detect_ms)
-        ),
+        line("detect, decide", detect, format!("network silence of {detect} ms and the decision run while the lease runs out")),
         line(
             "fence",
-            (u64::from(timings.expiry_ms) + u64::from(timings.storage_delay_ms) + u64::from(timings.poll_ms))
-                .saturating_sub(u64::from(timings.detect_ms)),
-            format!("what remains of W {} ms + D {} ms, seen at the next poll", timings.expiry_ms, timings.storage_delay_ms),
+            (silence + 2 * poll).saturating_sub(detect),
+            format!(
+                "what remains of W {} ms + D {} ms, from the poll that saw the last beat to the one that confirms",
+                timings.expiry_ms, timings.storage_delay_ms
+            ),
         ),
+        line("decide", 100, "the view that names the evidence, one decision on disk, 100 ms".into()),
         recover_line(timings),
     ];
     Budget { case: "a node dies", lines: parts }
@@ -304,7 +306,7 @@ pub fn budget_partition(timings: &Timings) -> Budget {
         decide_line(timings),
         line(
             "fence",
-            2 * poll + u64::from(timings.reset_ms) + u64::from(timings.storage_delay_ms),
+            2 * poll + observed_ms(u64::from(timings.reset_ms) + u64::from(timings.storage_delay_ms), timings.drift_ppm),
             format!("two polls for `left`, then T {} ms + D {} ms after the acknowledgement", timings.reset_ms, timings.storage_delay_ms),
         ),
         recover_line(timings),
