@@ -141,11 +141,14 @@ fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, cont
 #[must_use]
 pub fn program(name: &str) -> Command {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-    let is_front_door = own.file_name().is_some_and(|file| file == "deadbolt");
+    // Linux marks a file that was replaced or removed while it runs.
+    let file = own.file_name().unwrap_or_default().to_string_lossy().replace(" (deleted)", "");
     let beside = own.parent().unwrap_or_else(|| Path::new("/")).join(name);
-    if !is_front_door && beside.exists() {
+    if file != "deadbolt" && beside.exists() {
         return Command::new(beside);
     }
+    // What runs is then also what to start: the programs of one node are of one version.
+    let own = if own.exists() { own } else { PathBuf::from("/proc/self/exe") };
     let mut command = Command::new(own);
     command.arg0(name);
     command

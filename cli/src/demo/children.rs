@@ -18,9 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// This very program.
-pub(super) fn own_program() -> Result<Command> {
-    Ok(Command::new(std::env::current_exe().context("finding this program's file")?))
+/// This very program, also when its file was replaced meanwhile.
+pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// A command that runs this very program.
+pub(super) fn own_program() -> Command {
+    Command::new(OWN_PROGRAM)
 }
 
 /// Ties the command to this process and moves it into a network namespace, if one is given.

@@ -73,7 +73,7 @@ impl Network {
             let random = getrandom::u32().map_err(|error| anyhow::anyhow!("no random number: {error}"))?.to_le_bytes();
             // 127.1.x.y to 127.250.x.y: away from 127.0.0.1 and its likes.
             let plan = Plan { prefix: [1 + random[0] % 250, random[1]], port: PORT };
-            let mut command = own_program()?;
+            let mut command = own_program();
             command.arg("demo-relay").args(["--second", &plan.prefix[0].to_string(), "--third", &plan.prefix[1].to_string()]);
             command.args(["--port", &plan.port.to_string(), "--nodes", &nodes.to_string()]);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -133,9 +133,7 @@ impl Network {
     /// Everybody reaches everybody again.
     pub(super) fn heal(&mut self) -> Result<()> {
         match self {
-            Self::Namespaces { bridge, nodes } => {
-                (0..nodes.len()).try_for_each(|node| ip(bridge, &format!("link set port{node} up")))
-            }
+            Self::Namespaces { bridge, nodes } => (0..nodes.len()).try_for_each(|node| ip(bridge, &format!("link set port{node} up"))),
             Self::Relay { orders, answers, .. } => order(orders, answers, "heal"),
         }
     }

@@ -71,7 +71,7 @@ impl Node {
 
     /// `deadbolt VERB ... --dir ...`, in the node's network.
     fn verb(&self, verb: &str) -> Result<Command> {
-        let mut command = own_program()?;
+        let mut command = own_program();
         command.arg(verb).arg("--dir").arg(&self.directory.0);
         Ok(command)
     }

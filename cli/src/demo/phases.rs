@@ -142,7 +142,12 @@ impl Demo {
             let now = demo.node(loser)?.boot();
             Ok(now.is_some() && now != boot)
         })?;
-        self.end_phase("partition", time, budget.total_ms(), format!("{name} lost the vote and was fenced, {evidence}; its lock was recovered"));
+        self.end_phase(
+            "partition",
+            time,
+            budget.total_ms(),
+            format!("{name} lost the vote and was fenced, {evidence}; its lock was recovered"),
+        );
         Ok(())
     }
 
@@ -211,7 +216,7 @@ impl Demo {
         for node in nodes.iter_mut().rev() {
             node.stop(network)?;
         }
-        let mut check = own_program()?;
+        let mut check = own_program();
         check.arg("fsck").arg(&self.place.device);
         let (code, said) = run_to_end(check, None)?;
         if code != Some(0) {
@@ -228,7 +233,7 @@ impl Demo {
         let name = self.name(index);
         let mut found = None;
         self.wait(&format!("a decided view says how {name} ended"), limit(START_MS), |demo| {
-            let mut why = own_program()?;
+            let mut why = own_program();
             why.args(["why", "--json", "--device"]).arg(&demo.place.device);
             let (_, said) = run_to_end(why, None)?;
             found = serde_json::from_str::<Value>(said.trim()).ok().and_then(|object| released(&object, &name, last_whole_view));

@@ -77,7 +77,13 @@ impl Report {
     /// A phase has ended.
     pub(super) fn end(&mut self, phase: Phase) {
         let late = if phase.is_late() { ", LATE" } else { "" };
-        self.say(&format!("[{}] done in {} (budget {}{late}): {}", phase.name, in_seconds(phase.time_ms), in_seconds(phase.budget_ms), phase.detail));
+        self.say(&format!(
+            "[{}] done in {} (budget {}{late}): {}",
+            phase.name,
+            in_seconds(phase.time_ms),
+            in_seconds(phase.budget_ms),
+            phase.detail
+        ));
         self.phases.push(phase);
     }
 

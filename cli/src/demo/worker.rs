@@ -4,7 +4,10 @@
 //! Does not: retry a lost session; the demo starts it again.
 //! Called by: the demo, which starts it; by itself, inside the node's tree.
 
-use super::tally::{GrantToken, Line, Step};
+use super::{
+    children::OWN_PROGRAM,
+    tally::{GrantToken, Line, Step},
+};
 use crate::verbs::NodeArguments;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -70,7 +73,7 @@ pub fn run(arguments: &WorkerArguments) -> Result<u8> {
 }
 
 fn run_inside(arguments: &WorkerArguments) -> Result<u8> {
-    let mut argv: Vec<OsString> = vec![std::env::current_exe()?.into(), "demo-worker".into(), "--inside".into()];
+    let mut argv: Vec<OsString> = vec![OWN_PROGRAM.into(), "demo-worker".into(), "--inside".into()];
     argv.extend(["--dir".into(), arguments.node.directory().0.into(), "--run".into(), arguments.run.clone().into()]);
     argv.extend(["--name".into(), arguments.name.clone().into()]);
     if arguments.stubborn {
