@@ -1,0 +1,295 @@
+//! What: clusters of real nodes for tests, made through the front door's verbs.
+//! Owns: a locked run directory, an image file, the nodes' processes.
+//! Invariants: whatever ends the test ends its nodes: they are tied to the test's thread, and the directory is swept by the next run.
+//! Does not: reach into a node.
+//! Called by: the tests that run programs.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::missing_docs_in_private_items,
+    missing_docs,
+    unreachable_pub,
+    reason = "test helpers, each used by some of the test programs"
+)]
+
+use deadbolt_cluster::supervisor::{RunDirectory, client, sweep};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+const PREFIX: &str = "deadbolt-test-";
+pub const IMAGE_BYTES: u64 = 16 << 20;
+
+/// The front door.
+pub fn deadbolt() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_deadbolt"))
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Kills the command's process when this thread ends.
+pub fn tie(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl is async-signal-safe.
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) }
+}
+
+/// Runs to the end; `Err` with the words of both streams unless it ends in time with the wanted code.
+#[track_caller]
+pub fn expect(command: &mut Command, code: i32) -> String {
+    let output = run(command);
+    let said = both(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?} said: {said}");
+    said
+}
+
+/// Runs to the end, at most a minute.
+#[track_caller]
+pub fn run(command: &mut Command) -> Output {
+    let child = tie(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        if receiver.recv_timeout(Duration::from_secs(60)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(sender);
+    guard.join().unwrap();
+    output
+}
+
+pub fn both(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Waits until `is_over`, at most this long.
+#[track_caller]
+pub fn wait(what: &str, at_most: Duration, mut is_over: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !is_over() {
+        assert!(begin.elapsed() < at_most, "{what}: not after {at_most:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    begin.elapsed()
+}
+
+/// A directory that goes with the test.
+pub fn directory() -> RunDirectory {
+    let base = std::env::temp_dir();
+    let _ = sweep(&base, PREFIX);
+    RunDirectory::create(&base, PREFIX).unwrap()
+}
+
+pub fn image(path: &Path) -> PathBuf {
+    std::fs::File::create(path).unwrap().set_len(IMAGE_BYTES).unwrap();
+    path.to_path_buf()
+}
+
+/// Nodes on one device.
+pub struct Cluster {
+    pub device: PathBuf,
+    /// Second and third byte of the nodes' loopback addresses.
+    network: (u8, u8),
+    nodes: Vec<(String, Option<Child>)>,
+    /// Further arguments of `init` and `join`.
+    pub extra: Vec<String>,
+    pub directory: RunDirectory,
+}
+
+impl Cluster {
+    /// On an image file, nobody in yet.
+    pub fn new() -> Self {
+        let directory = directory();
+        let device = image(&directory.path().join("device"));
+        Self::on(directory, device)
+    }
+
+    pub fn on(directory: RunDirectory, device: PathBuf) -> Self {
+        let random = std::fs::read("/proc/sys/kernel/random/uuid").unwrap();
+        let byte = |at: usize| u8::from_str_radix(std::str::from_utf8(&random[at..at + 2]).unwrap(), 16).unwrap();
+        Self { device, network: (1 + byte(0) % 250, byte(2)), nodes: Vec::new(), extra: Vec::new(), directory }
+    }
+
+    /// A cluster of these nodes, all members.
+    pub fn of(names: &[&str]) -> Self {
+        Self::new().with(names, &[])
+    }
+
+    /// All of these become members, made with these further arguments.
+    #[must_use]
+    pub fn with(mut self, names: &[&str], extra: &[&str]) -> Self {
+        self.extra = extra.iter().map(ToString::to_string).collect();
+        for name in names {
+            self.add(name, names.len());
+        }
+        self
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn node(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    pub fn address(&self, index: usize) -> String {
+        format!("127.{}.{}.{}:7410", self.network.0, self.network.1, index + 1)
+    }
+
+    pub fn key_file(&self) -> PathBuf {
+        self.node(&self.nodes[0].0).join("cluster.key")
+    }
+
+    /// `deadbolt VERB --dir DIRECTORY ...`.
+    pub fn verb(&self, verb: &str, name: &str) -> Command {
+        let mut command = deadbolt();
+        command.arg(verb).arg("--dir").arg(self.node(name));
+        command
+    }
+
+    /// `init` or `join`, neither tied nor started.
+    pub fn make(&self, verb: &str, name: &str, index: usize) -> Command {
+        let mut command = self.verb(verb, name);
+        command.arg(&self.device).args(["--name", name, "--address", &self.address(index)]);
+        command.args(["--watchdog", "process", "--shared-device", "--allow-unprotected"]).args(&self.extra);
+        if verb == "init" {
+            command.args(["--stall", "1s"]);
+        } else {
+            command.arg("--key-file").arg(self.key_file());
+        }
+        command
+    }
+
+    fn spawn(&mut self, mut command: Command, name: &str) {
+        let said = std::fs::File::create(self.path().join(format!("said-by-{name}"))).unwrap();
+        command.arg("--tied").stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said);
+        let child = tie(&mut command).spawn().unwrap();
+        match self.nodes.iter_mut().find(|(known, _)| known == name) {
+            Some((_, place)) => *place = Some(child),
+            None => self.nodes.push((name.to_owned(), Some(child))),
+        }
+        self.wait_member(name);
+    }
+
+    /// Makes and starts the next node; the first one begins the cluster.
+    pub fn add(&mut self, name: &str, of: usize) {
+        let index = self.nodes.len();
+        let verb = if index == 0 { "init" } else { "join" };
+        let mut command = self.make(verb, name, index);
+        if index == 0 {
+            command.args(["--nodes", &of.to_string()]);
+        }
+        self.spawn(command, name);
+    }
+
+    /// Starts a node that was stopped.
+    pub fn start(&mut self, name: &str) {
+        let command = self.verb("start", name);
+        self.spawn(command, name);
+    }
+
+    pub fn stop(&mut self, name: &str) {
+        expect(&mut self.verb("stop", name), 0);
+    }
+
+    pub fn status(&self, name: &str) -> Option<Value> {
+        let output = run(self.verb("status", name).arg("--json"));
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    pub fn field(&self, name: &str, field: &str) -> Option<Value> {
+        self.status(name)?.get(field).cloned()
+    }
+
+    pub fn is_member(&self, name: &str) -> bool {
+        self.field(name, "state").is_some_and(|state| state == "member")
+    }
+
+    pub fn members(&self, name: &str) -> Vec<String> {
+        let list = self.field(name, "members").unwrap_or_default();
+        list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    }
+
+    #[track_caller]
+    pub fn wait_member(&mut self, name: &str) {
+        let begin = Instant::now();
+        while !self.is_member(name) {
+            let ended = self.nodes.iter_mut().find(|(known, _)| known == name).and_then(|(_, child)| child.as_mut()?.try_wait().unwrap());
+            let said = || std::fs::read_to_string(self.directory.path().join(format!("said-by-{name}"))).unwrap_or_default();
+            assert!(ended.is_none() && begin.elapsed() < Duration::from_secs(40), "{name}: {ended:?}: {}\n{}", said(), self.log(name));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Until all of these see each other in one view.
+    #[track_caller]
+    pub fn wait_members(&self, names: &[&str]) {
+        wait(&format!("view of {names:?}"), Duration::from_secs(40), || names.iter().all(|name| self.members(name) == names));
+    }
+
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.node(name).join("deadbolt.log")).unwrap_or_default()
+    }
+
+    pub fn info(&self, name: &str) -> Option<client::Info> {
+        client::info(&self.node(name)).ok()
+    }
+
+    /// Sends a signal to `daemon` or `sbd` of a node without a namespace.
+    pub fn signal(&self, name: &str, which: &str, signal: Signal) {
+        let info = self.info(name).unwrap();
+        let pid = if which == "sbd" { info.sbd } else { info.daemon }.unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// What `why --json` says of the ends of a node: its evidence words, oldest first.
+    pub fn evidence(&self, name: &str) -> Vec<String> {
+        let mut why = deadbolt();
+        let said = expect(why.args(["why", "--json", "--device"]).arg(&self.device), 0);
+        let object: Value = serde_json::from_str(said.trim()).unwrap();
+        let views = object["views"].as_array().unwrap().clone();
+        let released = views.iter().flat_map(|view| view["released"].as_array().unwrap().clone());
+        released.filter(|entry| entry["node"] == name).map(|entry| entry["evidence"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// A command under a lock.
+    pub fn lock(&self, name: &str, resource: &str, options: &[&str], command: &[&str]) -> Command {
+        let mut lock = self.verb("lock", name);
+        lock.arg(resource).args(options).arg("--").args(command);
+        lock
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let supervisors: Vec<i32> =
+            self.nodes.iter().filter_map(|(name, _)| Some(client::info(&self.directory.path().join(name)).ok()?.supervisor)).collect();
+        for (name, child) in &mut self.nodes {
+            if std::thread::panicking() {
+                let text = std::fs::read_to_string(self.directory.path().join(&*name).join("deadbolt.log")).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                eprintln!("--- log of {name}\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+            }
+            if let Some(child) = child {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end && supervisors.iter().any(|pid| kill(Pid::from_raw(*pid), None).is_ok()) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What: the demo as a user runs it, and its end by signals.
+//! Owns: nothing beyond the demo's own directory.
+//! Invariants: after each test no process, mount or loop device of a demo of this test is left.
+//! Does not: look into the demo.
+//! Called by: `cargo test`.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test program")]
+
+mod common;
+
+use common::{deadbolt, directory, is_root, run, tie, wait};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use std::{fs, path::Path, process::Stdio, time::Duration};
+
+/// Processes, mounts and loop devices that name this directory.
+fn left_of(base: &Path) -> Vec<String> {
+    let base = base.to_str().unwrap();
+    let mut left = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if line.contains(base) || (line.contains("demo-relay") && String::from_utf8_lossy(&environment).contains(base)) {
+            left.push(line.replace('\0', " "));
+        }
+    }
+    left.extend(fs::read_to_string("/proc/mounts").unwrap().lines().filter(|line| line.contains(base)).map(str::to_owned));
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if backing.contains(base) {
+            left.push(backing);
+        }
+    }
+    left
+}
+
+fn holds(arguments: &[&str]) {
+    let base = directory();
+    let output = run(deadbolt().args(["demo", "--json"]).args(arguments).env("TMPDIR", base.path()));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let object: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}\n{said}"));
+    assert_eq!(object["verdict"], "held", "{text}\n{said}");
+    assert_eq!(output.status.code(), Some(0), "{text}\n{said}");
+    assert_eq!(object["lost_updates"], 0);
+    assert!(object["acknowledged"].as_u64().unwrap() > 100, "{text}");
+    let phases: Vec<&str> = object["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+    assert_eq!(phases, ["form", "work", "partition", "heal", "kill", "restart", "stop"]);
+    for phase in object["phases"].as_array().unwrap() {
+        eprintln!("{:<10} {:>6} of {:>6} ms: {}", phase["name"], phase["time_ms"], phase["budget_ms"], phase["detail"]);
+        assert!(phase["time_ms"].as_u64().is_some() && phase["budget_ms"].as_u64().unwrap() > 0, "{phase}");
+    }
+    let detail = |index: usize| object["phases"][index]["detail"].as_str().unwrap().to_owned();
+    assert!(["acknowledged", "rebooted", "expired"].iter().any(|word| detail(2).contains(word)), "{}", detail(2));
+    assert!(detail(4).contains("expired"), "{}", detail(4));
+    wait("everything goes", Duration::from_secs(5), || left_of(base.path()).is_empty());
+    assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0, "the demo's directory is left");
+}
+
+#[test]
+fn the_demo_holds_without_root() {
+    holds(&["--no-root"]);
+}
+
+#[test]
+fn the_demo_holds_with_namespaces() {
+    if !is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    holds(&[]);
+}
+
+/// The demo is ended after this long; nothing is left, and a directory only where it could not clean up.
+fn ends_well(signal: Signal, after: Duration, arguments: &[&str]) {
+    let base = directory();
+    let mut command = deadbolt();
+    command.arg("demo").args(arguments).env("TMPDIR", base.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = tie(&mut command).spawn().unwrap();
+    std::thread::sleep(after);
+    assert!(!left_of(base.path()).is_empty(), "the demo had not begun");
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    let status = child.wait().unwrap();
+    assert!(!status.success());
+    wait(&format!("{signal} leaves nothing"), Duration::from_secs(5), || left_of(base.path()).is_empty());
+    let directories = fs::read_dir(base.path()).unwrap().count();
+    if signal == Signal::SIGKILL {
+        assert_eq!(directories, 1);
+        // The next run sweeps it.
+        ends_well_after_sweep(base.path());
+    } else {
+        assert_eq!(directories, 0);
+    }
+}
+
+fn ends_well_after_sweep(base: &Path) {
+    let swept = deadbolt_cluster::supervisor::sweep(base, "deadbolt-demo-").unwrap();
+    assert_eq!(swept.len(), 1);
+    assert_eq!(fs::read_dir(base).unwrap().count(), 0);
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    let no_root: &[&str] = &["--no-root"];
+    let modes: &[&[&str]] = if is_root() { &[no_root, &[]] } else { &[no_root] };
+    for mode in modes {
+        for (signal, seconds) in [(Signal::SIGINT, 1), (Signal::SIGTERM, 4), (Signal::SIGKILL, 2)] {
+            ends_well(signal, Duration::from_secs(seconds), mode);
+        }
+    }
+}
