@@ -57,7 +57,7 @@ fn size(bytes: u64) -> usize {
 }
 
 /// Names are equal without regard to case in their first 63 bytes (compatibility).
-fn is_same_name(one: &str, two: &str) -> bool {
+pub(crate) fn is_same_name(one: &str, two: &str) -> bool {
     let cut = |name: &str| name.as_bytes().get(..NAME_BYTES_MAX).unwrap_or(name.as_bytes()).to_ascii_lowercase();
     cut(one) == cut(two)
 }

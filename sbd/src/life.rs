@@ -13,15 +13,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::SystemTime;
 
 use deadbolt_disk::{Backend, BackendChoice, Completion, Engine, EngineError, Operation, RawDevice, now_ns};
-use deadbolt_disk_format::sbd::mailbox_offset;
+use deadbolt_disk_format::sbd::{SbdNode, mailbox_offset, node_offset};
 use deadbolt_disk_format::{Beat, ByteOffset, ClusterUuid, DAEMON_PART_BYTES, DaemonPart, Layout, Place, RecordError, UNIT_BYTES};
 use deadbolt_sbd_core::{
-    DaemonSeen, DiskFailed, Input, Lifeline, LifelineConfig, MailboxSeen, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand,
-    ResetReason,
+    CycleSeen, DaemonSeen, DiskFailed, Input, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Output, OwnPlace, PhaseName, RefuseReason,
+    ResetCommand, ResetReason,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::area::is_same_name;
 use crate::feeder::{Feeder, FeederAnswer, FeederConfig};
 use crate::log::Log;
 use crate::page::{Page, SbdSide, SbdState};
@@ -36,6 +37,9 @@ const TURN_MS: u64 = 50;
 const HASTE_MS: u64 = 2;
 /// How often a reset that did not work is tried again.
 const RESET_AGAIN_MS: u64 = 200;
+/// After a cycle that failed its read leaves the name out for so long: a bad sector beside the mailbox must not cost the lease.
+/// Chosen: seldom enough that its failures are no burden.
+const NAME_AGAIN_MS: u64 = 10_000;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// One device of the cluster.
@@ -59,6 +63,8 @@ impl std::fmt::Debug for LifeDevice {
 pub struct LifeSetup {
     /// The cluster.
     pub cluster: ClusterUuid,
+    /// The node's name in the SBD area.
+    pub node: String,
     /// Its devices, in the order of their numbers.
     pub devices: Vec<LifeDevice>,
     /// Which back end drives them.
@@ -122,16 +128,20 @@ enum Work {
     Own,
     Mailbox,
     Clear,
+    Rename,
 }
 
 struct Life {
     machine: Lifeline,
     cluster: ClusterUuid,
+    node: String,
     config: LifelineConfig,
     devices: Vec<LifeDevice>,
     engines: Vec<Engine>,
     completions: Receiver<Completion>,
     works: BTreeMap<u64, (usize, Work)>,
+    /// By device: until then the name is not read.
+    nameless_until_ms: Vec<u64>,
     key: Option<PillKey>,
     watchdog: Option<Box<dyn Watchdog>>,
     feeder_config: FeederConfig,
@@ -165,7 +175,9 @@ pub fn live(setup: LifeSetup) -> Result<LifeEnd, LifeError> {
     let mut life = Life {
         machine: Lifeline::new(setup.config.clone()),
         cluster: setup.cluster,
+        node: setup.node,
         config: setup.config,
+        nameless_until_ms: vec![0; setup.devices.len()],
         devices: setup.devices,
         engines,
         completions,
@@ -276,13 +288,34 @@ impl Life {
                 self.log.say(&format!("device {}: {error}", self.devices[device].name));
             }
             let bytes = completion.result.map_err(|_| DiskFailed);
+            if bytes.is_err() && work == Work::Cycle {
+                self.nameless_until_ms[device] = now_ms() + NAME_AGAIN_MS;
+            }
             let input = match work {
-                Work::Cycle => Input::CycleDone { tag, result: bytes.and_then(|bytes| self.mailbox_of(&bytes)) },
+                Work::Cycle => Input::CycleDone { tag, result: bytes.and_then(|bytes| self.cycle_of(device, &bytes)) },
                 Work::Mailbox => Input::MailboxRead { tag, result: bytes.and_then(|bytes| self.mailbox_of(&bytes)) },
                 Work::Own => Input::OwnRead { tag, result: bytes.map(|bytes| self.own_of(device, &bytes)) },
                 Work::Clear => Input::ClearDone { tag, result: bytes.map(drop) },
+                Work::Rename => Input::NameDone { tag },
             };
             self.give(input);
+        }
+    }
+
+    /// The mailbox is the last sector of the read; where there are two, the first is the node's.
+    fn cycle_of(&self, device: usize, bytes: &[u8]) -> Result<CycleSeen, DiskFailed> {
+        let (_, sector_bytes) = self.mailbox(device);
+        let (node, mailbox) = bytes.split_at(bytes.len().saturating_sub(sector_bytes));
+        let name = if node.is_empty() { NameSeen::NotRead } else { self.name_of(node) };
+        Ok(CycleSeen { mailbox: self.mailbox_of(mailbox)?, name })
+    }
+
+    fn name_of(&self, sector: &[u8]) -> NameSeen {
+        match SbdNode::decode(sector) {
+            Ok(node) if !node.is_in_use => NameSeen::Empty,
+            Ok(node) if is_same_name(&node.name, &self.node) => NameSeen::Own,
+            Ok(node) => NameSeen::Other { name: node.name },
+            Err(_) => NameSeen::Damaged,
         }
     }
 
@@ -366,6 +399,10 @@ impl Life {
         (ByteOffset(mailbox_offset(self.config.slot, sector_bytes)), usize::try_from(sector_bytes).unwrap_or(UNIT_BYTES))
     }
 
+    fn name_offset(&self, device: usize) -> ByteOffset {
+        ByteOffset(node_offset(self.config.slot, self.devices[device].layout.sector_bytes))
+    }
+
     fn act(&mut self, output: Output) {
         match output {
             Output::Cycle { tag, device, beat } => self.write_cycle(tag, device, *beat),
@@ -380,6 +417,11 @@ impl Life {
             Output::ClearMailbox { tag, device } => {
                 let (offset, bytes) = self.mailbox(device);
                 self.submit(tag, device, Work::Clear, Operation::Write { offset, data: vec![0; bytes] });
+            }
+            Output::RewriteName { tag, device } => {
+                let node = SbdNode { is_in_use: true, name: self.node.clone() };
+                let data = node.encode(self.devices[device].layout.sector_bytes);
+                self.submit(tag, device, Work::Rename, Operation::Write { offset: self.name_offset(device), data });
             }
             Output::Arm => self.arm(),
             Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms } => {
@@ -417,7 +459,11 @@ impl Life {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         beat.wall_ms = u64::try_from(wall.as_millis()).unwrap_or(0);
         let place = self.place(device);
-        let (read_offset, read_bytes) = self.mailbox(device);
+        let (mut read_offset, mut read_bytes) = self.mailbox(device);
+        if now_ms() >= self.nameless_until_ms[device] {
+            // The node's sector stands right before its mailbox.
+            (read_offset, read_bytes) = (self.name_offset(device), 2 * read_bytes);
+        }
         let data = beat.encode(&place).to_vec();
         self.submit(tag, device, Work::Cycle, Operation::WriteThenRead { write_offset: place.offset, data, read_offset, read_bytes });
     }

@@ -21,6 +21,7 @@ use deadbolt_sbd_core::{LegacyPills, LifelineConfig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::area::is_same_name;
 use crate::feeder::FeederConfig;
 use crate::life::{LifeDevice, LifeEnd, LifeSetup, live};
 use crate::log::Log;
@@ -248,6 +249,7 @@ fn begin(options: &Options, log: &Log, stop: OwnedFd) -> Result<LifeSetup, RunEr
     let reset: Box<dyn ResetAction> = if options.reset == "tree" { Box::new(TreeReset::new(page.feed())) } else { Box::new(MachineReset) };
     Ok(LifeSetup {
         cluster: first.cluster,
+        node: options.name.clone(),
         config: LifelineConfig {
             slot: SlotIndex(options.slot),
             boot: options.boot,
@@ -419,7 +421,7 @@ fn claim_name(options: &Options, path: &Path, device: &Device, superblock: &Supe
     let mut buffer = AlignedBuf::zeroed(usize::try_from(sector_bytes).unwrap_or(UNIT_BYTES));
     device.read_at(offset, &mut buffer).map_err(io)?;
     match SbdNode::decode(&buffer) {
-        Ok(node) if node.is_in_use && node.name.eq_ignore_ascii_case(&options.name) => Ok(()),
+        Ok(node) if node.is_in_use && is_same_name(&node.name, &options.name) => Ok(()),
         Ok(node) if node.is_in_use => {
             Err(RunError::Name { path: path.to_path_buf(), slot: options.slot, found: node.name, name: options.name.clone() })
         }

@@ -4,7 +4,7 @@
 //! Does not: write them.
 //! Called by: `life`, `run`.
 
-use deadbolt_sbd_core::{MailboxVerdict, Note, RefuseReason, ResetCommand, ResetReason};
+use deadbolt_sbd_core::{MailboxVerdict, NameSeen, Note, RefuseReason, ResetCommand, ResetReason};
 
 fn command_word(byte: u8) -> &'static str {
     deadbolt_disk_format::sbd::Command::from_byte(byte).word()
@@ -28,6 +28,7 @@ pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> S
             let command = command_word(seen.command);
             format!("mailbox on {}: {command} ({}) from {:?}: {follows}", name(*device), seen.command, seen.sender)
         }
+        Note::NameLost { device, found } => say_name(name(*device), found),
         Note::StopRefused => "asked to stop, and refused: this node is a member or may hold something; use `deadbolt stop`".into(),
         Note::DeviceAway { device, found, completed } => {
             format!(
@@ -39,6 +40,24 @@ pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> S
         Note::DaemonAbsent => "the daemon is dead and held nothing: this is being recorded, beats go on for a while".into(),
         Note::CycleTooLate { beat } => format!("beat {beat} was completed after its own lease would have ended: it changes nothing"),
     }
+}
+
+fn say_name(device: &str, found: &NameSeen) -> String {
+    let (what, follows) = match found {
+        NameSeen::Other { name } => (
+            format!("carries the name {name:?} (somebody gave this slot away, as `sbd allocate` does)"),
+            format!(
+                "it is left alone, this node lives on, and a message to {name:?} reaches this node; stop the other node or give it another slot, then start this one anew"
+            ),
+        ),
+        NameSeen::Damaged => ("holds bytes that are no node sector".into(), "it is being rewritten".into()),
+        NameSeen::Empty | NameSeen::Own | NameSeen::NotRead => {
+            ("is not in use any more (somebody made the SBD area anew, as `sbd create` does)".into(), "it is being rewritten".into())
+        }
+    };
+    format!(
+        "{device}: this node's sector in the SBD area {what}: stock tools cannot find this node until it is mended; {follows}; look at the area with `sbd -d {device} dump` and `fsck-deadbolt {device}`"
+    )
 }
 
 /// A reset and its reason.

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use deadbolt_disk::{BackendChoice, ByteOffset, Fault, FaultKind, MemoryDevice, Touches, now_ns};
-use deadbolt_disk_format::sbd::{Command, Mailbox, Tail, mailbox_offset};
+use deadbolt_disk_format::sbd::{Command, Mailbox, SbdNode, Tail, mailbox_offset, node_offset};
 use deadbolt_disk_format::{
     Beat, BootId, ClusterUuid, DaemonPart, Incarnation, Layout, NodeState, Place, SlotIndex, Timings, WatchdogKind,
 };
@@ -129,6 +129,7 @@ impl Node {
         };
         let setup = LifeSetup {
             cluster: CLUSTER,
+            node: "node1".into(),
             devices: devices.iter().enumerate().map(one).collect(),
             backend,
             config,
@@ -294,4 +295,45 @@ fn a_dead_daemon_that_held_nothing_is_recorded() {
     node.supervisor.daemon_ended(1);
     node.wait("record", |node| node.supervisor.idle_generation() == 1);
     assert!(node.beat(0).is_idle && node.beat(0).daemon.incarnation == Incarnation([6; 16]));
+}
+
+#[test]
+fn a_wiped_area_is_mended_without_touching_the_mailbox() {
+    let node = Node::start(3, 4096, BackendChoice::Auto);
+    let (name_at, mailbox_at) = (node_offset(SLOT, 4096), mailbox_offset(SLOT, 4096));
+    let sector = |node: &Node, device: usize, at: u64| {
+        let at = usize::try_from(at).unwrap();
+        node.devices[device].contents()[at..at + 4096].to_vec()
+    };
+    let named = SbdNode { is_in_use: true, name: "node1".into() }.encode(4096);
+    // The devices began without any name.
+    node.wait("names", |node| (0..3).all(|device| sector(node, device, name_at) == named));
+    // A command that is left alone shows that nobody writes beside the name.
+    let ignored = Mailbox { command: Command::Unknown(200), sender: "b".into(), tail: Tail::Absent }.encode(4096);
+    for device in 0..3 {
+        node.write_mailbox(device, &ignored);
+        node.devices[device].overwrite(ByteOffset(name_at), &[0; 4096]);
+    }
+    node.wait("names again", |node| (0..3).all(|device| sector(node, device, name_at) == named));
+    let other = SbdNode { is_in_use: true, name: "thief".into() }.encode(4096);
+    node.devices[0].overwrite(ByteOffset(name_at), &other);
+    let seen_from = node.daemon.beat() + 1;
+    node.wait("ten more cycles", |node| node.daemon.beat() >= seen_from + 10);
+    assert!(sector(&node, 0, name_at) == other, "a slot that was given away is not taken back");
+    assert!((0..3).all(|device| sector(&node, device, mailbox_at) == ignored));
+    assert_eq!((node.daemon.sbd_state(), *node.reset.lock().unwrap()), (SbdState::Alive, None));
+}
+
+#[test]
+fn a_bad_sector_beside_the_mailbox_costs_one_cycle_and_hides_no_pill() {
+    let node = Node::start(1, 512, BackendChoice::Threads);
+    let name_at = ByteOffset(node_offset(SLOT, 512));
+    node.devices[0].inject(Fault::new(Touches::Reads, FaultKind::Error(5)).within(name_at, 512));
+    let seen_from = node.daemon.beat() + 1;
+    // As long as a lease lasts, and more.
+    node.wait("forty more cycles", |node| node.daemon.beat() >= seen_from + 40);
+    assert_eq!((node.daemon.sbd_state(), *node.reset.lock().unwrap()), (SbdState::Alive, None));
+    node.write_mailbox(0, &Mailbox { command: Command::Reset, sender: "stock".into(), tail: Tail::Absent }.encode(512));
+    node.wait("reset", |node| node.reset.lock().unwrap().is_some());
+    assert!(matches!(node.end(), LifeEnd::Reset(ResetReason::Pill { .. })));
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{CLUSTER, Held, Image, STOCK, attach, beat, has_stock, namespace, ours, sbd, wait_for, write};
 use deadbolt_disk::{ByteOffset, now_ns};
-use deadbolt_disk_format::sbd::{Command as PillCommand, mailbox_offset};
+use deadbolt_disk_format::sbd::{Command as PillCommand, SbdNode, mailbox_offset, node_offset};
 use deadbolt_disk_format::{BootId, DaemonPart, Incarnation, Layout, NodeState, SlotIndex};
 use deadbolt_sbd::page::{DaemonSide, Page, ResetRequest, SbdState};
 use deadbolt_sbd::pill::{Pill, PillKey, encode_pill};
@@ -205,4 +205,38 @@ fn a_stock_message_ends_our_node_in_its_namespace() {
         assert!(sent.join().unwrap().status.success());
         assert!(beat(path, &layout, SLOT).unwrap().acknowledged.is_some(), "and it had answered");
     }
+}
+
+#[test]
+fn a_stock_create_over_a_live_node_is_told_and_mended() {
+    if !has_stock() {
+        return;
+    }
+    let image = Image::new();
+    let Some(device) = attach(&image, 512) else { return };
+    let path = device.path().to_str().unwrap();
+    let layout = common::format(path, 512);
+    let told = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new(ours());
+    command.args(["run", "--device", path, "--slot", "2", "--name", "node2", "--boot", &"33".repeat(16)]);
+    command.args(["--watchdog", "none", "--reset", "tree", "--allow-unprotected", "--shared-device"]);
+    let mut node = Held(command.stderr(told.reopen().unwrap()).spawn().unwrap());
+    wait_for("the first beats", LIMIT, || beat(path, &layout, SLOT).is_some_and(|beat| beat.beat > 3));
+    let is_listed = || common::out(&sbd(STOCK, &format!("-d {path} list"))).contains("2\tnode2\tclear");
+    assert!(is_listed());
+    assert!(sbd(STOCK, &format!("-d {path} create")).status.success());
+    wait_for("the name", LIMIT, is_listed);
+    let said = |what: &str| std::fs::read_to_string(told.path()).unwrap().lines().filter(|line| line.contains(what)).count();
+    wait_for("the line", LIMIT, || said("is not in use any more") > 0);
+    // A stock allocation that meets this slot: the sector as it writes it.
+    let name_at = ByteOffset(node_offset(SLOT, 512));
+    let thief = SbdNode { is_in_use: true, name: "thief".into() }.encode(512);
+    std::thread::sleep(Duration::from_millis(500));
+    write(path, name_at, &thief);
+    wait_for("the other line", LIMIT, || said("carries the name \"thief\"") > 0);
+    let seen = beat(path, &layout, SLOT).unwrap().beat;
+    wait_for("more beats", LIMIT, || beat(path, &layout, SLOT).is_some_and(|beat| beat.beat > seen + 5));
+    assert_eq!(common::read(path, name_at, 512), thief);
+    assert_eq!((said("is not in use any more"), said("carries the name")), (1, 1));
+    assert!(node.0.try_wait().unwrap().is_none(), "it lives on");
 }

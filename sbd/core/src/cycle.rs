@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::DaemonPart;
 
 use crate::mailbox::MailboxWatch;
+use crate::name::NameWatch;
 use crate::verdict::majority;
 
 /// What a device is busy with.
@@ -19,6 +20,7 @@ pub(crate) enum Work {
     ReadMailbox,
     Cycle(u64),
     Clear,
+    Rename,
 }
 
 /// One device as the lifeline sees it.
@@ -26,6 +28,7 @@ pub(crate) enum Work {
 pub(crate) struct DeviceState {
     pub(crate) busy: Option<(u64, Work)>,
     pub(crate) mailbox: MailboxWatch,
+    pub(crate) name: NameWatch,
     /// It went back in time: it does not count until the node starts anew.
     pub(crate) is_away: bool,
     pub(crate) needs_clear: bool,

@@ -13,15 +13,17 @@ mod cycle;
 mod daemon;
 mod lifeline;
 mod mailbox;
+mod name;
 mod opening;
 mod verdict;
 mod words;
 
 pub use daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
 pub use lifeline::{
-    Input, Lifeline, LifelineConfig, LifelineStatus, Note, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason,
+    CycleSeen, Input, Lifeline, LifelineConfig, LifelineStatus, Note, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason,
 };
 pub use mailbox::{Authenticity, LegacyPills, MailboxSeen, MailboxStep, MailboxVerdict, MailboxWatch, PillAge, TailSeen, judge_mailbox};
+pub use name::NameSeen;
 pub use verdict::{FeedVerdict, feed_verdict, majority, reset_ms_of};
 
 /// A disk operation failed; the shell keeps the details for its log.

@@ -17,6 +17,7 @@ use crate::DiskFailed;
 use crate::cycle::{Cycles, DeviceState, Work};
 use crate::daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
 use crate::mailbox::{MailboxSeen, MailboxVerdict, PillAge, judge_mailbox};
+use crate::name::NameSeen;
 use crate::opening::{Opening, OpeningStep};
 use crate::verdict::majority;
 pub use crate::words::*;
@@ -25,6 +26,8 @@ pub use crate::words::*;
 const FAST_POLL_MS: u64 = 50;
 /// Least time between two cycles, however often the daemon rings. Chosen: a cycle takes about this long on a fast device.
 const CYCLE_GAP_MS: u64 = 5;
+/// Least polls between two rewrites of the own name on one device. Chosen: a device that loses them is not busied in every cycle.
+const NAME_GAP_POLLS: u64 = 4;
 /// How often the own place is read back. Chosen: often enough to notice a clone within a lease.
 const OWN_CHECK_MS: u64 = 1000;
 /// The reset is not held up by the acknowledgement for longer than this, nor for less: room for one write on a healthy device.
@@ -191,6 +194,8 @@ impl Lifeline {
                     }
                 }
             }
+            // One that failed is found again by the next read.
+            Input::NameDone { tag } => drop(self.take_work(tag)),
             Input::Armed { reset_ms } => self.handle_armed(now_ms, reset_ms),
             Input::ArmFailed => {
                 if matches!(self.phase, Phase::Arming { .. }) {
@@ -216,6 +221,7 @@ impl Lifeline {
             Phase::Opening(_) => self.advance_opening(now_ms),
             Phase::Arming { .. } | Phase::Living => {
                 self.start_clears();
+                self.start_names(now_ms);
                 if now_ms >= self.next_cycle_ms {
                     self.start_cycle(now_ms);
                 }
@@ -265,6 +271,18 @@ impl Lifeline {
             if state.needs_clear && state.busy.is_none() && !state.is_away {
                 let tag = self.give_work(device, Work::Clear);
                 self.outputs.push_back(Output::ClearMailbox { tag, device });
+            }
+        }
+    }
+
+    /// A name that the last read did not find. Behind the clears: an answer is awaited, a name is not.
+    fn start_names(&mut self, now_ms: u64) {
+        for device in 0..self.devices.len() {
+            let state = &mut self.devices[device];
+            if state.name.is_due() && state.busy.is_none() && !state.is_away {
+                state.name.handle_rewriting(now_ms);
+                let tag = self.give_work(device, Work::Rename);
+                self.outputs.push_back(Output::RewriteName { tag, device });
             }
         }
     }
@@ -433,14 +451,15 @@ impl Lifeline {
         }
     }
 
-    fn handle_cycle(&mut self, now_ms: u64, tag: u64, result: Result<MailboxSeen, DiskFailed>) {
+    fn handle_cycle(&mut self, now_ms: u64, tag: u64, result: Result<CycleSeen, DiskFailed>) {
         let Some((device, Work::Cycle(beat))) = self.take_work(tag) else { return };
         let Ok(seen) = result else {
             self.cycles.prune(&self.devices);
             return;
         };
         self.devices[device].completed_beat = self.devices[device].completed_beat.max(beat);
-        let is_clean = self.judge_cycle_mailbox(now_ms, device, seen);
+        let is_clean = self.judge_cycle_mailbox(now_ms, device, seen.mailbox);
+        self.handle_name(now_ms, device, seen.name);
         if self.final_beat == Some(beat) {
             self.handle_final_done(device);
         } else if is_clean && matches!(self.phase, Phase::Arming { .. } | Phase::Living) {
@@ -513,12 +532,22 @@ impl Lifeline {
         step.counts
     }
 
-    // The own place.
+    // The own name and the own place.
+
+    fn handle_name(&mut self, now_ms: u64, device: usize, found: NameSeen) {
+        if !matches!(self.phase, Phase::Arming { .. } | Phase::Living) {
+            return;
+        }
+        let gap_ms = NAME_GAP_POLLS * u64::from(self.config.timings.poll_ms);
+        if let Some(found) = self.devices[device].name.handle_read(now_ms, gap_ms, found) {
+            self.say(Note::NameLost { device, found });
+        }
+    }
 
     fn start_own_check(&mut self, now_ms: u64, device: usize) {
         let state = &self.devices[device];
         let is_due = now_ms >= state.checked_ms + OWN_CHECK_MS && now_ms < self.next_cycle_ms;
-        if matches!(self.phase, Phase::Living) && is_due && state.busy.is_none() && !state.needs_clear {
+        if matches!(self.phase, Phase::Living) && is_due && state.busy.is_none() && !state.needs_clear && !state.name.is_due() {
             self.devices[device].checked_ms = now_ms;
             let tag = self.give_work(device, Work::ReadOwn);
             self.outputs.push_back(Output::ReadOwn { tag, device });

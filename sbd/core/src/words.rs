@@ -11,6 +11,7 @@ use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, SlotIndex, Tim
 use crate::DiskFailed;
 use crate::daemon::DaemonSeen;
 use crate::mailbox::{LegacyPills, MailboxSeen, MailboxVerdict};
+use crate::name::NameSeen;
 
 /// Who this life is and what it lives under.
 #[derive(Clone, Debug)]
@@ -42,6 +43,15 @@ pub enum OwnPlace {
     Unreadable,
     /// A beat.
     Beat(alloc::boxed::Box<Beat>),
+}
+
+/// What the read behind a beat showed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CycleSeen {
+    /// The own mailbox.
+    pub mailbox: MailboxSeen,
+    /// The own name; it weighs nothing in the cycle.
+    pub name: NameSeen,
 }
 
 /// What happened.
@@ -76,8 +86,8 @@ pub enum Input {
     CycleDone {
         /// Of the output.
         tag: u64,
-        /// The mailbox.
-        result: Result<MailboxSeen, DiskFailed>,
+        /// What the read showed.
+        result: Result<CycleSeen, DiskFailed>,
     },
     /// The own mailbox was erased.
     ClearDone {
@@ -85,6 +95,11 @@ pub enum Input {
         tag: u64,
         /// Did it work?
         result: Result<(), DiskFailed>,
+    },
+    /// The own name was written into the SBD area.
+    NameDone {
+        /// Of the output.
+        tag: u64,
     },
     /// The watchdog runs; T as granted and read back.
     Armed {
@@ -109,7 +124,8 @@ pub enum Input {
 /// What the shell has to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
-    /// Write this beat into the own place of a device, and when that is complete read the own mailbox there.
+    /// Write this beat into the own place of a device, and when that is complete read the own mailbox there, with the own name if
+    /// that can be had by the same read.
     Cycle {
         /// Comes back.
         tag: u64,
@@ -134,6 +150,13 @@ pub enum Output {
     },
     /// Erase the own mailbox.
     ClearMailbox {
+        /// Comes back.
+        tag: u64,
+        /// Which device.
+        device: usize,
+    },
+    /// Write the own name into the own sector of the SBD area; never touches the mailbox beside it.
+    RewriteName {
         /// Comes back.
         tag: u64,
         /// Which device.
@@ -296,6 +319,14 @@ pub enum Note {
         seen: MailboxSeen,
         /// How it was judged.
         verdict: MailboxVerdict,
+    },
+    /// Stock tools do not find this node: its own sector is empty or damaged and is being rewritten, or carries another name and is
+    /// left alone.
+    NameLost {
+        /// On which device.
+        device: usize,
+        /// What stands there.
+        found: NameSeen,
     },
     /// A request to stop was refused, because something may be held or *left* is not on the disk.
     StopRefused,

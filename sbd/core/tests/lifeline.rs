@@ -5,10 +5,12 @@
 //! Called by: `cargo test`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
+use std::collections::BTreeMap;
+
 use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, NodeState, SlotIndex, Timings, WatchdogKind};
 use deadbolt_sbd_core::{
-    Authenticity, DaemonSeen, DiskFailed, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen, Output, OwnPlace, PhaseName,
-    RefuseReason, ResetCommand, ResetReason, TailSeen,
+    Authenticity, CycleSeen, DaemonSeen, DiskFailed, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Note, Output,
+    OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason, TailSeen,
 };
 use proptest::prelude::*;
 
@@ -68,6 +70,7 @@ struct World {
     health: Vec<Health>,
     own: Vec<Option<Beat>>,
     mailbox: Vec<MailboxSeen>,
+    names: Vec<NameSeen>,
     pending: Vec<Pending>,
     words: DaemonSeen,
     part: Option<DaemonPart>,
@@ -91,6 +94,9 @@ struct Checker {
     on_device: Vec<Vec<u64>>,
     busy: Vec<bool>,
     newest: Vec<u64>,
+    /// As the last read of each device showed.
+    names: BTreeMap<usize, NameSeen>,
+    renamed_ms: BTreeMap<usize, u64>,
 }
 
 impl Checker {
@@ -111,6 +117,14 @@ impl Checker {
                 self.issued.push((beat.beat, now_ms, *device));
             }
             Output::ReadOwn { device, .. } | Output::ReadMailbox { device, .. } | Output::ClearMailbox { device, .. } => self.take(*device),
+            Output::RewriteName { device, .. } => {
+                self.take(*device);
+                assert!(!self.is_condemned && !self.is_disarmed);
+                let seen = self.names.get(device).unwrap_or(&NameSeen::NotRead);
+                assert!(matches!(seen, NameSeen::Empty | NameSeen::Damaged), "{seen:?} was overwritten");
+                let before_ms = self.renamed_ms.insert(*device, now_ms);
+                assert!(before_ms.is_none_or(|before_ms| now_ms >= before_ms + 400));
+            }
             Output::PublishLease { lease_end_ms, before_ms, beat, .. } => {
                 assert!(self.is_armed && !self.is_condemned && !self.is_disarmed);
                 assert_eq!(*before_ms, self.lease_end_ms);
@@ -154,6 +168,7 @@ impl World {
             health: vec![Health::Fine(5); devices],
             own: vec![None; devices],
             mailbox: vec![MailboxSeen::clear(); devices],
+            names: vec![NameSeen::Own; devices],
             pending: Vec::new(),
             words: DaemonSeen { generation: 1, turn: 1, ..DaemonSeen::default() },
             part: None,
@@ -191,7 +206,8 @@ impl World {
             Output::Cycle { device, .. }
             | Output::ReadOwn { device, .. }
             | Output::ReadMailbox { device, .. }
-            | Output::ClearMailbox { device, .. } => {
+            | Output::ClearMailbox { device, .. }
+            | Output::RewriteName { device, .. } => {
                 let (at_ms, fails) = match self.health[device] {
                     Health::Fine(latency_ms) => (Some(self.now_ms + latency_ms), false),
                     Health::Broken => (Some(self.now_ms), true),
@@ -233,7 +249,11 @@ impl World {
                     self.checker.on_device[device].push(beat.beat);
                     self.own[device] = Some(*beat);
                 }
-                Input::CycleDone { tag, result: fail(pending.fails).map(|()| self.mailbox[device].clone()) }
+                let (mailbox, name) = (self.mailbox[device].clone(), self.names[device].clone());
+                if !pending.fails {
+                    self.checker.names.insert(device, name.clone());
+                }
+                Input::CycleDone { tag, result: fail(pending.fails).map(|()| CycleSeen { mailbox, name }) }
             }
             Output::ReadOwn { tag, .. } => {
                 let place = self.own[device].clone().map_or(OwnPlace::NeverWritten, |beat| OwnPlace::Beat(Box::new(beat)));
@@ -247,6 +267,12 @@ impl World {
                     self.mailbox[device] = MailboxSeen::clear();
                 }
                 Input::ClearDone { tag, result: fail(pending.fails) }
+            }
+            Output::RewriteName { tag, .. } => {
+                if !pending.fails {
+                    self.names[device] = NameSeen::Own;
+                }
+                Input::NameDone { tag }
             }
             other => panic!("{other:?} is no disk work"),
         };
@@ -500,6 +526,49 @@ fn test_messages_are_answered_and_unknown_ones_erased_late() {
 }
 
 #[test]
+fn a_lost_name_is_told_and_rewritten_within_one_cycle() {
+    for devices in [1, 3] {
+        let mut world = World::living(devices);
+        let from = world.log.len();
+        world.names[0] = NameSeen::Empty;
+        world.run(120);
+        assert_eq!(world.names[0], NameSeen::Own);
+        let notes = |world: &World, from: usize| {
+            let is_note = |output: &Output| matches!(output, Output::Say(Note::NameLost { .. }));
+            world.log[from..].iter().filter(|(_, output)| is_note(output)).map(|(_, output)| output.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(notes(&world, from), [Output::Say(Note::NameLost { device: 0, found: NameSeen::Empty })]);
+        let (from, leases) = (world.log.len(), world.leases().len());
+        let taken = NameSeen::Other { name: "thief".to_owned() };
+        world.run(400);
+        world.names[0] = taken.clone();
+        world.run(3000);
+        assert_eq!(notes(&world, from), [Output::Say(Note::NameLost { device: 0, found: taken.clone() })], "said once");
+        assert_eq!((&world.names[0], world.reset()), (&taken, None), "left alone, and the node lives");
+        assert!(world.leases().len() > leases + 25);
+    }
+}
+
+#[test]
+fn a_pill_beside_a_lost_name_is_obeyed_and_no_name_delays_it() {
+    let mut world = World::living(1);
+    world.names[0] = NameSeen::Empty;
+    world.mailbox[0] = pill(2, Some(BOOT));
+    world.run(1000);
+    assert!(matches!(world.reset(), Some((_, _, ResetReason::Pill { .. }))));
+    assert!(!world.has(|output| matches!(output, Output::RewriteName { .. })));
+    // A rewrite that never comes back is one more hung device.
+    let mut hung = World::living(1);
+    hung.names[0] = NameSeen::Empty;
+    while !hung.has(|output| matches!(output, Output::RewriteName { .. })) {
+        hung.health[0] = if hung.machine.status().busy == 0 { Health::Fine(5) } else { Health::Hung };
+        hung.run(1);
+    }
+    hung.run(5000);
+    assert!(matches!(hung.reset(), Some((_, _, ResetReason::LeaseEnded { .. }))));
+}
+
+#[test]
 fn daemons_that_may_hold_something_end_the_life() {
     let mut hung = World::living(1);
     hung.is_daemon_turning = false;
@@ -698,6 +767,7 @@ enum Event {
     Words(u8),
     Part(u8),
     Own(usize, u8),
+    Name(usize, u8),
     Woken,
     StopAsked,
     Release,
@@ -713,6 +783,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0u8..8).prop_map(Event::Words),
         2 => (0u8..6).prop_map(Event::Part),
         1 => (0usize..3, 0u8..3).prop_map(|(device, kind)| Event::Own(device, kind)),
+        1 => (0usize..3, 0u8..5).prop_map(|(device, kind)| Event::Name(device, kind)),
         1 => Just(Event::Woken),
         1 => Just(Event::StopAsked),
         2 => Just(Event::Release),
@@ -761,12 +832,19 @@ fn play(world: &mut World, event: Event) {
                 _ => world.own[device % devices].take().map(|beat| Beat { beat: beat.beat.saturating_sub(5), ..beat }),
             };
         }
+        Event::Name(device, kind) => {
+            let other = NameSeen::Other { name: "other".to_owned() };
+            world.names[device % devices] =
+                [NameSeen::NotRead, NameSeen::Own, NameSeen::Empty, NameSeen::Damaged, other][usize::from(kind)].clone();
+        }
         Event::Woken => world.give(Input::Woken),
         Event::StopAsked => world.give(Input::StopAsked),
         Event::Release => world.release(),
         Event::LateAnswers => {
             for tag in [0, 1, 7, u64::MAX] {
-                world.give(Input::CycleDone { tag: tag ^ 0xffff_0000, result: Ok(MailboxSeen::clear()) });
+                let seen = CycleSeen { mailbox: MailboxSeen::clear(), name: NameSeen::Empty };
+                world.give(Input::CycleDone { tag: tag ^ 0xffff_0000, result: Ok(seen) });
+                world.give(Input::NameDone { tag: tag ^ 0xffff_0000 });
                 world.give(Input::ClearDone { tag: tag ^ 0xffff_0000, result: Ok(()) });
             }
             world.give(Input::FeederRetired { reset_ms: 1 });
