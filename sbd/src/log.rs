@@ -32,6 +32,12 @@ impl Log {
         Self { lines: thread.is_ok().then_some(lines), prefix: prefix.to_owned() }
     }
 
+    /// Into a channel; what does not fit is dropped.
+    #[must_use]
+    pub fn to_channel(lines: SyncSender<String>) -> Self {
+        Self { lines: Some(lines), prefix: String::new() }
+    }
+
     /// Nowhere.
     #[must_use]
     pub fn silent() -> Self {

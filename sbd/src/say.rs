@@ -4,7 +4,7 @@
 //! Does not: write them.
 //! Called by: `life`, `run`.
 
-use deadbolt_sbd_core::{MailboxVerdict, NameSeen, Note, RefuseReason, ResetCommand, ResetReason};
+use deadbolt_sbd_core::{DeviceTrouble, DeviceWork, MailboxVerdict, NameSeen, Note, RefuseReason, ResetCommand, ResetReason};
 
 fn command_word(byte: u8) -> &'static str {
     deadbolt_disk_format::sbd::Command::from_byte(byte).word()
@@ -38,7 +38,40 @@ pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> S
         }
         Note::SupervisorSilent => "the supervisor does not say that the process watchdog is at work: no lease until it does".into(),
         Note::DaemonAbsent => "the daemon is dead and held nothing: this is being recorded, beats go on for a while".into(),
+        Note::CyclesStalled { for_ms, stall_ms, devices, left_ms } => {
+            let devices: Vec<String> = devices.iter().map(|(device, trouble)| say_trouble(name(*device), trouble)).collect();
+            let at = if devices.is_empty() { "every device answers".into() } else { devices.join("; ") };
+            let left = left_ms.map_or("there is no lease yet".into(), |(feed_ms, lease_ms)| {
+                format!("the watchdog is fed for {feed_ms} ms more, the lease ends in {lease_ms} ms")
+            });
+            format!("no cycle was completed for {for_ms} ms (the tolerated stall is {stall_ms} ms): {at}; {left}")
+        }
+        Note::FeedingStopped { lease_left_ms, reset_ms, beat, ago_ms } => format!(
+            "the watchdog is not fed any more: the lease ends in {lease_left_ms} ms, twice the watchdog's {reset_ms} ms; the last completed cycle is beat {beat}, {ago_ms} ms ago; this node is reset unless a cycle is completed at once"
+        ),
+        Note::CyclesAgain { beat, after_ms, lease_left_ms, is_fed } => {
+            let lease = lease_left_ms.map_or("there is no lease".into(), |left_ms| format!("the lease ends in {left_ms} ms"));
+            let fed = if *is_fed { "the watchdog is fed" } else { "the watchdog is not fed" };
+            format!("beat {beat} was completed, {after_ms} ms after the one before: {lease}, {fed}")
+        }
         Note::CycleTooLate { beat } => format!("beat {beat} was completed after its own lease would have ended: it changes nothing"),
+    }
+}
+
+fn say_trouble(device: &str, trouble: &DeviceTrouble) -> String {
+    match trouble {
+        DeviceTrouble::Busy { work, for_ms } => {
+            let work = match work {
+                DeviceWork::ReadOwn => "the read of the own beat".into(),
+                DeviceWork::ReadMailbox => "the read of the own mailbox".into(),
+                DeviceWork::Cycle { beat } => format!("the write of beat {beat} or the mailbox read behind it"),
+                DeviceWork::Clear => "the write that clears the own mailbox".into(),
+                DeviceWork::Rename => "the write of the own name".into(),
+            };
+            format!("{device}: {work} has not come back for {for_ms} ms")
+        }
+        DeviceTrouble::Failed => format!("{device}: the last try failed, see above"),
+        DeviceTrouble::Away => format!("{device}: does not count, it went back in time"),
     }
 }
 

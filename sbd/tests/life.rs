@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -94,6 +95,7 @@ struct Node {
     life: JoinHandle<LifeEnd>,
     stop: OwnedFd,
     turning: Arc<AtomicBool>,
+    said: Receiver<String>,
 }
 
 impl Node {
@@ -103,6 +105,7 @@ impl Node {
         let (page, _descriptors) = Page::create().unwrap();
         let (daemon, supervisor) = (page.daemon(), page.supervisor());
         let (watchdog, reset) = (Imagined::default(), Arc::default());
+        let (lines, said) = sync_channel(256);
         let (stop_read, stop) = nix::unistd::pipe().unwrap();
         let config = LifelineConfig {
             slot: SLOT,
@@ -138,7 +141,7 @@ impl Node {
             feeder,
             reset: Box::new(ImaginedReset(Arc::clone(&reset))),
             page: page.clone(),
-            log: Log::silent(),
+            log: Log::to_channel(lines),
             stop: stop_read,
         };
         supervisor.daemon_starts();
@@ -154,7 +157,7 @@ impl Node {
             }
         });
         let life = std::thread::spawn(move || live(setup).unwrap());
-        let node = Self { devices, layout, daemon, supervisor, watchdog, reset, life, stop, turning };
+        let node = Self { devices, layout, daemon, supervisor, watchdog, reset, life, stop, turning, said };
         node.wait("alive", |node| node.daemon.sbd_state() == SbdState::Alive);
         node
     }
@@ -271,8 +274,35 @@ fn a_hung_disk_ends_the_feeding_two_resets_before_the_lease() {
     assert!(fed_ns + 2 * 302_000_000 < lease_end_ns + 20_000_000, "last feed {} ms before the end", (lease_end_ns - fed_ns) / 1_000_000);
     let (reset_ns, _) = node.reset.lock().unwrap().unwrap();
     assert!(reset_ns >= lease_end_ns && node.daemon.lease_end_ns() == 0);
+    let said: Vec<String> = node.said.try_iter().collect();
+    // The last of each: a busy machine may stall before the device does.
+    let place = |what: &str| said.iter().rposition(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {said:#?}"));
+    let stalled = place("no cycle was completed for");
+    assert!(said[stalled].contains("memory 0: the write of beat") && said[stalled].contains("has not come back for"), "{}", said[stalled]);
+    let unfed = place("the watchdog is not fed any more: the lease ends in");
+    assert!(stalled < unfed && unfed < place("reset of this node: no cycle was completed in time"));
     node.devices[0].release_hung();
     assert!(matches!(node.end(), LifeEnd::Reset(ResetReason::LeaseEnded { .. })));
+}
+
+#[test]
+fn a_stall_that_passes_is_told_and_so_is_its_end() {
+    let node = Node::start(1, 512, BackendChoice::Auto);
+    node.devices[0].inject(Fault::new(Touches::All, FaultKind::Hang));
+    let mut said: Vec<String> = Vec::new();
+    node.wait("the line", |node| {
+        said.extend(node.said.try_iter());
+        said.iter().any(|line| line.contains("no cycle was completed for"))
+    });
+    node.devices[0].clear_faults();
+    node.devices[0].release_hung();
+    node.wait("the end", |node| {
+        said.extend(node.said.try_iter());
+        said.iter().any(|line| line.contains("ms after the one before"))
+    });
+    let lease_end_ns = node.daemon.lease_end_ns();
+    node.wait("a later lease", |node| node.daemon.lease_end_ns() > lease_end_ns);
+    assert_eq!((node.daemon.sbd_state(), *node.reset.lock().unwrap()), (SbdState::Alive, None));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use deadbolt_disk_format::DaemonPart;
 use crate::mailbox::MailboxWatch;
 use crate::name::NameWatch;
 use crate::verdict::majority;
+use crate::words::DeviceWork;
 
 /// What a device is busy with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,10 +24,25 @@ pub(crate) enum Work {
     Rename,
 }
 
+impl Work {
+    pub(crate) fn name(self) -> DeviceWork {
+        match self {
+            Self::ReadOwn => DeviceWork::ReadOwn,
+            Self::ReadMailbox => DeviceWork::ReadMailbox,
+            Self::Cycle(beat) => DeviceWork::Cycle { beat },
+            Self::Clear => DeviceWork::Clear,
+            Self::Rename => DeviceWork::Rename,
+        }
+    }
+}
+
 /// One device as the lifeline sees it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DeviceState {
     pub(crate) busy: Option<(u64, Work)>,
+    pub(crate) busy_since_ms: u64,
+    /// Its last operation failed.
+    pub(crate) has_failed: bool,
     pub(crate) mailbox: MailboxWatch,
     pub(crate) name: NameWatch,
     /// It went back in time: it does not count until the node starts anew.

@@ -15,12 +15,14 @@ mod lifeline;
 mod mailbox;
 mod name;
 mod opening;
+mod progress;
 mod verdict;
 mod words;
 
 pub use daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
 pub use lifeline::{
-    CycleSeen, Input, Lifeline, LifelineConfig, LifelineStatus, Note, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason,
+    CycleSeen, DeviceTrouble, DeviceWork, Input, Lifeline, LifelineConfig, LifelineStatus, Note, Output, OwnPlace, PhaseName, RefuseReason,
+    ResetCommand, ResetReason,
 };
 pub use mailbox::{Authenticity, LegacyPills, MailboxSeen, MailboxStep, MailboxVerdict, MailboxWatch, PillAge, TailSeen, judge_mailbox};
 pub use name::NameSeen;

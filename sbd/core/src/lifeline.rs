@@ -14,11 +14,12 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::{Acknowledgement, Beat, DaemonPart, NodeState, Rule, WatchdogKind};
 
 use crate::DiskFailed;
-use crate::cycle::{Cycles, DeviceState, Work};
+use crate::cycle::{Cycle, Cycles, DeviceState, Work};
 use crate::daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
 use crate::mailbox::{MailboxSeen, MailboxVerdict, PillAge, judge_mailbox};
 use crate::name::NameSeen;
 use crate::opening::{Opening, OpeningStep};
+use crate::progress::{Progress, Told, feed_end_ms, is_fed};
 use crate::verdict::majority;
 pub use crate::words::*;
 
@@ -68,6 +69,7 @@ pub struct Lifeline {
     last_ms: Option<u64>,
     next_cycle_ms: u64,
     last_cycle_ms: u64,
+    progress: Progress,
     daemon: DaemonWatch,
     /// "Held nothing" is being said of this generation, until a new incarnation publishes.
     idle: Option<u64>,
@@ -99,6 +101,7 @@ impl Lifeline {
             last_ms: None,
             next_cycle_ms: 0,
             last_cycle_ms: 0,
+            progress: Progress::default(),
             daemon: DaemonWatch::default(),
             idle: None,
             absent_since_ms: None,
@@ -121,6 +124,7 @@ impl Lifeline {
         self.check_lease(now_ms);
         self.handle_input(now_ms, input);
         self.advance(now_ms);
+        self.tell_trouble(now_ms);
     }
 
     /// The next thing to do.
@@ -139,7 +143,8 @@ impl Lifeline {
             Phase::Arming { .. } | Phase::Living => {
                 let can_cycle = self.devices.iter().any(|device| device.busy.is_none() && !device.is_away);
                 let cycle = can_cycle.then_some(self.next_cycle_ms);
-                [cycle, self.lease_end_ms].into_iter().flatten().min()
+                let told = self.progress.due_ms(self.half_stall_ms(), self.feed_end_ms());
+                [cycle, self.lease_end_ms, told].into_iter().flatten().min()
             }
         }
     }
@@ -251,6 +256,8 @@ impl Lifeline {
         let tag = self.next_tag;
         self.next_tag += 1;
         self.devices[device].busy = Some((tag, work));
+        // The clock of the input that is being handled.
+        self.devices[device].busy_since_ms = self.last_ms.unwrap_or(0);
         tag
     }
 
@@ -294,6 +301,7 @@ impl Lifeline {
             return;
         }
         self.phase = Phase::Opening(Box::new(Opening::new(self.devices.len())));
+        self.progress.begin(now_ms);
         self.read_missing(now_ms);
     }
 
@@ -330,6 +338,7 @@ impl Lifeline {
                     self.part = *part;
                 }
                 self.phase = Phase::Arming { is_asked: false };
+                self.progress.begin(now_ms);
                 self.next_cycle_ms = now_ms;
                 self.advance(now_ms);
             }
@@ -344,6 +353,7 @@ impl Lifeline {
 
     fn handle_mailbox_read(&mut self, tag: u64, result: Result<MailboxSeen, DiskFailed>) {
         let Some((device, Work::ReadMailbox)) = self.take_work(tag) else { return };
+        self.devices[device].has_failed = result.is_err();
         let Phase::Opening(opening) = &self.phase else { return };
         let age = opening.age(self.config.boot);
         let Ok(seen) = result else {
@@ -453,6 +463,7 @@ impl Lifeline {
 
     fn handle_cycle(&mut self, now_ms: u64, tag: u64, result: Result<CycleSeen, DiskFailed>) {
         let Some((device, Work::Cycle(beat))) = self.take_work(tag) else { return };
+        self.devices[device].has_failed = result.is_err();
         let Ok(seen) = result else {
             self.cycles.prune(&self.devices);
             return;
@@ -471,6 +482,16 @@ impl Lifeline {
 
     fn count_cycle(&mut self, now_ms: u64, beat: u64) {
         let Some(cycle) = self.cycles.handle_done(beat, self.device_count()) else { return };
+        self.renew(now_ms, beat, cycle);
+        let left_ms = self.lease_end_ms.map(|lease_end_ms| lease_end_ms.saturating_sub(now_ms));
+        let is_fed = self.lease_end_ms.is_some_and(|lease_end_ms| is_fed(now_ms, lease_end_ms, self.reset_ms));
+        if let Some(after_ms) = self.progress.handle_completed(now_ms, beat, is_fed) {
+            self.say(Note::CyclesAgain { beat, after_ms, lease_left_ms: left_ms, is_fed });
+        }
+    }
+
+    /// What follows from a complete cycle.
+    fn renew(&mut self, now_ms: u64, beat: u64, cycle: Cycle) {
         self.completed_part = Some(cycle.part);
         if let Some(generation) = cycle.idle_generation {
             self.daemon.handle_recorded(generation);
@@ -532,6 +553,56 @@ impl Lifeline {
         step.counts
     }
 
+    // What people learn about the cycles.
+
+    fn half_stall_ms(&self) -> u64 {
+        let timings = &self.config.timings;
+        (u64::from(timings.stall_ms) / 2).max(2 * u64::from(timings.poll_ms))
+    }
+
+    fn feed_end_ms(&self) -> Option<u64> {
+        self.lease_end_ms.map(|lease_end_ms| feed_end_ms(lease_end_ms, self.reset_ms))
+    }
+
+    fn tell_trouble(&mut self, now_ms: u64) {
+        if !matches!(self.phase, Phase::Opening(_) | Phase::Arming { .. } | Phase::Living) {
+            return;
+        }
+        while let Some(told) = self.progress.poll(now_ms, self.half_stall_ms(), self.feed_end_ms()) {
+            let left = |end_ms: Option<u64>| end_ms.map(|end_ms| end_ms.saturating_sub(now_ms));
+            let (for_ms, lease_left_ms) = (self.progress.silent_ms(now_ms), left(self.lease_end_ms));
+            self.say(match told {
+                Told::Stalled => Note::CyclesStalled {
+                    for_ms,
+                    stall_ms: self.config.timings.stall_ms,
+                    devices: self.troubles(now_ms),
+                    left_ms: left(self.feed_end_ms()).zip(lease_left_ms),
+                },
+                Told::Unfed => Note::FeedingStopped {
+                    lease_left_ms: lease_left_ms.unwrap_or(0),
+                    reset_ms: self.reset_ms,
+                    beat: self.progress.beat,
+                    ago_ms: for_ms,
+                },
+            });
+        }
+    }
+
+    fn troubles(&self, now_ms: u64) -> Vec<(usize, DeviceTrouble)> {
+        let poll_ms = u64::from(self.config.timings.poll_ms);
+        let trouble = |state: &DeviceState| {
+            let for_ms = now_ms.saturating_sub(state.busy_since_ms);
+            match state.busy {
+                _ if state.is_away => Some(DeviceTrouble::Away),
+                // A try that has just begun says less than how the last one ended.
+                _ if state.has_failed && (state.busy.is_none() || for_ms < poll_ms) => Some(DeviceTrouble::Failed),
+                Some((_, work)) if for_ms >= poll_ms => Some(DeviceTrouble::Busy { work: work.name(), for_ms }),
+                _ => None,
+            }
+        };
+        self.devices.iter().enumerate().filter_map(|(device, state)| trouble(state).map(|trouble| (device, trouble))).collect()
+    }
+
     // The own name and the own place.
 
     fn handle_name(&mut self, now_ms: u64, device: usize, found: NameSeen) {
@@ -556,6 +627,7 @@ impl Lifeline {
 
     fn handle_own(&mut self, tag: u64, result: Result<OwnPlace, DiskFailed>) {
         let Some((device, Work::ReadOwn)) = self.take_work(tag) else { return };
+        self.devices[device].has_failed = result.is_err();
         if let Phase::Opening(opening) = &mut self.phase {
             opening.handle_own(device, result.ok());
             return;
@@ -594,6 +666,7 @@ impl Lifeline {
         self.reset_ms = reset_ms;
         self.armed_ms = now_ms;
         self.phase = Phase::Living;
+        self.progress.begin(now_ms);
         self.next_cycle_ms = now_ms;
     }
 

@@ -308,6 +308,40 @@ pub enum RefuseReason {
     Stopped,
 }
 
+/// What a device is busy with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceWork {
+    /// A read of the own beat unit.
+    ReadOwn,
+    /// A read of the own mailbox.
+    ReadMailbox,
+    /// A beat and the mailbox read behind it.
+    Cycle {
+        /// The beat.
+        beat: u64,
+    },
+    /// An answer to a message: the mailbox is erased.
+    Clear,
+    /// The own name is written.
+    Rename,
+}
+
+/// Why a device adds nothing to a cycle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceTrouble {
+    /// It has not answered yet.
+    Busy {
+        /// With what.
+        work: DeviceWork,
+        /// For how long, ms.
+        for_ms: u64,
+    },
+    /// Its last operation failed.
+    Failed,
+    /// It does not count until sbd starts anew.
+    Away,
+}
+
 /// For people.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Note {
@@ -343,6 +377,39 @@ pub enum Note {
     SupervisorSilent,
     /// There is no daemon, and nothing held; sbd stops when this lasts.
     DaemonAbsent,
+    /// No cycle was completed for half the stall tolerance.
+    CyclesStalled {
+        /// For how long, ms.
+        for_ms: u64,
+        /// The tolerance, ms.
+        stall_ms: u32,
+        /// What each device is at, as far as it is in trouble.
+        devices: alloc::vec::Vec<(usize, DeviceTrouble)>,
+        /// How long the watchdog will still be fed, ms, and the lease lasts; none: there is no lease yet.
+        left_ms: Option<(u64, u64)>,
+    },
+    /// The watchdog is not fed any more: what is left of the lease is twice its time.
+    FeedingStopped {
+        /// What is left of the lease, ms.
+        lease_left_ms: u64,
+        /// T, ms.
+        reset_ms: u32,
+        /// The last completed beat.
+        beat: u64,
+        /// How long ago it was completed, ms.
+        ago_ms: u64,
+    },
+    /// A cycle was completed again, after people were told that none was, or that the watchdog was not fed.
+    CyclesAgain {
+        /// The beat.
+        beat: u64,
+        /// How long after the one before, ms.
+        after_ms: u64,
+        /// What is left of the lease, ms; none: there is none.
+        lease_left_ms: Option<u64>,
+        /// The watchdog is fed again, or still.
+        is_fed: bool,
+    },
     /// A cycle came back after the end of the lease and changes nothing.
     CycleTooLate {
         /// The beat.

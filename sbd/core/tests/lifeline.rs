@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, NodeState, SlotIndex, Timings, WatchdogKind};
 use deadbolt_sbd_core::{
-    Authenticity, CycleSeen, DaemonSeen, DiskFailed, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Note, Output,
-    OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason, TailSeen,
+    Authenticity, CycleSeen, DaemonSeen, DeviceTrouble, DeviceWork, DiskFailed, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen,
+    NameSeen, Note, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason, TailSeen,
 };
 use proptest::prelude::*;
 
@@ -424,6 +424,71 @@ fn a_stall_within_the_lease_is_survived_and_followed_at_once() {
     assert_eq!(world.reset(), None);
     let (next_ms, _) = world.log.iter().find(|(at_ms, output)| *at_ms >= released_ms && matches!(output, Output::Cycle { .. })).unwrap();
     assert_eq!(*next_ms, released_ms, "the next cycle follows a late one at once");
+}
+
+/// What people were told about the cycles, and when.
+fn told(world: &World) -> Vec<(u64, Note)> {
+    let is_progress = |note: &Note| matches!(note, Note::CyclesStalled { .. } | Note::FeedingStopped { .. } | Note::CyclesAgain { .. });
+    let note = |(at_ms, output): &(u64, Output)| if let Output::Say(note) = output { Some((*at_ms, note.clone())) } else { None };
+    world.log.iter().filter_map(note).filter(|(_, note)| is_progress(note)).collect()
+}
+
+#[test]
+fn a_stall_is_told_before_it_ends_the_life() {
+    let mut world = World::living(1);
+    world.health[0] = Health::Hung;
+    world.run(5000);
+    let lease_end_ms = *world.leases().last().unwrap();
+    let (issued_ms, beat) = (lease_end_ms - 3100, world.machine.status().beat);
+    let completed_ms = issued_ms + 5;
+    let told = told(&world);
+    assert_eq!(told.len(), 2, "{told:?}");
+    // 500 ms: half of the tolerance; the next cycle was issued a poll after the last completed one.
+    let busy = DeviceTrouble::Busy { work: DeviceWork::Cycle { beat }, for_ms: 405 };
+    let left_ms = Some((3100 - 2 * 1210 - 505, 3100 - 505));
+    assert_eq!(told[0], (completed_ms + 500, Note::CyclesStalled { for_ms: 500, stall_ms: 1000, devices: vec![(0, busy)], left_ms }));
+    let unfed = Note::FeedingStopped { lease_left_ms: 2420, reset_ms: 1210, beat: beat - 1, ago_ms: 675 };
+    assert_eq!(told[1], (lease_end_ms - 2420, unfed));
+    assert_eq!(world.reset().map(|(at_ms, ..)| at_ms), Some(lease_end_ms));
+}
+
+#[test]
+fn a_recovery_is_told_once_and_a_healthy_life_is_silent() {
+    for (span_ms, notes) in [(300, 0), (450, 2), (900, 3)] {
+        let mut world = World::living(3);
+        world.run(2000);
+        assert_eq!(told(&world), []);
+        world.health[1] = Health::Hung;
+        world.run(2000);
+        assert_eq!(told(&world), [], "two of three are enough");
+        world.health[2] = Health::Broken;
+        world.run(span_ms);
+        world.release();
+        world.run(1000);
+        let told = told(&world);
+        assert_eq!(told.len(), notes, "{span_ms}: {told:?}");
+        if let Some((_, Note::CyclesStalled { devices, .. })) = told.first() {
+            assert!(matches!(devices[..], [(1, DeviceTrouble::Busy { for_ms: 2000.., .. }), (2, DeviceTrouble::Failed)]), "{devices:?}");
+        }
+        if let Some((_, note)) = told.last() {
+            assert!(matches!(note, Note::CyclesAgain { is_fed: true, lease_left_ms: Some(2900..), .. }), "{note:?}");
+        }
+        assert_eq!(world.reset(), None);
+    }
+}
+
+#[test]
+fn a_device_that_never_answers_is_told_before_the_first_lease() {
+    let mut world = World::new(config(1));
+    world.health[0] = Health::Hung;
+    world.start();
+    world.run(20_000);
+    let told = told(&world);
+    let busy = |for_ms| DeviceTrouble::Busy { work: DeviceWork::ReadOwn, for_ms };
+    assert!(
+        matches!(&told[..], [(_, Note::CyclesStalled { left_ms: None, devices, for_ms, .. })] if devices[..] == [(0, busy(*for_ms))]),
+        "{told:?}"
+    );
 }
 
 #[test]
