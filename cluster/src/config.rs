@@ -21,6 +21,9 @@ pub const DEFAULT_DIRECTORY: &str = "/var/lib/deadbolt";
 pub struct NodeFile {
     /// Its name, as in the cluster's configuration.
     pub name: String,
+    /// The cluster, so that a device of another one is refused; empty: not checked.
+    #[serde(default)]
+    pub cluster: String,
     /// Paths of the cluster's devices, in their order.
     pub devices: Vec<PathBuf>,
     /// Its addresses, `ip:port`; what it binds.
@@ -231,6 +234,7 @@ mod tests {
     fn node() -> NodeFile {
         NodeFile {
             name: "a".into(),
+            cluster: String::new(),
             devices: vec!["/dev/x".into()],
             addresses: vec!["127.0.0.1:7001".into()],
             watchdog: "process".into(),

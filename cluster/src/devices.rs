@@ -4,6 +4,7 @@
 //! Does not: drive the register (a tool needs no vote to read what is decided).
 //! Called by: the supervisor before it starts anything, the daemon, `join`, `why`, `status` without a daemon.
 
+use crate::config::NodeFile;
 use deadbolt_disk::{Access, AlignedBuf, Device, OpenError, same_storage};
 use deadbolt_disk_format::{
     Beat, ByteOffset, ClusterUuid, Digest, JournalEntry, Layout, Place, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, ViewBody,
@@ -13,6 +14,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// The SBD area and two copies of the superblock: nothing shorter is ours.
+const SMALLEST_BYTES: u64 = 2 * (2 << 20);
 
 /// One device, open and identified.
 #[derive(Clone, Debug)]
@@ -59,6 +63,18 @@ pub enum DevicesError {
         second_path: PathBuf,
         /// Its cluster.
         second: ClusterUuid,
+    },
+    /// The node belongs to another cluster.
+    #[error("{} carries cluster {found}; node {node} belongs to cluster {expected}: correct the devices in its node.toml, or `deadbolt join` this cluster with another --dir", path.display())]
+    AnotherCluster {
+        /// The path.
+        path: PathBuf,
+        /// Whose device it is.
+        found: ClusterUuid,
+        /// This node.
+        node: String,
+        /// Where it belongs.
+        expected: String,
     },
     /// One device by two paths.
     #[error("{} and {} are the same device ({reason}); a cluster that votes on several devices needs different ones", first.display(), second.display())]
@@ -114,9 +130,30 @@ pub fn open(paths: &[PathBuf], access: Access) -> Result<Vec<ClusterDevice>, Dev
     Ok(devices)
 }
 
+/// Opens the devices of a node's own file; refuses those of another cluster than the one it was made for.
+///
+/// # Errors
+/// The first check that fails.
+pub fn open_for(file: &NodeFile, access: Access) -> Result<Vec<ClusterDevice>, DevicesError> {
+    let devices = open(&file.devices, access)?;
+    let is_other = |device: &&ClusterDevice| !file.cluster.is_empty() && device.superblock.cluster.to_string() != file.cluster;
+    match devices.iter().find(is_other) {
+        None => Ok(devices),
+        Some(device) => Err(DevicesError::AnotherCluster {
+            path: device.path.clone(),
+            found: device.superblock.cluster,
+            node: file.name.clone(),
+            expected: file.cluster.clone(),
+        }),
+    }
+}
+
 fn open_one(path: &Path, access: Access) -> Result<ClusterDevice, DevicesError> {
     let device = Device::open(path, access)?;
     let geometry = device.geometry().clone();
+    if geometry.size_bytes < SMALLEST_BYTES {
+        return Err(DevicesError::NotOurs { path: path.to_path_buf(), found: format!("it has only {} bytes", geometry.size_bytes) });
+    }
     let mut failure = None;
     let copies = read_superblocks(geometry.size_bytes, |offset| match read(&device, offset, UNIT_BYTES) {
         Ok(bytes) => Some(bytes),

@@ -55,9 +55,21 @@ pub fn main_from(arguments: Vec<OsString>) -> u8 {
     start_log();
     let result = if arguments.daemon { run_daemon(&arguments) } else { run_supervisor(&arguments) };
     result.unwrap_or_else(|error| {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", explain(&error));
         1
     })
+}
+
+/// An error with its causes in one line; a cause whose words the error says already is not said again.
+#[must_use]
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn start_log() {
@@ -76,7 +88,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     let file = directory.read_node()?;
     directory.read_key()?;
     check_devices(&file)?;
-    let devices = devices::open(&file.devices, Access::ReadWrite)?;
+    let devices = devices::open_for(&file, Access::ReadWrite)?;
     let first = devices.first().context("node.toml names no device")?;
     let (slot, _) = daemon::find_slot(&directory, &file, first)?;
     drop(devices);

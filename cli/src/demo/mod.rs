@@ -18,6 +18,7 @@ pub mod worker;
 use crate::verbs::{EXIT_FAILED, EXIT_OK, parse_time};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use deadbolt_cluster::program::explain;
 use deadbolt_cluster_core::timing::{Wishes, derive};
 use deadbolt_disk_format::Timings;
 use network::Network;
@@ -96,7 +97,7 @@ pub fn run(arguments: &DemoArguments) -> u8 {
             Demo { report, timings, nodes, network, place, view: 0, looked: Instant::now() }.play()
         }
         Err(error) => {
-            report.finish(&judge(std::iter::empty(), 0), Some(&format!("{error:#}")));
+            report.finish(&judge(std::iter::empty(), 0), Some(&explain(&error)));
             EXIT_FAILED
         }
     }
@@ -134,7 +135,7 @@ impl Demo {
         let ended = self.phases();
         let judgement = self.judgement();
         let failure = match (ended, &judgement) {
-            (Err(error), _) => Some(format!("{error:#}")),
+            (Err(error), _) => Some(explain(&error)),
             (Ok(()), Judgement { lost_updates: 1.., .. }) => Some(format!("{} updates were lost", judgement.lost_updates)),
             (Ok(()), Judgement { is_too_large: true, .. }) => Some("the counter is larger than all increments".into()),
             (Ok(()), Judgement { fallen_token: Some((before, after)), .. }) => Some(format!("token {after} was given after {before}")),

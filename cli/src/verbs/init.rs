@@ -97,6 +97,7 @@ impl OwnArguments {
         let devices = devices.iter().map(std::path::absolute).collect::<std::io::Result<Vec<PathBuf>>>()?;
         Ok(NodeFile {
             name: self.name.clone(),
+            cluster: String::new(),
             devices,
             addresses: self.addresses.clone(),
             watchdog: self.watchdog.clone(),
@@ -138,7 +139,7 @@ pub(super) struct InitArguments {
 
 pub(super) fn run(arguments: &InitArguments) -> Result<u8> {
     let directory = arguments.own.node.directory();
-    let file = arguments.own.file(&arguments.devices)?;
+    let mut file = arguments.own.file(&arguments.devices)?;
     if let Some(votes) = arguments.disk_votes
         && (votes == 0 || votes >= arguments.nodes.max(2))
     {
@@ -151,6 +152,8 @@ pub(super) fn run(arguments: &InitArguments) -> Result<u8> {
         bail!("{} holds node {} already; use another directory with --dir", directory.0.display(), existing.name);
     }
     prepare_device(arguments)?;
+    file.cluster =
+        devices::open(&arguments.devices, Access::Read)?.first().map(|first| first.superblock.cluster.to_string()).unwrap_or_default();
     let key = ClusterKey::draw()?;
     directory.create(&file, &key)?;
     let wishes = InitialWishes { votes: arguments.own.votes, disk_votes: arguments.disk_votes, announced: arguments.own.announced.clone() };

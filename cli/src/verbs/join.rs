@@ -17,7 +17,7 @@ use deadbolt_cluster_core::hello::NodeMessage;
 use deadbolt_disk::Access;
 use deadbolt_disk_format::{SlotSet, ViewBody, ViewNumber};
 use std::{
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -39,7 +39,7 @@ pub(super) struct JoinArguments {
 
 pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
     let directory = arguments.own.node.directory();
-    let file = arguments.own.file(&arguments.devices)?;
+    let mut file = arguments.own.file(&arguments.devices)?;
     if let Ok(existing) = directory.read_node() {
         bail!("{} holds node {} already; use another directory with --dir, or `deadbolt start`", directory.0.display(), existing.name);
     }
@@ -52,6 +52,7 @@ pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
     }
     check_free(&view, arguments)?;
     ask_members(first, &view, &key, arguments)?;
+    file.cluster = first.superblock.cluster.to_string();
     directory.create(&file, &key)?;
     drop(devices);
     println!("{}: added to the configuration", arguments.own.name);
@@ -106,28 +107,39 @@ fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, argume
     };
     let deadline = Instant::now() + PATIENCE;
     let mut last = String::from("no member could be reached");
-    while Instant::now() < deadline {
+    let mut rounds_refused = 0;
+    // What all members refuse twice, they will go on refusing.
+    while Instant::now() < deadline && rounds_refused < 2 {
+        let mut is_refused = true;
         for life in &view.members {
             let Some(node) = view.configuration.nodes.iter().find(|node| node.slot == life.slot) else { continue };
             for address in &node.addresses {
-                match links::request_blocking(address, key, device.superblock.cluster, &message) {
-                    Ok(NodeMessage::Answer(Ok(()))) => last = format!("{} took the request, and no view followed", node.name),
-                    Ok(NodeMessage::Answer(Err(reason))) => last = format!("{} refuses: {reason}", node.name),
-                    Ok(_) => last = format!("{} gave an answer that is not one", node.name),
-                    Err(error) => last = format!("{} at {address}: {error} (a wrong key looks like this, too)", node.name),
-                }
+                let answer = links::request_blocking(address, key, device.superblock.cluster, &message);
+                is_refused &= match &answer {
+                    Ok(NodeMessage::Answer(answer)) => answer.is_err(),
+                    Ok(_) => false,
+                    // Another key; a silent member fails otherwise.
+                    Err(error) => error.kind() == ErrorKind::Other,
+                };
+                last = match answer {
+                    Ok(NodeMessage::Answer(Ok(()))) => format!("{} took the request, and no view followed", node.name),
+                    Ok(NodeMessage::Answer(Err(reason))) => format!("{} refuses: {reason}", node.name),
+                    Ok(_) => format!("{} gave an answer that is not one", node.name),
+                    Err(error) => format!("{} at {address}: {error} (a wrong key looks like this, too)", node.name),
+                };
             }
         }
         if is_configured(device, &arguments.own.name)? {
             return Ok(());
         }
+        rounds_refused = if is_refused { rounds_refused + 1 } else { 0 };
         // The disk is the witness; it is asked again after a pause that several polls fit in.
         std::thread::sleep(Duration::from_millis(300));
         if is_configured(device, &arguments.own.name)? {
             return Ok(());
         }
     }
-    bail!("{} was not added within {} s: {last}", arguments.own.name, PATIENCE.as_secs())
+    bail!("{} was not added: {last}", arguments.own.name)
 }
 
 fn is_configured(device: &ClusterDevice, name: &str) -> Result<bool> {

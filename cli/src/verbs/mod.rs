@@ -191,7 +191,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::DemoRelay(arguments) => demo::relay::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("deadbolt: {error:#}");
+        eprintln!("deadbolt: {}", deadbolt_cluster::program::explain(&error));
         EXIT_FAILED
     })
 }

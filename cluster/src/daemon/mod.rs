@@ -119,7 +119,7 @@ impl Daemon {
         let directory = options.directory.clone();
         let file = directory.read_node()?;
         let key = directory.read_key()?;
-        let devices = devices::open(&file.devices, Access::ReadWrite)?;
+        let devices = devices::open_for(&file, Access::ReadWrite)?;
         let first = devices.first().context("node.toml names no device")?;
         timing::check(&first.superblock.timings)?;
         let (slot, initial) = find_slot(&directory, &file, first)?;
