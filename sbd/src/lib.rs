@@ -17,6 +17,7 @@ pub mod reset;
 pub mod run;
 mod say;
 mod stock;
+mod views;
 pub mod watchdog;
 
 use std::ffi::OsString;

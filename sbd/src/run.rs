@@ -14,8 +14,8 @@ use clap::Parser;
 use deadbolt_disk::{Access, AlignedBuf, BackendChoice, Device, DeviceKind, IoError, OpenError};
 use deadbolt_disk_format::sbd::{SbdNode, node_offset};
 use deadbolt_disk_format::{
-    BootId, ByteOffset, DEVICES_MAX, Incarnation, Permission, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, WatchdogKind,
-    choose_superblock, read_superblocks,
+    BootId, ByteOffset, DEVICES_MAX, Incarnation, Permission, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, ViewNumber,
+    WatchdogKind, choose_superblock, read_superblocks,
 };
 use deadbolt_sbd_core::{LegacyPills, LifelineConfig};
 use nix::sys::signal::{SigSet, Signal};
@@ -30,6 +30,7 @@ use crate::pill::PillKey;
 use crate::protect::{Protection, end_with_parent, lock_memory, use_ordinary_time, use_real_time};
 use crate::reset::{MachineReset, ResetAction, TreeReset};
 use crate::say::say_refusal;
+use crate::views::{newest_timings, say_differences};
 use crate::watchdog::{DeviceWatchdog, NoWatchdog, ProcessWatchdog, Watchdog};
 
 /// Exit codes of `sbd run`.
@@ -171,6 +172,16 @@ pub enum RunError {
         /// T.
         reset_ms: u32,
     },
+    /// The cluster decided other times than those in the superblock.
+    #[error(
+        "view {view} has other times than the superblock ({found}): the others would judge this node by the view's while it lives by the superblock's; decide the superblock's times again, or stop every node and format with the new ones"
+    )]
+    ViewTimes {
+        /// The newest view.
+        view: ViewNumber,
+        /// What differs.
+        found: String,
+    },
     /// The parent has ended.
     #[error("the supervisor has ended; start the node again with `deadbolt start`")]
     Orphan,
@@ -233,7 +244,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
 fn begin(options: &Options, log: &Log, stop: OwnedFd) -> Result<LifeSetup, RunError> {
     let protection = protect(options, log)?;
     let page = open_page(options)?;
-    let (devices, first) = open_devices(options)?;
+    let (devices, first) = open_devices(options, log)?;
     let timings = first.timings;
     if u64::from(timings.lease_ms) <= 2 * u64::from(timings.reset_ms) || timings.poll_ms == 0 || timings.feed_ms == 0 {
         return Err(RunError::Times { lease_ms: timings.lease_ms, reset_ms: timings.reset_ms });
@@ -338,7 +349,7 @@ fn choose_watchdog(options: &Options, page: &Page, log: &Log) -> Result<(Box<dyn
     }
 }
 
-fn open_devices(options: &Options) -> Result<(Vec<LifeDevice>, Superblock), RunError> {
+fn open_devices(options: &Options, log: &Log) -> Result<(Vec<LifeDevice>, Superblock), RunError> {
     let mut opened: Vec<(PathBuf, Device, Superblock)> = Vec::new();
     for path in &options.devices {
         let device = Device::open_within(path, Access::ReadWrite, OPEN)?;
@@ -361,6 +372,7 @@ fn open_devices(options: &Options) -> Result<(Vec<LifeDevice>, Superblock), RunE
         let path = options.devices.first().cloned().unwrap_or_default();
         return Err(RunError::OtherDevice { path, found: format!("the cluster has {count} devices, {} were given", opened.len()) });
     }
+    check_times(&opened, log)?;
     for (path, device, superblock) in &opened {
         claim_name(options, path, device, superblock)?;
     }
@@ -411,6 +423,22 @@ fn check_device(options: &Options, path: &Path, device: &Device, superblock: &Su
         return Err(RunError::Unprotected { what });
     }
     Ok(())
+}
+
+/// sbd lives by the superblock's times and follows no view: where the two differ, others could count this node gone too early.
+fn check_times(opened: &[(PathBuf, Device, Superblock)], log: &Log) -> Result<(), RunError> {
+    let Some((_, _, first)) = opened.first() else { return Ok(()) };
+    match newest_timings(opened)? {
+        Some((view, Some(timings))) => match say_differences(&first.timings, &timings) {
+            Some(found) => Err(RunError::ViewTimes { view, found }),
+            None => Ok(()),
+        },
+        Some((view, None)) => {
+            log.say(&format!("no body of view {view} can be read: its times are not compared with the superblock's; run fsck-deadbolt"));
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Stock tools find this node by its name in the SBD area.

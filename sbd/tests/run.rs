@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 use common::{CLUSTER, Held, Image, STOCK, attach, beat, has_stock, namespace, ours, sbd, wait_for, write};
 use deadbolt_disk::{ByteOffset, now_ns};
 use deadbolt_disk_format::sbd::{Command as PillCommand, SbdNode, mailbox_offset, node_offset};
-use deadbolt_disk_format::{BootId, DaemonPart, Incarnation, Layout, NodeState, SlotIndex};
+use deadbolt_disk_format::{
+    BootId, Configuration, DaemonPart, Incarnation, Layout, Life, NodeState, Place, SlotIndex, Timings, ViewBody, ViewNumber, ViewRecord,
+    encode_body_place,
+};
 use deadbolt_sbd::page::{DaemonSide, Page, ResetRequest, SbdState};
 use deadbolt_sbd::pill::{Pill, PillKey, encode_pill};
 
@@ -239,4 +242,53 @@ fn a_stock_create_over_a_live_node_is_told_and_mended() {
     assert_eq!(common::read(path, name_at, 512), thief);
     assert_eq!((said("is not in use any more"), said("carries the name")), (1, 1));
     assert!(node.0.try_wait().unwrap().is_none(), "it lives on");
+}
+
+/// A decided view as its proposer in slot `slot` leaves it; `is_whole`: with its body.
+fn write_view(path: &str, layout: &Layout, slot: u16, view: u64, timings: Timings, is_whole: bool) {
+    let slot = SlotIndex(slot);
+    let life = Life { slot, boot: BootId([7; 16]), incarnation: Incarnation([7; 16]) };
+    let configuration = Configuration { timings, ..Configuration::default() };
+    let body = ViewBody { view: ViewNumber(view), proposer: Some(life), members: vec![life], configuration, ..ViewBody::default() };
+    let record = ViewRecord { life, sequence: view, view: body.view, digest: body.digest(), place: 1, wall_ms: 0 };
+    let place = |offset| Place { cluster: CLUSTER, offset, slot };
+    if is_whole {
+        let offset = layout.body(slot, 1);
+        write(path, offset, &encode_body_place(&body.encode_value(), &place(offset), &life, view, layout.place_bytes).unwrap());
+    }
+    let offset = layout.record(slot, 0);
+    write(path, offset, &record.encode(&place(offset))[..]);
+}
+
+#[test]
+fn times_of_the_newest_view_must_be_the_superblocks() {
+    let image = Image::new();
+    let layout = common::format(image.path(), 512);
+    let path = image.path();
+    let run = || {
+        let mut command = Command::new(ours());
+        command.args(["run", "--device", path, "--slot", "2", "--name", "node2", "--boot", &"44".repeat(16)]);
+        let told = tempfile::NamedTempFile::new().unwrap();
+        command.args(["--watchdog", "none", "--reset", "tree", "--allow-unprotected"]).stderr(told.reopen().unwrap());
+        let status = Held(command.spawn().unwrap()).wait(LIMIT);
+        (status.and_then(|status| status.code()), std::fs::read_to_string(told.path()).unwrap())
+    };
+    write_view(path, &layout, 0, 3, common::timings(), true);
+    write_view(path, &layout, 1, 4, Timings { lease_ms: 4000, ..common::timings() }, true);
+    let (code, said) = run();
+    assert_eq!(code, Some(2));
+    assert!(said.contains("view 4 has other times than the superblock (lease 3500, in the view 4000)"), "{said}");
+    assert_eq!(beat(path, &layout, SLOT), None, "nothing was written");
+    assert!(!common::out(&sbd(ours(), &format!("-d {path} list"))).contains("node2"));
+    // Another node's newer record counts, whatever slot it stands in; its body is found in the place of who wrote it.
+    write_view(path, &layout, 7, 5, common::timings(), true);
+    drop(Node::start_on(image, layout, 1));
+}
+
+#[test]
+fn a_view_without_a_body_is_told_and_stops_nothing() {
+    let image = Image::new();
+    let layout = common::format(image.path(), 512);
+    write_view(image.path(), &layout, 0, 9, Timings::default(), false);
+    drop(Node::start_on(image, layout, 1));
 }
