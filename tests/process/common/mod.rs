@@ -102,6 +102,7 @@ pub struct Cluster {
     /// Second and third byte of the nodes' loopback addresses.
     network: (u8, u8),
     nodes: Vec<(String, Option<Child>)>,
+    pub stall: &'static str,
     /// Further arguments of `init` and `join`.
     pub extra: Vec<String>,
     pub directory: RunDirectory,
@@ -118,7 +119,7 @@ impl Cluster {
     pub fn on(directory: RunDirectory, device: PathBuf) -> Self {
         let random = std::fs::read("/proc/sys/kernel/random/uuid").unwrap();
         let byte = |at: usize| u8::from_str_radix(std::str::from_utf8(&random[at..at + 2]).unwrap(), 16).unwrap();
-        Self { device, network: (1 + byte(0) % 250, byte(2)), nodes: Vec::new(), extra: Vec::new(), directory }
+        Self { device, network: (1 + byte(0) % 250, byte(2)), nodes: Vec::new(), stall: "1s", extra: Vec::new(), directory }
     }
 
     /// A cluster of these nodes, all members.
@@ -165,7 +166,7 @@ impl Cluster {
         command.arg(&self.device).args(["--name", name, "--address", &self.address(index)]);
         command.args(["--watchdog", "process", "--shared-device", "--allow-unprotected"]).args(&self.extra);
         if verb == "init" {
-            command.args(["--stall", "1s"]);
+            command.args(["--stall", self.stall]);
         } else {
             command.arg("--key-file").arg(self.key_file());
         }
