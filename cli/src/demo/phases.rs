@@ -250,12 +250,12 @@ fn released(why: &Value, name: &str, last_whole_view: u64) -> Option<String> {
     let views = why.get("views")?.as_array()?;
     let number = |view: &Value| view.get("view").and_then(Value::as_u64).unwrap_or(0);
     let recent = views.iter().filter(|view| number(view) > last_whole_view);
-    let entry = recent.filter_map(|view| {
+    let mut entries = recent.filter_map(|view| {
         let list = view.get("released")?.as_array()?;
         let entry = list.iter().find(|entry| entry.get("node").and_then(Value::as_str) == Some(name))?;
         let word = |field: &str| entry.get(field).and_then(Value::as_str).unwrap_or("-").to_owned();
         let waited_ms = entry.get("waited_ms").and_then(Value::as_u64).unwrap_or(0);
         Some(format!("evidence \"{}\" in view {}, seen by {} after {waited_ms} ms", word("evidence"), number(view), word("witness")))
     });
-    entry.last()
+    entries.next_back()
 }
