@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Cluster, directory, expect, image, is_root, wait};
+use common::{Cluster, deadbolt, directory, expect, image, is_root, wait};
 use deadbolt_disk::{LoopDevice, LoopOptions, attach_loop};
 use deadbolt_tests::hung_disk::{Hold, HungDisk, serve_if_asked};
 use serde_json::Value;
@@ -81,6 +81,61 @@ fn status_answers_while_the_disk_hangs() {
     // Everything of the cluster goes before the disk does.
     drop(cluster);
     drop(attached);
+}
+
+#[test]
+fn one_of_three_disks_may_hang() {
+    if !is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: needs root and /dev/fuse");
+        return;
+    }
+    let place = directory();
+    let mut disk = HungDisk::start(&image(&place.path().join("third"))).unwrap();
+    let files = [image(&place.path().join("first")), image(&place.path().join("second")), disk.path().to_path_buf()];
+    let Some(attached) = files.iter().map(|file| attach(file)).collect::<Option<Vec<LoopDevice>>>() else { return };
+    let mut cluster = Cluster::on(place, attached[0].path().to_path_buf());
+    cluster.more_devices = attached[1..].iter().map(|device| device.path().to_path_buf()).collect();
+    let cluster = cluster.with(&["a", "b"], &[]);
+    cluster.wait_members(&["a", "b"]);
+    let before = |name| (cluster.field(name, "boot").unwrap(), cluster.field(name, "incarnation").unwrap());
+    let lives = [before("a"), before("b")];
+    disk.hold(Hold::All).unwrap();
+    // Longer than a lease at a stall of 1 s.
+    std::thread::sleep(Duration::from_secs(5));
+    for name in ["a", "b"] {
+        expect(&mut cluster.lock(name, "r", &["--wait", "5s"], &["true"]), 0);
+    }
+    let status = cluster.status("a").unwrap();
+    let hung: Vec<bool> = status["disks"].as_array().unwrap().iter().map(|disk| disk["hung"].as_bool().unwrap()).collect();
+    assert_eq!(hung, [false, false, true], "{status}");
+    assert_eq!([before("a"), before("b")], lives, "two good disks of three did not keep the nodes alive");
+    disk.hold(Hold::Nothing).unwrap();
+    wait("the third disk answers", PATIENCE, || cluster.status("a").is_some_and(|status| status["disks"][2]["hung"] == false));
+    assert_eq!([before("a"), before("b")], lives);
+    drop(cluster);
+    drop(attached);
+}
+
+#[test]
+fn loop_devices_of_both_sector_sizes_carry_a_cluster() {
+    for sector_bytes in [512, 4096] {
+        let place = directory();
+        let file = image(&place.path().join("device"));
+        if attach(&file).is_none() {
+            return;
+        }
+        let attached = attach_loop(&file, LoopOptions { sector_bytes, autoclear: true, ..LoopOptions::default() }).unwrap();
+        let mut cluster = Cluster::on(place, attached.path().to_path_buf()).with(&["a", "b"], &[]);
+        cluster.wait_members(&["a", "b"]);
+        for name in ["a", "b"] {
+            expect(&mut cluster.lock(name, "r", &["--wait", "5s"], &["true"]), 0);
+        }
+        cluster.stop("b");
+        cluster.stop("a");
+        expect(deadbolt().arg("fsck").arg(attached.path()), 0);
+        drop(cluster);
+        drop(attached);
+    }
 }
 
 #[test]

@@ -99,6 +99,8 @@ pub fn image(path: &Path) -> PathBuf {
 /// Nodes on one device.
 pub struct Cluster {
     pub device: PathBuf,
+    /// The second and the third one, if there are three.
+    pub more_devices: Vec<PathBuf>,
     /// Second and third byte of the nodes' loopback addresses.
     network: (u8, u8),
     nodes: Vec<(String, Option<Child>)>,
@@ -119,7 +121,15 @@ impl Cluster {
     pub fn on(directory: RunDirectory, device: PathBuf) -> Self {
         let random = std::fs::read("/proc/sys/kernel/random/uuid").unwrap();
         let byte = |at: usize| u8::from_str_radix(std::str::from_utf8(&random[at..at + 2]).unwrap(), 16).unwrap();
-        Self { device, network: (1 + byte(0) % 250, byte(2)), nodes: Vec::new(), stall: "1s", extra: Vec::new(), directory }
+        Self {
+            device,
+            more_devices: Vec::new(),
+            network: (1 + byte(0) % 250, byte(2)),
+            nodes: Vec::new(),
+            stall: "1s",
+            extra: Vec::new(),
+            directory,
+        }
     }
 
     /// A cluster of these nodes, all members.
@@ -163,7 +173,7 @@ impl Cluster {
     /// `init` or `join`, neither tied nor started.
     pub fn make(&self, verb: &str, name: &str, index: usize) -> Command {
         let mut command = self.verb(verb, name);
-        command.arg(&self.device).args(["--name", name, "--address", &self.address(index)]);
+        command.arg(&self.device).args(&self.more_devices).args(["--name", name, "--address", &self.address(index)]);
         command.args(["--watchdog", "process", "--shared-device", "--allow-unprotected"]).args(&self.extra);
         if verb == "init" {
             command.args(["--stall", self.stall]);
