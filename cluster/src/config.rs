@@ -5,6 +5,7 @@
 //! Called by: every verb that starts or asks a node. docs/node.toml.example lists every key.
 
 use crate::seal::{ClusterKey, KeyError};
+use deadbolt_cluster_core::timing::{Driver, driver};
 use serde::{Deserialize, Serialize};
 use std::{
     io::Write,
@@ -101,6 +102,12 @@ pub enum ConfigError {
         /// Its mode.
         mode: u32,
     },
+    /// The group does not exist.
+    #[error("node.toml names the group {group}, which does not exist; create it, or clear `group`")]
+    UnknownGroup {
+        /// Its name.
+        group: String,
+    },
     /// The key is not one.
     #[error("{}: {source}", path.display())]
     Key {
@@ -109,6 +116,36 @@ pub enum ConfigError {
         /// Why.
         source: KeyError,
     },
+}
+
+impl NodeFile {
+    /// Number of the group that may use the node; none: nobody but root and the owner.
+    ///
+    /// # Errors
+    /// The group does not exist.
+    pub fn group_number(&self) -> Result<Option<u32>, ConfigError> {
+        if self.group.is_empty() {
+            return Ok(None);
+        }
+        let found = nix::unistd::Group::from_name(&self.group).ok().flatten();
+        found.map(|group| Some(group.gid.as_raw())).ok_or_else(|| ConfigError::UnknownGroup { group: self.group.clone() })
+    }
+
+    /// What is known of the watchdog's driver: as named here, else as the kernel names it; an unknown one counts as a second late.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        if self.watchdog == "process" {
+            return driver("process");
+        }
+        let by_kernel = || {
+            let device = Path::new(&self.watchdog).file_name().unwrap_or_default().to_string_lossy().replace("watchdog", "");
+            let number = if device.is_empty() { "0".to_owned() } else { device };
+            std::fs::read_to_string(format!("/sys/class/watchdog/watchdog{number}/identity")).unwrap_or_default()
+        };
+        let name = if self.watchdog_driver.is_empty() { by_kernel() } else { self.watchdog_driver.clone() };
+        // The kernel says "Software Watchdog" where the module is softdog.
+        driver(if name.trim() == "Software Watchdog" { "softdog" } else { name.trim() })
+    }
 }
 
 /// A node's directory.
@@ -178,12 +215,24 @@ impl NodeDirectory {
             return Err(ConfigError::NodeExists { directory: self.0.clone(), name: existing.name });
         }
         std::fs::create_dir_all(&self.0).map_err(|source| ConfigError::File { path: self.0.clone(), source })?;
-        let mode = if node.group.is_empty() { 0o700 } else { 0o750 };
-        let set = std::fs::set_permissions(&self.0, std::fs::Permissions::from_mode(mode));
+        node.group_number()?;
+        let set = std::fs::set_permissions(&self.0, std::fs::Permissions::from_mode(0o700));
         set.map_err(|source| ConfigError::File { path: self.0.clone(), source })?;
         write_private(&self.key_file(), &format!("{}\n", key.to_text()))?;
         let text = toml::to_string(node).map_err(|error| ConfigError::Invalid { path: self.node_file(), reason: error.to_string() })?;
-        write_private(&self.node_file(), &text)
+        write_private(&self.node_file(), &text)?;
+        self.open_to(node.group_number()?)
+    }
+
+    /// Lets a group into the directory and to the node's file; the key stays with its owner.
+    fn open_to(&self, group: Option<u32>) -> Result<(), ConfigError> {
+        let Some(group) = group else { return Ok(()) };
+        for (path, mode) in [(self.0.clone(), 0o750), (self.node_file(), 0o640)] {
+            let opened = std::os::unix::fs::chown(&path, None, Some(group))
+                .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)));
+            opened.map_err(|source| ConfigError::File { path, source })?;
+        }
+        Ok(())
     }
 
     /// Takes the node's file and key away again.

@@ -105,6 +105,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     options.namespaces = if file.pid_namespace { Namespaces::PidNamespace } else { Namespaces::None };
     options.restart = if file.restart_after_reset { RestartPolicy::Restart } else { RestartPolicy::Stop };
     options.log = (!arguments.foreground).then(|| directory.log_file());
+    options.socket_group = file.group_number()?;
     options.parent = arguments.tied.then(|| nix::unistd::getppid().as_raw());
     Ok(supervisor::supervise(options))
 }
@@ -136,6 +137,7 @@ fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, cont
         .args(["--name", &file.name])
         .args(["--watchdog", &file.watchdog])
         .args(["--reset", if is_process && !is_apart { "tree" } else { "reboot" }])
+        .args(["--lateness", &file.driver().lateness_ms.to_string()])
         .args(["--page-fd", &context.page])
         .arg("--key-file")
         .arg(directory.key_file());

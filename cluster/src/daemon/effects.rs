@@ -15,7 +15,7 @@ use crate::{
     links::Links,
     node::{DiskWork, Node, NodeInput, NodeOutput},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use deadbolt_cluster_core::{hello::NodeMessage, membership::ChangeRequest};
 use deadbolt_disk::{Operation, now_ns};
 use deadbolt_disk_format::{Evidence, Life};
@@ -281,17 +281,6 @@ fn lock_json(node: &Node) -> Value {
         }
     }
     json!({ "ok": true, "locks": locks })
-}
-
-/// Number of a group of the system; none for an empty name.
-pub(super) fn group_number(name: &str) -> Result<Option<u32>> {
-    if name.is_empty() {
-        return Ok(None);
-    }
-    let group = nix::unistd::Group::from_name(name)?;
-    Ok(Some(
-        group.with_context(|| format!("node.toml names the group {name}, which does not exist; create it or clear `group`"))?.gid.as_raw(),
-    ))
 }
 
 /// Who may connect to the lock socket: under a process watchdog only processes of the node's tree, unless they say `--unprotected`.

@@ -176,7 +176,7 @@ impl Daemon {
             Links::start(&self.file.addresses, self.key.clone(), first.superblock.cluster, me, detect, link_sender, datagram_sender)
                 .await?;
         let (control_sender, mut control_requests) = mpsc::channel(64);
-        let group = effects::group_number(&self.file.group)?;
+        let group = self.file.group_number()?;
         let _control = ControlSocket::bind(&self.directory.control_socket(), group, control_sender)?;
         let (server, mut clients) = Server::bind(&self.directory.lock_socket(), group, effects::accept_hook(&self.file))?;
         let mut effects = Effects::new(links, server);
