@@ -4,8 +4,9 @@
 //! Does not: hold nodes, votes or timings.
 //! Called by: every verb that starts or asks a node. docs/node.toml.example lists every key.
 
-use crate::seal::{ClusterKey, KeyError};
+use crate::seal::ClusterKey;
 use deadbolt_cluster_core::timing::{Driver, driver};
+use deadbolt_sbd::pill::KeyFileError;
 use serde::{Deserialize, Serialize};
 use std::{
     io::Write,
@@ -94,28 +95,15 @@ pub enum ConfigError {
         /// Why, with the line.
         reason: String,
     },
-    /// The key is readable by others.
-    #[error("{} has mode {mode:03o}: others may read the cluster key; run `chmod 600` on it", path.display())]
-    KeyExposed {
-        /// Which.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
     /// The group does not exist.
     #[error("node.toml names the group {group}, which does not exist; create it, or clear `group`")]
     UnknownGroup {
         /// Its name.
         group: String,
     },
-    /// The key is not one.
-    #[error("{}: {source}", path.display())]
-    Key {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: KeyError,
-    },
+    /// The key is missing, exposed, or not one.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
 }
 
 impl NodeFile {
@@ -203,7 +191,7 @@ impl NodeDirectory {
     /// # Errors
     /// No key, an exposed one, or not a key.
     pub fn read_key(&self) -> Result<ClusterKey, ConfigError> {
-        read_key_file(&self.key_file())
+        Ok(ClusterKey::read(&self.key_file())?)
     }
 
     /// Makes the directory (mode 700) with the node's file and key; refuses to replace a node.
@@ -250,20 +238,6 @@ impl NodeDirectory {
     }
 }
 
-/// Reads a key from a file that only its owner may read.
-///
-/// # Errors
-/// See [`NodeDirectory::read_key`].
-pub fn read_key_file(path: &Path) -> Result<ClusterKey, ConfigError> {
-    let file = |source| ConfigError::File { path: path.to_path_buf(), source };
-    let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(ConfigError::KeyExposed { path: path.to_path_buf(), mode });
-    }
-    let text = std::fs::read_to_string(path).map_err(file)?;
-    ClusterKey::parse(&text).map_err(|source| ConfigError::Key { path: path.to_path_buf(), source })
-}
-
 /// Writes a file of mode 600, whole or not at all.
 fn write_private(path: &Path, text: &str) -> Result<(), ConfigError> {
     let partial = path.with_extension("partial");
@@ -307,6 +281,6 @@ mod tests {
         assert_eq!(directory.read_key().unwrap().bytes(), key.bytes());
         assert!(matches!(directory.create(&node(), &key), Err(ConfigError::NodeExists { .. })));
         std::fs::set_permissions(directory.key_file(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(directory.read_key(), Err(ConfigError::KeyExposed { mode: 0o644, .. })));
+        assert!(matches!(directory.read_key(), Err(ConfigError::Key(KeyFileError::Exposed { mode: 0o644, .. }))));
     }
 }

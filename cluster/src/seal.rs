@@ -9,9 +9,10 @@ use chacha20poly1305::{
     aead::{Aead, Payload},
 };
 use deadbolt_disk_format::{ClusterUuid, Incarnation, SlotIndex};
+use deadbolt_sbd::pill::{KeyFileError, parse_key, read_key};
 use hkdf::Hkdf;
 use sha2::Sha256;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 /// First bytes of every datagram and connection; the digit is the version.
 pub const MAGIC: [u8; 4] = *b"DBL1";
@@ -34,10 +35,9 @@ impl std::fmt::Debug for ClusterKey {
 
 /// Why a key's text is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("a cluster key is 64 hexadecimal digits, found {found} characters{other}; copy the whole line that `deadbolt init` printed")]
+#[error("a cluster key is 64 hexadecimal digits, found {found} characters that are not; copy the whole line that `deadbolt init` printed")]
 pub struct KeyError {
     found: usize,
-    other: &'static str,
 }
 
 impl ClusterKey {
@@ -56,16 +56,15 @@ impl ClusterKey {
     /// # Errors
     /// Not 64 hexadecimal digits.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let text = text.trim();
-        let mut key = [0; 32];
-        if text.len() != 64 || !text.is_ascii() {
-            return Err(KeyError { found: text.chars().count(), other: "" });
-        }
-        for (byte, pair) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = std::str::from_utf8(pair).unwrap_or_default();
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| KeyError { found: 64, other: ", not all of them digits" })?;
-        }
-        Ok(Self(key))
+        parse_key(text).map(Self).ok_or_else(|| KeyError { found: text.trim().chars().count() })
+    }
+
+    /// Reads a key from a file that only its owner may read.
+    ///
+    /// # Errors
+    /// No file, an exposed one, or no key in it.
+    pub fn read(path: &Path) -> Result<Self, KeyFileError> {
+        read_key(path).map(Self)
     }
 
     /// The key as text, to be kept as secret as the key.

@@ -72,28 +72,12 @@ impl PillKey {
         Self(mac)
     }
 
-    /// From a file of 64 hexadecimal digits that only its owner may read.
+    /// From a file; see [`read_key`].
     ///
     /// # Errors
-    /// No file, an exposed one, or no key in it.
+    /// As [`read_key`].
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
-        let file = |source| KeyFileError::File { path: path.to_path_buf(), source };
-        let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(KeyFileError::Exposed { path: path.to_path_buf(), mode });
-        }
-        let text = std::fs::read_to_string(path).map_err(file)?;
-        let text = text.trim();
-        let not_a_key = || KeyFileError::NotAKey { path: path.to_path_buf(), found: text.chars().count() };
-        let mut key = [0; 32];
-        if text.len() != 64 {
-            return Err(not_a_key());
-        }
-        for (byte, pair) in key.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
-            let digit = |index: usize| char::from(pair[index]).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-            *byte = digit(0).zip(digit(1)).map(|(high, low)| high * 16 + low).ok_or_else(not_a_key)?;
-        }
-        Ok(Self::new(&key))
+        read_key(path).map(|key| Self::new(&key))
     }
 
     fn code(&self, sector: &[u8]) -> [u8; MAC_BYTES] {
@@ -110,6 +94,35 @@ impl PillKey {
         mac.update(Mailbox::covered(sector));
         mac.verify_truncated_left(code).is_ok()
     }
+}
+
+/// The cluster's key from its text, 64 hexadecimal digits; white space around it does not matter.
+#[must_use]
+pub fn parse_key(text: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    let text = text.trim();
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in key.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
+        let digit = |index: usize| char::from(pair[index]).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        *byte = digit(0).zip(digit(1)).map(|(high, low)| high * 16 + low)?;
+    }
+    Some(key)
+}
+
+/// The cluster's key from a file that only its owner may read.
+///
+/// # Errors
+/// No file, an exposed one, or no key in it.
+pub fn read_key(path: &Path) -> Result<[u8; 32], KeyFileError> {
+    let file = |source| KeyFileError::File { path: path.to_path_buf(), source };
+    let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Exposed { path: path.to_path_buf(), mode });
+    }
+    let text = std::fs::read_to_string(path).map_err(file)?;
+    parse_key(&text).ok_or_else(|| KeyFileError::NotAKey { path: path.to_path_buf(), found: text.trim().chars().count() })
 }
 
 /// A pill to be written.

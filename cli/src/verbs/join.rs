@@ -8,7 +8,6 @@ use super::{EXIT_OK, init::OwnArguments, node};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use deadbolt_cluster::{
-    config::read_key_file,
     devices::{self, ClusterDevice},
     links,
     seal::ClusterKey,
@@ -68,7 +67,7 @@ fn read_key(path: &Path) -> Result<ClusterKey> {
         std::io::stdin().take(4096).read_to_string(&mut text)?;
         return Ok(ClusterKey::parse(&text)?);
     }
-    Ok(read_key_file(path)?)
+    Ok(ClusterKey::read(path)?)
 }
 
 /// What can be told from the disk, before anybody is asked.
