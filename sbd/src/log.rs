@@ -5,7 +5,10 @@
 //! Called by: `run`.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 /// Lines that may wait. Chosen: far more than one fence produces.
 const LINES_MAX: usize = 256;
@@ -15,39 +18,60 @@ const LINES_MAX: usize = 256;
 pub struct Log {
     lines: Option<SyncSender<String>>,
     prefix: String,
+    /// Lines that were given to the writing thread and are not written yet.
+    waiting: Option<Arc<AtomicUsize>>,
 }
 
 impl Log {
     /// To standard error; `prefix` begins each line.
     #[must_use]
     pub fn to_standard_error(prefix: &str) -> Self {
-        let (lines, waiting) = sync_channel::<String>(LINES_MAX);
+        let (lines, given) = sync_channel::<String>(LINES_MAX);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let unwritten = Arc::clone(&waiting);
         let body = move || {
-            for line in waiting {
+            for line in given {
                 // Standard error closed or full: nothing can be done about it here.
                 let _ = writeln!(std::io::stderr(), "{line}");
+                unwritten.fetch_sub(1, Ordering::SeqCst);
             }
         };
         let thread = std::thread::Builder::new().name("deadbolt-log".into()).stack_size(64 * 1024).spawn(body);
-        Self { lines: thread.is_ok().then_some(lines), prefix: prefix.to_owned() }
+        Self { lines: thread.is_ok().then_some(lines), prefix: prefix.to_owned(), waiting: Some(waiting) }
     }
 
     /// Into a channel; what does not fit is dropped.
     #[must_use]
     pub fn to_channel(lines: SyncSender<String>) -> Self {
-        Self { lines: Some(lines), prefix: String::new() }
+        Self { lines: Some(lines), prefix: String::new(), waiting: None }
     }
 
     /// Nowhere.
     #[must_use]
     pub fn silent() -> Self {
-        Self { lines: None, prefix: String::new() }
+        Self { lines: None, prefix: String::new(), waiting: None }
     }
 
     /// One line. Never waits.
     pub fn say(&self, text: &str) {
         if let Some(lines) = &self.lines {
-            let _ = lines.try_send(format!("{}{text}", self.prefix));
+            // Counted first: the writer may be done before this thread goes on.
+            let count = self.waiting.as_deref();
+            if let Some(count) = count {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            let is_dropped = lines.try_send(format!("{}{text}", self.prefix)).is_err();
+            if let Some(count) = count.filter(|_| is_dropped) {
+                count.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Waits until all lines are written, no longer than `limit`: for whoever is about to end the process and has nothing else to do.
+    pub fn finish(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        while self.waiting.as_ref().is_some_and(|count| count.load(Ordering::SeqCst) > 0) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

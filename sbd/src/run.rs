@@ -40,6 +40,8 @@ const USAGE: u8 = 2;
 
 /// How long a device may take to be opened.
 const OPEN: Duration = Duration::from_secs(10);
+/// How long the last lines may take before the process ends without them. Chosen: a busy machine's moment; nothing hangs on it.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// Shortest time of a process watchdog, ms: several turns of the supervisor's loop.
 const PROCESS_SHORTEST_MS: u32 = 200;
 /// How long sbd beats on without a daemon, ms. Chosen: time for several restarts of a daemon, short enough that nobody forgets it.
@@ -236,8 +238,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
             USAGE
         }
     };
-    // The log's thread writes what is waiting; a moment is enough for it, and nothing hangs on it.
-    std::thread::sleep(Duration::from_millis(20));
+    log.finish(LAST_LINES);
     code
 }
 

@@ -278,7 +278,7 @@ fn a_hung_disk_ends_the_feeding_two_resets_before_the_lease() {
     // The last of each: a busy machine may stall before the device does.
     let place = |what: &str| said.iter().rposition(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {said:#?}"));
     let stalled = place("no cycle was completed for");
-    assert!(said[stalled].contains("memory 0: the write of beat") && said[stalled].contains("has not come back for"), "{}", said[stalled]);
+    assert!(said[stalled].contains("memory 0: the ") && said[stalled].contains("has not come back for"), "{}", said[stalled]);
     let unfed = place("the watchdog is not fed any more: the lease ends in");
     assert!(stalled < unfed && unfed < place("reset of this node: no cycle was completed in time"));
     node.devices[0].release_hung();

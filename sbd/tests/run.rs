@@ -54,8 +54,8 @@ impl Node {
             while let Some(alive) = mine.upgrade() {
                 if alive.load(Ordering::SeqCst) {
                     supervisor.advance_alive(now_ns());
-                    turner.advance_turn();
                 }
+                turner.advance_turn();
                 drop(alive);
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -130,7 +130,7 @@ fn without_its_supervisor_there_is_no_lease() {
     node.alive.store(false, Ordering::SeqCst);
     let started = Instant::now();
     wait_for("the end of the lease", LIMIT, || node.page.supervisor().reset_request().is_some());
-    assert!(started.elapsed() < Duration::from_secs(6));
+    assert!(started.elapsed() > Duration::from_secs(3), "a lease lasts 3.5 s, and nothing else ended the life");
     assert_eq!(node.daemon.lease_end_ns(), 0);
 }
 
