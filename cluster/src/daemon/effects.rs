@@ -240,7 +240,8 @@ fn shell_status(daemon: &Daemon) -> ShellStatus {
         .zip(&daemon.engines)
         .map(|(device, engine)| DeviceStatus {
             path: device.path.display().to_string(),
-            latency_us: (cycle_us > 0).then_some(cycle_us),
+            // Counted in whole milliseconds: a quick cycle is 0, and one nonetheless.
+            latency_us: (daemon.side.lease_end_ns() > 0).then_some(cycle_us),
             oldest_ms: engine.outstanding().iter().map(|(_, since)| now.saturating_sub(*since) / 1_000_000).max(),
             backend: match engine.backend() {
                 deadbolt_disk::Backend::IoUring => "io_uring".into(),
