@@ -468,12 +468,12 @@ mod tests {
             b.follow(&nodes);
             let Some(LinkEvent::Connected { peer, outgoing, .. }) = from_a.recv().await else { panic!("no connection") };
             assert_eq!(peer, life(1));
-            outgoing.send(Frame::Resume { delivered: 9 }.encode()).await.unwrap();
+            outgoing.send(Frame::Resume { stream: 7, of: 0, delivered: 9 }.encode()).await.unwrap();
             let Some(LinkEvent::Connected { peer, outgoing: _keeps_the_connection, .. }) = from_b.recv().await else {
                 panic!("no connection")
             };
             assert_eq!(peer, life(0));
-            assert!(matches!(from_b.recv().await, Some(LinkEvent::Frame { frame: Frame::Resume { delivered: 9 }, .. })));
+            assert!(matches!(from_b.recv().await, Some(LinkEvent::Frame { frame: Frame::Resume { stream: 7, of: 0, delivered: 9 }, .. })));
             let hello = Hello {
                 life: life(0),
                 state: deadbolt_disk_format::NodeState::Member,

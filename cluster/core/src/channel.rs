@@ -14,8 +14,12 @@ const CONFIRM_EVERY: u64 = 64;
 /// What travels on a connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
-    /// First on every connection: the sequence of the last payload delivered here.
+    /// First on every connection: which streams are meant, and the last payload delivered here.
     Resume {
+        /// Number of the sender's own stream.
+        stream: u64,
+        /// Number of the other's stream that `delivered` counts; 0: none known.
+        of: u64,
         /// Last payload delivered.
         delivered: u64,
     },
@@ -39,8 +43,12 @@ impl Frame {
     /// Bytes of the frame.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        let of_bytes;
         let (kind, sequence, delivered, payload): (u8, u64, u64, &[u8]) = match self {
-            Self::Resume { delivered } => (1, 0, *delivered, &[]),
+            Self::Resume { stream, of, delivered } => {
+                of_bytes = of.to_le_bytes();
+                (1, *stream, *delivered, &of_bytes)
+            }
             Self::Data { sequence, delivered, payload } => (2, *sequence, *delivered, payload),
             Self::Confirm { delivered } => (3, 0, *delivered, &[]),
         };
@@ -60,7 +68,7 @@ impl Frame {
         let (delivered, payload) = rest.split_first_chunk::<8>()?;
         let (sequence, delivered) = (u64::from_le_bytes(*sequence), u64::from_le_bytes(*delivered));
         match kind {
-            1 if payload.is_empty() && sequence == 0 => Some(Self::Resume { delivered }),
+            1 => payload.try_into().ok().map(|of| Self::Resume { stream: sequence, of: u64::from_le_bytes(of), delivered }),
             2 => Some(Self::Data { sequence, delivered, payload: payload.to_vec() }),
             3 if payload.is_empty() && sequence == 0 => Some(Self::Confirm { delivered }),
             _ => None,
@@ -68,20 +76,31 @@ impl Frame {
     }
 }
 
-/// The peer broke the rules of the stream; the connection is to be closed and made anew.
+/// Why a connection cannot go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the peer sent payload {found} where {expected} is next; the connection is made anew")]
-pub struct OutOfOrder {
-    /// What came.
-    pub found: u64,
-    /// What had to come.
-    pub expected: u64,
+pub enum ChannelError {
+    /// A gap in the peer's numbers; the connection is made anew.
+    #[error("the peer sent payload {found} where {expected} is next; the connection is made anew")]
+    OutOfOrder {
+        /// What came.
+        found: u64,
+        /// What had to come.
+        expected: u64,
+    },
+    /// The other end began its stream anew, or forgot this one: payloads are lost between these two lives, for good.
+    #[error("the other end does not know this stream any more: messages between these two lives are lost")]
+    StreamLost,
 }
 
 /// One end of the stream.
 #[derive(Clone, Debug, Default)]
 pub struct Channel {
+    /// Number of the own stream, not 0.
+    stream: u64,
+    /// Number of the peer's stream; 0: none seen.
+    peer: u64,
     is_resumed: bool,
+    is_overrun: bool,
     sent: u64,
     waiting: VecDeque<(u64, Vec<u8>)>,
     waiting_bytes: usize,
@@ -90,16 +109,18 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// A stream on which nothing was sent.
+    /// A stream on which nothing was sent; its number is one that these two lives never used before.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(stream: u64) -> Self {
+        Self { stream: stream.max(1), ..Self::default() }
     }
 
-    /// Is the peer so far behind that it must count as silent?
-    #[must_use]
-    pub fn is_overrun(&self) -> bool {
-        self.waiting_bytes > QUEUE_BYTES_MAX
+    /// News about a peer that is so far behind that it must count as silent (`Some(true)`), or has caught up (`Some(false)`).
+    pub fn poll_overrun(&mut self) -> Option<bool> {
+        let is_overrun = if self.is_overrun { self.waiting_bytes > QUEUE_BYTES_MAX / 2 } else { self.waiting_bytes > QUEUE_BYTES_MAX };
+        let is_news = is_overrun != self.is_overrun && (is_overrun || self.is_resumed);
+        self.is_overrun = if is_news { is_overrun } else { self.is_overrun };
+        is_news.then_some(is_overrun)
     }
 
     /// Takes a payload; returns the frame to send if a connection stands.
@@ -119,7 +140,7 @@ impl Channel {
     pub fn handle_connected(&mut self) -> Frame {
         self.is_resumed = false;
         self.confirmed = self.delivered;
-        Frame::Resume { delivered: self.delivered }
+        Frame::Resume { stream: self.stream, of: self.peer, delivered: self.delivered }
     }
 
     /// The connection is gone. Nothing is lost.
@@ -130,10 +151,12 @@ impl Channel {
     /// Takes a frame; returns a payload to deliver, and pushes what is to be sent.
     ///
     /// # Errors
-    /// A gap in the peer's numbers.
-    pub fn handle_frame(&mut self, frame: Frame, out: &mut Vec<Frame>) -> Result<Option<Vec<u8>>, OutOfOrder> {
+    /// A gap in the peer's numbers, or a stream that one end does not know any more.
+    pub fn handle_frame(&mut self, frame: Frame, out: &mut Vec<Frame>) -> Result<Option<Vec<u8>>, ChannelError> {
         match frame {
-            Frame::Resume { delivered } => {
+            Frame::Resume { stream, of, delivered } => {
+                self.check_streams(stream, of)?;
+                self.peer = stream;
                 self.confirm(delivered);
                 self.is_resumed = true;
                 let waiting: Vec<(u64, Vec<u8>)> = self.waiting.iter().cloned().collect();
@@ -153,7 +176,7 @@ impl Channel {
                     return Ok(None);
                 }
                 if sequence != self.delivered + 1 {
-                    return Err(OutOfOrder { found: sequence, expected: self.delivered + 1 });
+                    return Err(ChannelError::OutOfOrder { found: sequence, expected: self.delivered + 1 });
                 }
                 self.delivered = sequence;
                 if self.delivered - self.confirmed >= CONFIRM_EVERY {
@@ -162,6 +185,14 @@ impl Channel {
                 Ok(Some(payload))
             }
         }
+    }
+
+    /// Both ends must mean the same two streams; one that is new to the other must not have lost anything yet.
+    fn check_streams(&self, stream: u64, of: u64) -> Result<(), ChannelError> {
+        let has_lost_theirs = self.peer != 0 && self.peer != stream;
+        let first_waiting = self.waiting.front().map_or(self.sent + 1, |(sequence, _)| *sequence);
+        let has_lost_ours = if of == 0 { first_waiting != 1 } else { of != self.stream };
+        if stream == 0 || has_lost_theirs || has_lost_ours { Err(ChannelError::StreamLost) } else { Ok(()) }
     }
 
     /// Confirms what was delivered and not confirmed yet; to be called once per poll.
@@ -188,7 +219,7 @@ mod tests {
 
     /// Two ends over connections that are cut after some frames: everything arrives once and in order.
     fn run(cuts: &[usize], payloads: u64) -> Vec<u64> {
-        let (mut a, mut b) = (Channel::new(), Channel::new());
+        let (mut a, mut b) = (Channel::new(1), Channel::new(2));
         let mut got = Vec::new();
         let mut cuts = cuts.iter().copied();
         for number in 0..payloads {
@@ -226,15 +257,48 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Some(frame) = Frame::decode(&bytes) {
-                let _ = Channel::new().handle_frame(frame, &mut Vec::new());
+                let _ = Channel::new(1).handle_frame(frame, &mut Vec::new());
             }
         }
     }
 
     #[test]
     fn a_gap_is_an_error() {
-        let mut channel = Channel::new();
+        let mut channel = Channel::new(1);
         let gap = channel.handle_frame(Frame::Data { sequence: 2, delivered: 0, payload: Vec::new() }, &mut Vec::new());
-        assert_eq!(gap, Err(OutOfOrder { found: 2, expected: 1 }));
+        assert_eq!(gap, Err(ChannelError::OutOfOrder { found: 2, expected: 1 }));
+    }
+
+    #[test]
+    fn an_end_that_forgot_the_stream_is_noticed() {
+        let (mut a, mut b) = (Channel::new(1), Channel::new(2));
+        assert_eq!(connect(&mut a, &mut b), (Ok(None), Ok(None)));
+        let data = a.send(b"one".to_vec()).unwrap();
+        b.handle_frame(data, &mut Vec::new()).unwrap();
+        assert_eq!(connect(&mut a, &mut b), (Ok(None), Ok(None)), "again, with nothing forgotten");
+        // One end made its stream anew while the other kept what it knew.
+        let mut forgetful = Channel::new(3);
+        let lost = Err(ChannelError::StreamLost);
+        assert_eq!(connect(&mut a, &mut forgetful), (lost.clone(), lost));
+    }
+
+    type Taken = Result<Option<Vec<u8>>, ChannelError>;
+
+    /// A new connection: what each end makes of the other's first frame.
+    fn connect(a: &mut Channel, b: &mut Channel) -> (Taken, Taken) {
+        let (from_a, from_b) = (a.handle_connected(), b.handle_connected());
+        (a.handle_frame(from_b, &mut Vec::new()), b.handle_frame(from_a, &mut Vec::new()))
+    }
+
+    #[test]
+    fn a_peer_that_is_far_behind_is_told_once_and_again_when_it_caught_up() {
+        let mut a = Channel::new(1);
+        a.handle_frame(Frame::Resume { stream: 2, of: 0, delivered: 0 }, &mut Vec::new()).unwrap();
+        for _ in 0..3 {
+            a.send(alloc::vec![0; QUEUE_BYTES_MAX / 2]);
+        }
+        assert_eq!((a.poll_overrun(), a.poll_overrun()), (Some(true), None));
+        a.handle_frame(Frame::Confirm { delivered: 2 }, &mut Vec::new()).unwrap();
+        assert_eq!((a.poll_overrun(), a.poll_overrun()), (Some(false), None));
     }
 }

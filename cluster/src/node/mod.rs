@@ -12,7 +12,7 @@ mod status;
 pub use status::NodeStatus;
 
 use deadbolt_cluster_core::{
-    channel::{Channel, Frame},
+    channel::{Channel, ChannelError, Frame},
     hello::{Hello, NodeMessage},
     membership::{self, ArbitrationInput, ChangeRequest, Choice, Membership},
     observer::BeatsRead,
@@ -25,7 +25,7 @@ use deadbolt_qdisk_core::{
     candidates::{self, DiskVotes, Graph, Standing},
     register::{self, DiskOpKind, Register, RegisterConfig},
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Which part of the node a piece of disk work belongs to; the top byte of its tag. The byte below is the shell's, counters have 48 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,6 +197,9 @@ pub struct Node {
     register: Register,
     locks: locks::LockService,
     channels: BTreeMap<Life, Channel>,
+    last_stream: u64,
+    /// Lives with which messages were lost.
+    lost_streams: BTreeSet<Life>,
     nodes: Vec<NodeEntry>,
     view: ViewBody,
     lease_end_ms: u64,
@@ -252,6 +255,8 @@ impl Node {
             register,
             locks: locks::LockService::new(me),
             channels: BTreeMap::new(),
+            last_stream: 0,
+            lost_streams: BTreeSet::new(),
             nodes: Vec::new(),
             view: ViewBody::default(),
             lease_end_ms: 0,
@@ -347,12 +352,19 @@ impl Node {
     }
 
     fn handle_connected(&mut self, peer: Life) {
-        if self.is_out(&peer) {
+        if self.is_out(&peer) || self.lost_streams.contains(&peer) {
             self.outputs.push_back(NodeOutput::Close(peer));
             return;
         }
-        let first = self.channels.entry(peer).or_default().handle_connected();
+        let first = self.channel(peer).handle_connected();
         self.outputs.push_back(NodeOutput::Send(peer, first));
+    }
+
+    /// The stream with a peer; a new one has a number that these two lives never used.
+    fn channel(&mut self, peer: Life) -> &mut Channel {
+        self.last_stream += 1;
+        let stream = self.setup.seed.wrapping_add(self.last_stream);
+        self.channels.entry(peer).or_insert_with(|| Channel::new(stream))
     }
 
     /// Once a life has begun to leave, the register gets answers only: no ballot, record or repair follows.
@@ -448,14 +460,20 @@ impl Node {
         let is_resume = matches!(frame, Frame::Resume { .. });
         let Some(channel) = self.channels.get_mut(&peer) else { return };
         let payload = channel.handle_frame(frame, &mut out);
-        if is_resume {
+        if is_resume && payload.is_ok() {
             self.membership.handle(now_ms, membership::Input::Linked { peer, is_up: true });
         }
+        self.follow_overrun(peer);
         self.outputs.extend(out.into_iter().map(|frame| NodeOutput::Send(peer, frame)));
         match payload {
             Ok(Some(bytes)) => self.handle_message(now_ms, peer, &bytes),
             Ok(None) => {}
             Err(error) => {
+                if error == ChannelError::StreamLost {
+                    // These two lives can never again rely on each other: one of them has to leave, and comes back as another.
+                    self.lost_streams.insert(peer);
+                    self.membership.handle(now_ms, membership::Input::Linked { peer, is_up: false });
+                }
                 self.outputs.push_back(NodeOutput::Log(format!("stream of slot {}: {error}", peer.slot)));
                 self.outputs.push_back(NodeOutput::Close(peer));
             }
@@ -476,12 +494,19 @@ impl Node {
 
     /// Sends an ordered message to a peer; it waits until a connection stands.
     fn send(&mut self, peer: Life, message: &NodeMessage) {
-        let channel = self.channels.entry(peer).or_default();
-        if let Some(frame) = channel.send(message.encode()) {
+        if self.is_out(&peer) {
+            return;
+        }
+        if let Some(frame) = self.channel(peer).send(message.encode()) {
             self.outputs.push_back(NodeOutput::Send(peer, frame));
         }
-        if channel.is_overrun() {
-            self.membership.handle(self.last_tick_ms, membership::Input::Linked { peer, is_up: false });
+        self.follow_overrun(peer);
+    }
+
+    /// A peer that does not take what is sent to it counts as silent until it has caught up.
+    fn follow_overrun(&mut self, peer: Life) {
+        if let Some(is_overrun) = self.channels.get_mut(&peer).and_then(Channel::poll_overrun) {
+            self.membership.handle(self.last_tick_ms, membership::Input::Linked { peer, is_up: !is_overrun });
         }
     }
 
