@@ -79,6 +79,8 @@ pub(crate) enum Record {
         op: u64,
         mode: Mode,
         flags: Flags,
+        /// The receiver is asked who is master; else it is taken for the master.
+        is_lookup: bool,
     },
     Convert {
         lock: u32,
@@ -118,7 +120,7 @@ pub(crate) enum Record {
         key: Key,
         counter: u64,
     },
-    /// A request came to a node that is not master and not home.
+    /// A request came to a node that is not master and was not asked as home.
     NotMaster {
         lock: u32,
         op: u64,
@@ -311,9 +313,9 @@ impl Record {
     pub(crate) fn append(&self, message: Vec<u8>) -> Vec<u8> {
         let mut w = Writer(message);
         match self {
-            Self::Request { key, lock, pid, op, mode, flags } => {
+            Self::Request { key, lock, pid, op, mode, flags, is_lookup } => {
                 write_key(w.u8(1), key);
-                w.u32(*lock).u32(*pid).u64(*op).u8(mode.number()).u32(flags.0);
+                w.u32(*lock).u32(*pid).u64(*op).u8(mode.number()).u32(flags.0).u8((*is_lookup).into());
             }
             Self::Convert { lock, op, mode, flags, lvb } => {
                 w.u8(2).u32(*lock).u64(*op).u8(mode.number()).u32(flags.0);
@@ -395,6 +397,7 @@ impl Record {
                 op: r.u64()?,
                 mode: some_mode(r)?,
                 flags: Flags(r.u32()?),
+                is_lookup: r.bool("is_lookup")?,
             },
             2 => Self::Convert { lock: r.u32()?, op: r.u64()?, mode: some_mode(r)?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
             3 => Self::Unlock { lock: r.u32()?, op: r.u64()?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
@@ -464,7 +467,7 @@ mod tests {
             pending: kind.map(|kind| ReportOp { kind, mode, flags, lvb, is_cancelled: true }),
         };
         vec![
-            Record::Request { key, lock: 1, pid: 2, op: 3, mode, flags },
+            Record::Request { key, lock: 1, pid: 2, op: 3, mode, flags, is_lookup: true },
             Record::Convert { lock: 1, op: 2, mode, flags, lvb },
             Record::Unlock { lock: 1, op: 2, flags, lvb: None },
             Record::Unlock { lock: 1, op: 2, flags, lvb },

@@ -56,6 +56,8 @@ pub(super) struct LocalLock {
     pub(super) token: Token,
     pub(super) lvb: LvbCopy,
     pub(super) pending: Option<Pending>,
+    /// The node that has the lock or its request: everything about this lock goes there, whoever becomes master after it.
+    pub(super) at: Option<Life>,
     /// Last mode of a blocking callback since the last completion.
     pub(super) told: Option<Mode>,
     pub(super) since_ms: u64,
@@ -82,20 +84,22 @@ impl LockService {
         if self.mastered.contains_key(&key) {
             resource.master = Some(self.me);
         }
-        let request = Record::Request { key, lock: id, pid, op, mode: pending.mode, flags: pending.flags };
+        let request = |is_lookup| Record::Request { key, lock: id, pid, op, mode: pending.mode, flags: pending.flags, is_lookup };
         let mut records = Vec::new();
-        let to = match (resource.master, pending.sent) {
+        let to = match (lock.at.or(resource.master), pending.sent) {
             (Some(master), Sent::Unsent) => {
                 pending.sent = Sent::ToMaster;
                 records.push(match pending.kind {
-                    OpKind::New => request,
+                    OpKind::New => request(false),
                     OpKind::Convert => Record::Convert { lock: id, op, mode: pending.mode, flags: pending.flags, lvb: pending.lvb },
                     OpKind::Unlock => Record::Unlock { lock: id, op, flags: pending.flags, lvb: pending.lvb },
                 });
+                lock.at = Some(master);
                 master
             }
             (Some(master), Sent::ToMaster) => master,
             (None, Sent::Unsent) if pending.kind == OpKind::New && !resource.is_looking => {
+                let request = request(true);
                 pending.sent = Sent::ToHome;
                 resource.is_looking = true;
                 return self.send(self.home(&key), request);
@@ -120,21 +124,22 @@ impl LockService {
             resource.master = Some(master);
             resource.is_looking = false;
             for id in resource.locks.clone() {
-                self.learn_master(id, is_taken);
+                self.learn_master(id, is_taken.then_some(master));
             }
         }
         self.pump();
         self.release_if_empty(key);
     }
 
-    fn learn_master(&mut self, id: u32, is_taken: bool) {
+    fn learn_master(&mut self, id: u32, taken_by: Option<Life>) {
         let Some(lock) = self.locks.get_mut(&id) else { return };
         let is_new = lock.granted.is_none();
         let Some(pending) = &mut lock.pending else { return };
         if pending.sent == Sent::ToHome {
             // A forced unlock follows the request that was taken; without that there is nothing to unlock.
-            pending.sent = if is_taken && pending.kind == OpKind::New { Sent::ToMaster } else { Sent::Unsent };
-            if !is_taken && is_new && (pending.is_cancelled || pending.kind == OpKind::Unlock) {
+            lock.at = taken_by;
+            pending.sent = if taken_by.is_some() && pending.kind == OpKind::New { Sent::ToMaster } else { Sent::Unsent };
+            if taken_by.is_none() && is_new && (pending.is_cancelled || pending.kind == OpKind::Unlock) {
                 return self.end_unsent(id);
             }
         }
@@ -160,6 +165,7 @@ impl LockService {
         }
         pending.sent = Sent::Unsent;
         pending.is_cancel_sent = false;
+        lock.at = None;
         if pending.is_cancelled {
             return self.end_unsent(id);
         }

@@ -15,16 +15,17 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
 impl LockService {
-    pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags)) {
+    pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags), is_lookup: bool) {
+        #[cfg(test)]
+        let is_lookup = is_lookup || (self.mistake == Some(super::Mistake::HomeJudgesAll) && self.home(&key) == self.me);
         if self.mastered.contains_key(&key) {
-            if self.home(&key) == self.me {
-                // A holder that asked its home learns by this that the home is the master; who knew loses nothing.
+            if is_lookup {
                 self.send(owner.life, Record::MasterIs { key, master: self.me, counter: 0, is_taken: true });
             }
             self.owners.insert(owner, key);
             let entry = Entry::new(owner, pid, op, mode, flags, self.now_ms);
             self.operate(owner, |resource, _, gate, out| resource.request(entry, gate, out));
-        } else if self.home(&key) == self.me {
+        } else if is_lookup && self.home(&key) == self.me {
             let master = *self.directory.entry(key).or_insert(owner.life);
             #[cfg(test)]
             let master = if self.mistake == Some(super::Mistake::TwoMasters) { owner.life } else { master };
@@ -96,7 +97,13 @@ impl LockService {
         }
         if let Some(mastered) = self.mastered.remove(&key) {
             let counter = mastered.resource.counter;
-            self.send(self.home(&key), Record::Released { key, counter });
+            let home = self.home(&key);
+            if home == self.me {
+                // At once: a request of this turn must not meet the old directory, nor its token the old counter.
+                self.handle_released(home, &key, counter);
+            } else {
+                self.send(home, Record::Released { key, counter });
+            }
             self.leave_if_unused(key.lockspace);
         }
     }

@@ -177,6 +177,7 @@ pub(crate) enum Mistake {
     TrustRebuiltLvb,
     UnknownIsNothing,
     TwoMasters,
+    HomeJudgesAll,
 }
 
 /// A node's lock service.
@@ -407,8 +408,8 @@ impl LockService {
 
     fn handle_record(&mut self, from: Life, record: Record) {
         match record {
-            Record::Request { key, lock, pid, op, mode, flags } => {
-                self.handle_lock_request(Owner { life: from, lock }, key, (pid, op, mode, flags));
+            Record::Request { key, lock, pid, op, mode, flags, is_lookup } => {
+                self.handle_lock_request(Owner { life: from, lock }, key, (pid, op, mode, flags), is_lookup);
             }
             Record::Convert { lock, op, mode, flags, lvb } => {
                 self.operate(Owner { life: from, lock }, |resource, owner, gate, out| {
@@ -419,7 +420,12 @@ impl LockService {
             Record::Cancel { lock, op } => {
                 self.operate(Owner { life: from, lock }, |resource, owner, gate, out| resource.cancel(owner, op, gate, out));
             }
-            Record::Completed { lock, result } => self.handle_completed(lock, &result),
+            Record::Completed { lock, result } => {
+                if let Some(lock) = self.locks.get_mut(&lock) {
+                    lock.at = Some(from);
+                }
+                self.handle_completed(lock, &result);
+            }
             Record::Blocking { lock, mode } => self.handle_blocking(lock, mode),
             Record::MasterIs { key, master, counter, is_taken } => self.handle_master_is(key, master, counter, is_taken),
             Record::Released { key, counter } => self.handle_released(from, &key, counter),

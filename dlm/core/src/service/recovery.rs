@@ -137,6 +137,7 @@ impl LockService {
         }
         let mut reports = Vec::new();
         for (id, lock) in &mut self.locks {
+            lock.at = None;
             if let Some(pending) = &mut lock.pending {
                 pending.sent = Sent::ToMaster;
                 pending.is_cancel_sent = pending.is_cancelled;

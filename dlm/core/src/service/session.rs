@@ -119,7 +119,7 @@ impl LockService {
         self.last_lock = id;
         let pending = Some(Pending::new(OpKind::New, Some(serial), mode, flags, None));
         let (token, lvb, since_ms) = (Token::default(), LvbCopy::default(), self.now_ms);
-        self.locks.insert(id, LocalLock { session, key, pid, op: 1, granted: None, token, lvb, pending, told: None, since_ms });
+        self.locks.insert(id, LocalLock { session, key, pid, op: 1, granted: None, token, lvb, pending, at: None, told: None, since_ms });
         self.resources.entry(key).or_default().locks.insert(id);
         if let Some(owner) = self.sessions.get_mut(&session) {
             owner.locks.insert(id);

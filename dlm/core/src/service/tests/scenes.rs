@@ -300,6 +300,64 @@ fn a_message_of_a_newer_view_waits_for_that_view() {
     assert_eq!((status.view.0, status.awaited), (2, vec![life(1, 1)]), "its first round came early, its second is still due");
 }
 
+fn home_of(nodes: &[u16], space: u32) -> u16 {
+    let key = Key::new(space, b"r").unwrap();
+    nodes.iter().copied().max_by_key(|slot| key.weight(life(*slot, 1).slot)).unwrap()
+}
+
+fn lock_request(serial: u64, lockspace: u32, resource: &[u8], mode: Mode) -> Input {
+    let request = ClientRequest::Lock { serial, lockspace, resource: resource.to_vec(), mode, flags: Flags::NONE, lvb: None };
+    Input::Request { session: 1, request }
+}
+
+fn unlock_request(serial: u64, lock: u32) -> Input {
+    Input::Request { session: 1, request: ClientRequest::Unlock { serial, lock, flags: Flags::NONE, lvb: None } }
+}
+
+#[test]
+fn a_request_to_a_home_that_was_master_until_now_is_answered() {
+    let mut scene = Scene::new(2);
+    let space = (0..2).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let home = home_of(&[0, 1], space);
+    let other = 1 - home;
+    let first = scene.lock(home, space, Mode::Pr, Flags::NONE);
+    let second = scene.lock(other, space, Mode::Pr, Flags::NONE);
+    let (first, ..) = scene.granted(first).unwrap();
+    let (second, ..) = scene.granted(second).unwrap();
+    scene.unlock(home, first, None);
+    // Both come in one go: the home has given mastery back before it sees the second.
+    let service = scene.nodes.get_mut(&other).unwrap();
+    service.handle(1, unlock_request(901, second));
+    service.handle(1, lock_request(902, space, b"r", Mode::Pr));
+    scene.input(other, Input::Tick);
+    assert!(scene.granted(902).is_some(), "{:?}", scene.nodes[&other].snapshot());
+}
+
+#[test]
+fn what_a_client_asked_during_recovery_is_answered_and_tokens_grow() {
+    let mut scene = Scene::new(2);
+    let space = (0..2).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let home = home_of(&[0, 1], space);
+    let held = scene.lock(home, space, Mode::Ex, Flags::NONE);
+    let (lock, ..) = scene.granted(held).unwrap();
+    // The home learns the view first and cannot finish before the other does.
+    let members = vec![life(0, 1), life(1, 1)];
+    let view = Input::View { number: ViewNumber(2), members, owed: vec![], is_member: true };
+    let service = scene.nodes.get_mut(&home).unwrap();
+    service.handle(1, view.clone());
+    service.handle(1, unlock_request(901, lock));
+    service.handle(1, lock_request(902, space, b"r", Mode::Ex));
+    assert!(!service.status().awaited.is_empty());
+    scene.input(1 - home, view);
+    let token = |wanted| {
+        scene.replies.iter().find_map(|(_, reply)| match reply {
+            ClientReply::Completed { serial, status: LockStatus::Success, token, .. } if *serial == wanted => Some(*token),
+            _ => None,
+        })
+    };
+    assert!(token(902).is_some() && token(902) > token(held), "{:?}", scene.replies);
+}
+
 /// A small generator, so that locks and resources often meet.
 struct Dice(u64);
 
@@ -333,7 +391,7 @@ impl Dice {
         let result = OpResult { op, status: self.of(&crate::mode::STATUSES), mode: granted, flags: ResultFlags(2), token, lvb: copy };
         let other = life(self.of(&[0, 1, 2]), 1);
         match self.below(19) {
-            0 => Record::Request { key, lock, pid, op, mode, flags },
+            0 => Record::Request { key, lock, pid, op, mode, flags, is_lookup: self.is_heads() },
             1 => Record::Convert { lock, op, mode, flags, lvb },
             2 => Record::Unlock { lock, op, flags, lvb },
             3 => Record::Cancel { lock, op },
