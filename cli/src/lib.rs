@@ -5,6 +5,8 @@
 //! Called by: the program `deadbolt`, which also runs every other program under its name.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
 
+#[macro_use]
+pub mod say;
 pub mod ask;
 pub mod demo;
 pub mod format;

@@ -45,7 +45,8 @@ fn left_of(base: &Path) -> Vec<String> {
 
 /// Runs the demo in a directory of its own; answers with what it says of the machine.
 fn holds(base: &Path, command: &mut Command, arguments: &[&str]) -> String {
-    let output = run(command.args(["demo", "--json"]).args(arguments).env("TMPDIR", base));
+    // A machine that builds and tests stalls its disk for longer than the second that the demo tolerates by itself.
+    let output = run(command.args(["demo", "--json", "--stall", "2s"]).args(arguments).env("TMPDIR", base));
     let text = String::from_utf8(output.stdout).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let object: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}\n{said}"));

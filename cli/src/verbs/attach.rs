@@ -40,14 +40,14 @@ pub(super) fn attach(arguments: &AttachArguments) -> Result<u8> {
     let Kind::Loop = arguments.kind;
     let options = LoopOptions { read_only: arguments.read_only, sector_bytes: arguments.sector_bytes, autoclear: false };
     let device = attach_loop(&arguments.file, options)?;
-    println!("{}", device.path().display());
+    say!("{}", device.path().display());
     Ok(EXIT_OK)
 }
 
 pub(super) fn detach(arguments: &DetachArguments) -> Result<u8> {
     match detach_loop(&arguments.device)? {
-        Detached::Now => println!("{}: detached", arguments.device.display()),
-        Detached::WhenClosed => println!("{}: still in use, detached with its last user", arguments.device.display()),
+        Detached::Now => say!("{}: detached", arguments.device.display()),
+        Detached::WhenClosed => say!("{}: still in use, detached with its last user", arguments.device.display()),
     }
     Ok(EXIT_OK)
 }

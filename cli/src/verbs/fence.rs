@@ -22,7 +22,7 @@ pub(super) struct FenceArguments {
     i_vouch_that_it_is_gone: bool,
     /// One JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Give up waiting for evidence after this time (the pill stays)
     #[arg(long, default_value = "5m", value_parser = super::parse_time)]
     wait: u32,
@@ -32,11 +32,11 @@ pub(super) fn run(arguments: &FenceArguments) -> Result<u8> {
     let request = json!({ "op": "fence", "node": arguments.victim, "operator": arguments.i_vouch_that_it_is_gone });
     let answer = ask(&arguments.node.directory(), &request, Duration::from_millis(u64::from(arguments.wait)))?;
     if arguments.json {
-        println!("{answer}");
+        say!("{answer}");
     } else {
         let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
         let waited = answer.get("waited_ms").and_then(Value::as_u64).unwrap_or(0);
-        println!("{}: gone after {}, evidence: {} (boot {})", text("node"), seconds(waited), text("evidence"), text("boot"));
+        say!("{}: gone after {}, evidence: {} (boot {})", text("node"), seconds(waited), text("evidence"), text("boot"));
     }
     Ok(EXIT_OK)
 }

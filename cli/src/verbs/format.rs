@@ -58,9 +58,9 @@ pub(super) fn print_report(report: &FormatReport) {
     let verb = if report.is_dry_run { "would write" } else { "wrote" };
     for device in &report.devices {
         for lost in &device.lost {
-            println!("{}: {} {}", device.path.display(), if report.is_dry_run { "would be lost:" } else { "lost:" }, lost.description);
+            say!("{}: {} {}", device.path.display(), if report.is_dry_run { "would be lost:" } else { "lost:" }, lost.description);
         }
-        println!(
+        say!(
             "{}: {verb} cluster {} ({}), {} slots, {} KiB of {} KiB, sectors of {} bytes",
             device.path.display(),
             report.name,

@@ -17,7 +17,7 @@ use deadbolt_cluster::{
 };
 use deadbolt_cluster_core::{membership::check_name, timing::derive};
 use deadbolt_disk::Access;
-use deadbolt_disk_format::ViewNumber;
+use deadbolt_disk_format::{Superblock, ViewNumber};
 use std::path::PathBuf;
 
 /// What a node's own file is made of.
@@ -90,6 +90,22 @@ impl OwnArguments {
         if self.announced.is_empty() { &self.addresses } else { &self.announced }
     }
 
+    /// What can fail on this machine, before anything is changed on the device or in the cluster.
+    pub(super) fn check_here(&self, file: &NodeFile) -> Result<()> {
+        file.group_number()?;
+        for address in &file.addresses {
+            let bound = std::net::TcpListener::bind(address).and_then(|_| std::net::UdpSocket::bind(address));
+            bound.with_context(|| format!("the address {address} cannot be used; it must be one of this machine, free for UDP and TCP"))?;
+        }
+        if file.watchdog != "process" && !std::path::Path::new(&file.watchdog).exists() {
+            bail!(
+                "{} does not exist; load a watchdog driver (modprobe softdog where there is no hardware), name another with --watchdog, or use --watchdog process for a trial",
+                file.watchdog
+            );
+        }
+        Ok(())
+    }
+
     pub(super) fn file(&self, devices: &[PathBuf]) -> Result<NodeFile> {
         check_name(&self.name).map_err(anyhow::Error::msg)?;
         check_addresses(&self.addresses)?;
@@ -116,15 +132,15 @@ pub(super) struct InitArguments {
     /// One device, or three that vote by majority
     #[arg(required = true, num_args = 1..=3)]
     devices: Vec<PathBuf>,
-    /// Name of the cluster
-    #[arg(long, default_value = "deadbolt")]
-    cluster: String,
+    /// Name of the cluster [default: deadbolt]
+    #[arg(long)]
+    cluster: Option<String>,
     /// How many nodes the cluster will have
     #[arg(long, default_value_t = 2)]
     nodes: u16,
-    /// Places for nodes reserved on the device
-    #[arg(long, default_value_t = 32)]
-    slots: u16,
+    /// Places for nodes reserved on the device [default: 32]
+    #[arg(long)]
+    slots: Option<u16>,
     #[command(flatten)]
     times: TimingWishes,
     #[command(flatten)]
@@ -151,6 +167,7 @@ pub(super) fn run(arguments: &InitArguments) -> Result<u8> {
     if let Ok(existing) = directory.read_node() {
         bail!("{} holds node {} already; use another directory with --dir", directory.0.display(), existing.name);
     }
+    arguments.own.check_here(&file)?;
     prepare_device(arguments)?;
     file.cluster =
         devices::open(&arguments.devices, Access::Read)?.first().map(|first| first.superblock.cluster.to_string()).unwrap_or_default();
@@ -183,15 +200,16 @@ fn prepare_device(arguments: &InitArguments) -> Result<()> {
                     names.join(", ")
                 );
             }
-            println!("{}: formatted for cluster {} already, nobody was in", first.path.display(), first.superblock.name);
+            check_same(arguments, &first.superblock)?;
+            say!("{}: formatted for cluster {} already, nobody was in", first.path.display(), first.superblock.name);
             Ok(())
         }
         Ok(_) | Err(DevicesError::NotOurs { .. }) => {
             let report = format(&FormatOptions {
                 devices: arguments.devices.clone(),
-                cluster: arguments.cluster.clone(),
+                cluster: arguments.cluster.clone().unwrap_or_else(|| "deadbolt".into()),
                 nodes: arguments.nodes,
-                slots: arguments.slots,
+                slots: arguments.slots.unwrap_or(32),
                 timings: derive(&arguments.times.wishes())?,
                 is_dry_run: false,
                 is_forced: arguments.force,
@@ -204,10 +222,26 @@ fn prepare_device(arguments: &InitArguments) -> Result<()> {
     }
 }
 
+/// A formatted device keeps its name, slots and times: wishes that differ are refused, not ignored.
+fn check_same(arguments: &InitArguments, superblock: &Superblock) -> Result<()> {
+    let name = arguments.cluster.as_ref().filter(|name| **name != superblock.name);
+    let slots = arguments.slots.filter(|slots| *slots != superblock.slots);
+    let has_other_times = !arguments.times.is_empty() && derive(&arguments.times.wishes())? != superblock.timings;
+    if name.is_some() || slots.is_some() || has_other_times {
+        bail!(
+            "the device is formatted already, for cluster {} with {} slots and a stall of {} ms (`deadbolt timing --device` shows all times); leave --cluster, --slots and the times out, or use --force to format it anew",
+            superblock.name,
+            superblock.slots,
+            superblock.timings.stall_ms
+        );
+    }
+    Ok(())
+}
+
 fn print_key(directory: &NodeDirectory, key: &ClusterKey) {
-    println!(
+    say!(
         "The cluster key, for `deadbolt join --key-file` on the other nodes (also in {}; keep it secret):",
         directory.key_file().display()
     );
-    println!("{}", key.to_text());
+    say!("{}", key.to_text());
 }

@@ -50,11 +50,15 @@ pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
         bail!("{}: cluster {} has no member yet; run `deadbolt init` on the first node", first.path.display(), first.superblock.name);
     }
     check_free(&view, arguments)?;
-    ask_members(first, &view, &key, arguments)?;
+    arguments.own.check_here(&file)?;
     file.cluster = first.superblock.cluster.to_string();
     directory.create(&file, &key)?;
+    if let Err(error) = ask_members(first, &view, &key, arguments) {
+        directory.remove()?;
+        return Err(error);
+    }
     drop(devices);
-    println!("{}: added to the configuration", arguments.own.name);
+    say!("{}: added to the configuration", arguments.own.name);
     if arguments.own.no_start {
         return Ok(EXIT_OK);
     }
@@ -76,7 +80,7 @@ fn check_free(view: &ViewBody, arguments: &JoinArguments) -> Result<()> {
     let name = &arguments.own.name;
     if let Some(other) = nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)) {
         bail!(
-            "the name {name} is taken by node {} in slot {}; choose another name, or `deadbolt leave` that node first",
+            "the name {name} is taken by node {} in slot {}; choose another name, or take that node out first (`deadbolt leave` there, or `deadbolt remove` on another node if it is gone for good)",
             other.name,
             other.slot
         );

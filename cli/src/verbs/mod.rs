@@ -63,6 +63,8 @@ enum Verb {
     Stop(node::StopArguments),
     /// Stop this node and give up its place in the cluster
     Leave(node::LeaveArguments),
+    /// Take a node that is gone for good out of the configuration
+    Remove(node::RemoveArguments),
     /// Show the cluster as this node sees it; exit 0 quorate, 1 not, 2 no daemon
     Status(status::StatusArguments),
     /// Show the last views and fences with their evidence, from the disk alone
@@ -115,9 +117,9 @@ impl NodeArguments {
 /// The times an administrator may set.
 #[derive(Clone, Debug, Args)]
 pub struct TimingWishes {
-    /// How long a storage stall to tolerate; everything else follows
-    #[arg(long, default_value = "5s", value_parser = parse_time)]
-    pub stall: u32,
+    /// How long a storage stall to tolerate; everything else follows [default: 5s]
+    #[arg(long, value_parser = parse_time)]
+    pub stall: Option<u32>,
     /// Interval of beats [default: a tenth of the stall, at most 250ms]
     #[arg(long, value_parser = parse_time)]
     pub poll: Option<u32>,
@@ -130,22 +132,29 @@ pub struct TimingWishes {
     /// F: how long all nodes together may outlive the loss of the disk; 0 turns it off [default: 60s]
     #[arg(long, value_parser = parse_time)]
     pub freeze: Option<u32>,
-    /// Watchdog driver whose lateness is assumed: process, softdog, i6300esb, iTCO_wdt; others count as 1 s late
-    #[arg(long, default_value = "process")]
-    pub driver: String,
+    /// Watchdog driver whose lateness is assumed: process, softdog, i6300esb, iTCO_wdt; others count as 1 s late [default: process]
+    #[arg(long)]
+    pub driver: Option<String>,
 }
 
 impl TimingWishes {
+    /// Was nothing said?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let times = [self.stall, self.poll, self.watchdog_time, self.storage_delay, self.freeze];
+        times.iter().all(Option::is_none) && self.driver.is_none()
+    }
+
     /// As the derivation wants them.
     #[must_use]
     pub fn wishes(&self) -> Wishes {
         Wishes {
-            stall_ms: self.stall,
+            stall_ms: self.stall.unwrap_or(5000),
             poll_ms: self.poll,
             watchdog_ms: self.watchdog_time,
             storage_delay_ms: self.storage_delay,
             freeze_ms: self.freeze,
-            driver: driver(&self.driver),
+            driver: driver(self.driver.as_deref().unwrap_or("process")),
         }
     }
 }
@@ -170,6 +179,7 @@ pub fn parse_time(text: &str) -> Result<u32, String> {
 /// Runs a verb; prints what failed.
 #[must_use]
 pub fn run(arguments: Arguments) -> u8 {
+    let wants_json = arguments.verb.wants_json();
     let result = match arguments.verb {
         Verb::Format(arguments) => format::run(&arguments),
         Verb::Init(arguments) => init::run(&arguments),
@@ -177,6 +187,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Start(arguments) => node::start(&arguments),
         Verb::Stop(arguments) => node::stop(&arguments),
         Verb::Leave(arguments) => node::leave(&arguments),
+        Verb::Remove(arguments) => node::remove(&arguments),
         Verb::Status(arguments) => Ok(status::run(&arguments)),
         Verb::Why(arguments) => why::run(&arguments),
         Verb::Lock(arguments) => Ok(lock::run(&arguments)),
@@ -191,9 +202,34 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::DemoRelay(arguments) => demo::relay::run(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("deadbolt: {}", deadbolt_cluster::program::explain(&error));
+        let text = deadbolt_cluster::program::explain(&error);
+        if wants_json {
+            say!("{}", serde_json::json!({ "ok": false, "error": text }));
+        } else {
+            eprintln!("deadbolt: {text}");
+        }
         EXIT_FAILED
     })
+}
+
+/// Text from outside as one line that does nothing to a terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|letter| if letter.is_control() { letter.escape_default().collect::<Vec<char>>() } else { vec![letter] })
+        .collect()
+}
+
+impl Verb {
+    /// Verbs whose answer was asked for as one JSON object also fail as one.
+    fn wants_json(&self) -> bool {
+        match self {
+            Self::Why(arguments) => arguments.json,
+            Self::Locks(arguments) => arguments.json,
+            Self::Fence(arguments) => arguments.json,
+            _ => false,
+        }
+    }
 }
 
 /// Milliseconds as people read them.
@@ -210,6 +246,11 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn control_characters_are_shown() {
+        assert_eq!(printable("a\tb\u{1b}[31m"), "a\\tb\\u{1b}[31m");
     }
 
     #[test]

@@ -56,6 +56,14 @@ pub(super) enum Tie {
     Tied,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct RemoveArguments {
+    /// Name of the node
+    victim: String,
+    #[command(flatten)]
+    node: NodeArguments,
+}
+
 /// What to wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
@@ -85,7 +93,7 @@ pub(super) fn stay(started: Option<Child>) -> Result<u8> {
 pub(super) fn start_and_wait(directory: &NodeDirectory, wanted: Wanted, tie: Tie) -> Result<Option<Child>> {
     let file = directory.read_node()?;
     if ask(directory, &json!({ "op": "status" }), Duration::from_secs(2)).is_ok() {
-        println!("{} runs already", file.name);
+        say!("{} runs already", file.name);
         return Ok(None);
     }
     let is_default = directory.0 == Path::new(deadbolt_cluster::config::DEFAULT_DIRECTORY);
@@ -139,12 +147,12 @@ fn wait_for(directory: &NodeDirectory, wanted: Wanted, mut child: Option<&mut Ch
             let name = status.get("node").and_then(Value::as_str).unwrap_or_default().to_owned();
             let state = status.get("state").and_then(Value::as_str).unwrap_or_default();
             if wanted == Wanted::Daemon || state == "member" {
-                println!("{name}: {state}, view {}", status.get("view").unwrap_or(&Value::Null));
+                say!("{name}: {state}, view {}", status.get("view").unwrap_or(&Value::Null));
                 return Ok(());
             }
             if !said_waiting && deadline.duration_since(Instant::now()) < patience.saturating_sub(Duration::from_secs(3)) {
                 said_waiting = true;
-                println!("{name}: waits to be let in (silent members are waited for up to {} s)", patience.as_secs());
+                say!("{name}: waits to be let in (silent members are waited for up to {} s)", patience.as_secs());
             }
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -171,8 +179,15 @@ pub(super) fn leave(arguments: &LeaveArguments) -> Result<u8> {
     let directory = arguments.node.directory();
     let file = directory.read_node()?;
     let status = ask(&directory, &json!({ "op": "status" }), Duration::from_secs(2))?;
-    let members = status.get("members").and_then(Value::as_array).map_or(0, Vec::len);
-    if members < 2 {
+    let members: Vec<&str> = status.get("members").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    if !members.contains(&file.name.as_str()) {
+        bail!(
+            "{} is not in the view now; `deadbolt status` says why; on a member, `deadbolt remove {}` takes it out of the configuration",
+            file.name,
+            file.name
+        );
+    }
+    if members.len() < 2 {
         bail!(
             "{} is the only member: nobody could record that it left the configuration; use `deadbolt stop`, or format the device anew",
             file.name
@@ -188,7 +203,7 @@ pub(super) fn leave(arguments: &LeaveArguments) -> Result<u8> {
         let view = devices.first().context("no device")?.newest_view()?;
         if !view.configuration.nodes.iter().any(|node| node.name == file.name) {
             directory.remove()?;
-            println!("{}: out of the configuration since view {}", file.name, view.view);
+            say!("{}: out of the configuration since view {}", file.name, view.view);
             return Ok(EXIT_OK);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -199,20 +214,40 @@ pub(super) fn leave(arguments: &LeaveArguments) -> Result<u8> {
     )
 }
 
+/// Asks a member, then waits for the view that names the node no more.
+pub(super) fn remove(arguments: &RemoveArguments) -> Result<u8> {
+    let directory = arguments.node.directory();
+    let victim = &arguments.victim;
+    ask(&directory, &json!({ "op": "remove", "node": victim }), Duration::from_secs(5))?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < deadline {
+        let status = ask(&directory, &json!({ "op": "status" }), Duration::from_secs(2))?;
+        let nodes = status.get("nodes").and_then(Value::as_array).cloned().unwrap_or_default();
+        let is_there =
+            nodes.iter().any(|node| node.get("name").and_then(Value::as_str).is_some_and(|name| name.eq_ignore_ascii_case(victim)));
+        if !is_there {
+            say!("{victim}: out of the configuration since view {}", status.get("view").unwrap_or(&Value::Null));
+            return Ok(EXIT_OK);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    bail!("no view without {victim} was decided within 30 s; `deadbolt status` says whether this node is quorate")
+}
+
 /// Tells the daemon, then waits until the supervisor is gone.
 fn end(directory: &NodeDirectory, op: &str) -> Result<u8> {
     let name = directory.read_node()?.name;
     match ask(directory, &json!({ "op": op }), Duration::from_secs(5)) {
         Ok(_) => {}
         Err(AskError::NoDaemon { .. }) if supervisor::client::info(&directory.0).is_err() => {
-            println!("{name}: not running");
+            say!("{name}: not running");
             return Ok(EXIT_OK);
         }
         Err(error) => eprintln!("deadbolt: {error}; the supervisor is told instead"),
     }
     let is_clean = supervisor::client::stop(&directory.0, Duration::from_secs(60))?;
     if is_clean {
-        println!("{name}: stopped");
+        say!("{name}: stopped");
         Ok(EXIT_OK)
     } else {
         eprintln!("deadbolt: {name} had to be ended by force: the others will wait for evidence that it is gone");

@@ -23,7 +23,7 @@ pub(super) fn run(arguments: &StatusArguments) -> u8 {
     match ask(&arguments.node.directory(), &json!({ "op": "status" }), Duration::from_secs(1)) {
         Ok(status) => {
             if arguments.json {
-                println!("{status}");
+                say!("{status}");
             } else {
                 print(&status);
             }
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &StatusArguments) -> u8 {
         }
         Err(error) => {
             if arguments.json {
-                println!("{}", json!({ "ok": false, "error": error.to_string() }));
+                say!("{}", json!({ "ok": false, "error": error.to_string() }));
             } else {
                 eprintln!("deadbolt: {error}");
             }
@@ -66,30 +66,30 @@ fn yes_no(is: bool) -> &'static str {
 }
 
 fn print(status: &Value) {
-    println!("Cluster:          {} ({})", text(status, "cluster"), text(status, "cluster_uuid"));
-    println!("Node:             {} (slot {}), {}", text(status, "node"), text(status, "slot"), text(status, "state"));
-    println!("Quorate:          {}", yes_no(flag(status, "quorate")));
-    println!("Expected votes:   {}", text(status, "expected_votes"));
-    println!("Total votes:      {}", text(status, "total_votes"));
-    println!("Quorum:           {}", text(status, "quorum"));
-    println!("View:             {}", text(status, "view"));
-    println!("Members:          {}", names(status, "members"));
-    println!("Owed:             {}", names(status, "owed"));
+    say!("Cluster:          {} ({})", text(status, "cluster"), text(status, "cluster_uuid"));
+    say!("Node:             {} (slot {}), {}", text(status, "node"), text(status, "slot"), text(status, "state"));
+    say!("Quorate:          {}", yes_no(flag(status, "quorate")));
+    say!("Expected votes:   {}", text(status, "expected_votes"));
+    say!("Total votes:      {}", text(status, "total_votes"));
+    say!("Quorum:           {}", text(status, "quorum"));
+    say!("View:             {}", text(status, "view"));
+    say!("Members:          {}", names(status, "members"));
+    say!("Owed:             {}", names(status, "owed"));
     let lease = status.get("lease_left_ms").and_then(Value::as_u64).unwrap_or(0);
-    println!("Lease left:       {} (watchdog {}, reset within {} ms)", seconds(lease), text(status, "watchdog"), text(status, "reset_ms"));
+    say!("Lease left:       {} (watchdog {}, reset within {} ms)", seconds(lease), text(status, "watchdog"), text(status, "reset_ms"));
     for disk in list(status, "disks") {
         let latency =
             disk.get("latency_us").and_then(Value::as_u64).map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000));
         let state = if flag(&disk, "hung") { format!("hung for {} ms", text(&disk, "oldest_ms")) } else { "answers".into() };
-        println!("Disk:             {} ({}), last cycle {latency}, {}", text(&disk, "path"), text(&disk, "backend"), state);
+        say!("Disk:             {} ({}), last cycle {latency}, {}", text(&disk, "path"), text(&disk, "backend"), state);
     }
     if let Some(blocked) = status.get("blocked").and_then(Value::as_str) {
-        println!("Blocked:          {blocked}");
+        say!("Blocked:          {blocked}");
     }
-    println!("\n{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  verdict", "node", "slot", "votes", "state", "heard", "beat age");
+    say!("\n{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  verdict", "node", "slot", "votes", "state", "heard", "beat age");
     for node in list(status, "nodes") {
         let age = node.get("beat_age_ms").and_then(Value::as_u64).map_or_else(|| "-".into(), seconds);
-        println!(
+        say!(
             "{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  {}",
             text(&node, "name"),
             text(&node, "slot"),
@@ -101,6 +101,6 @@ fn print(status: &Value) {
         );
     }
     for warning in list(status, "warnings") {
-        println!("Warning:          {}", warning.as_str().unwrap_or_default());
+        say!("Warning:          {}", warning.as_str().unwrap_or_default());
     }
 }

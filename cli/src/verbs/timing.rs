@@ -24,6 +24,9 @@ pub(super) struct TimingArguments {
 
 pub(super) fn run(arguments: &TimingArguments) -> Result<u8> {
     let timings = match &arguments.device {
+        Some(_) if !arguments.times.is_empty() => {
+            anyhow::bail!("--device shows the times of a device as they are; without it they are derived from --stall and the others")
+        }
         Some(path) => of_device(path)?,
         None => derive(&arguments.times.wishes())?,
     };
@@ -55,15 +58,15 @@ fn print(timings: &Timings) {
     ];
     for (name, value, source) in rows {
         let value = if name == "rho" { format!("{value} ppm") } else { seconds(u64::from(value)) };
-        println!("{name:<10} {value:>10}   {source}");
+        say!("{name:<10} {value:>10}   {source}");
     }
     print_budget(&budget_crash(timings));
     print_budget(&budget_partition(timings));
 }
 
 fn print_budget(budget: &Budget) {
-    println!("\nfailover when {}: {}", budget.case, seconds(budget.total_ms()));
+    say!("\nfailover when {}: {}", budget.case, seconds(budget.total_ms()));
     for line in &budget.lines {
-        println!("  {:<16} {:>8}   {}", line.name, seconds(line.time_ms), line.source);
+        say!("  {:<16} {:>8}   {}", line.name, seconds(line.time_ms), line.source);
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct WhyArguments {
     last_view: bool,
     /// One JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(arguments: &WhyArguments) -> Result<u8> {
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &WhyArguments) -> Result<u8> {
             .collect()
     };
     if arguments.json {
-        println!("{}", json!({ "cluster": first.superblock.name, "views": views, "journal": entries }));
+        say!("{}", json!({ "cluster": first.superblock.name, "views": views, "journal": entries }));
     } else {
         print(&views, &entries);
     }
@@ -65,16 +65,16 @@ pub(super) fn run(arguments: &WhyArguments) -> Result<u8> {
 }
 
 fn print(views: &[Value], entries: &[Value]) {
-    println!("Views that stand on the disk:");
+    say!("Views that stand on the disk:");
     for view in views {
         let text =
             |name: &str| view.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).unwrap_or_default();
-        println!("  {:>6}  {:<10} members {}  by {}", text("view"), text("reason"), joined(view, "members"), text("proposer"));
+        say!("  {:>6}  {:<10} members {}  by {}", text("view"), text("reason"), joined(view, "members"), text("proposer"));
         for owed in view.get("owed").and_then(Value::as_array).into_iter().flatten() {
-            println!("          owed: {} since view {}", word(owed, "node"), word(owed, "since_view"));
+            say!("          owed: {} since view {}", word(owed, "node"), word(owed, "since_view"));
         }
         for released in view.get("released").and_then(Value::as_array).into_iter().flatten() {
-            println!(
+            say!(
                 "          gone: {}, evidence {}, seen by {} after {} ms",
                 word(released, "node"),
                 word(released, "evidence"),
@@ -84,15 +84,10 @@ fn print(views: &[Value], entries: &[Value]) {
         }
     }
     if !entries.is_empty() {
-        println!("\nLast words of the nodes (their own clocks):");
+        say!("\nLast words of the nodes (their own clocks):");
     }
     for entry in entries {
-        println!(
-            "  {}  {:<12} {}",
-            clock(entry.get("wall_ms").and_then(Value::as_u64).unwrap_or(0)),
-            word(entry, "node"),
-            word(entry, "text")
-        );
+        say!("  {}  {:<12} {}", clock(entry.get("wall_ms").and_then(Value::as_u64).unwrap_or(0)), word(entry, "node"), word(entry, "text"));
     }
 }
 

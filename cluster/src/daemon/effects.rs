@@ -152,9 +152,10 @@ impl Effects {
                 node.handle(now_ms(), NodeInput::Leave);
                 json!({ "ok": true })
             }
+            "remove" => remove_node(node, &request),
             "fence" => return self.handle_fence(node, &request, reply),
-            "" => failure("the object has no text field `op`; requests are status, locks, stop, leave, fence"),
-            other => failure(&format!("unknown request {other:?}; requests are status, locks, stop, leave, fence")),
+            "" => failure("the object has no text field `op`; requests are status, locks, stop, leave, remove, fence"),
+            other => failure(&format!("unknown request {other:?}; requests are status, locks, stop, leave, remove, fence")),
         };
         let _ = reply.send(answer);
     }
@@ -169,7 +170,8 @@ impl Effects {
         let by_word = request.get("operator").and_then(Value::as_bool) == Some(true);
         match node.begin_fence(slot, by_word) {
             Err(reason) => {
-                let _ = reply.send(failure(&reason));
+                let gone = node.last_released(slot).filter(|_| !by_word);
+                let _ = reply.send(gone.map_or_else(|| failure(&reason), |gone| gone_json(node, gone.life, gone.evidence, 0)));
             }
             Ok(life) => {
                 self.waiting.entry(life).or_default().push(reply);
@@ -183,13 +185,7 @@ impl Effects {
 
     fn answer_fence(&mut self, node: &Node, victim: Life, evidence: Evidence, waited_ms: u64) {
         for reply in self.waiting.remove(&victim).unwrap_or_default() {
-            let answer = json!({
-                "ok": true,
-                "node": node.name_of(victim.slot),
-                "boot": victim.boot.to_string(),
-                "evidence": evidence_word(evidence),
-                "waited_ms": waited_ms,
-            });
+            let answer = gone_json(node, victim, evidence, waited_ms);
             let _ = reply.send(answer);
         }
     }
@@ -200,6 +196,29 @@ fn reset_self(daemon: &Daemon, reason: &str) -> Outcome {
     tracing::error!("this node is reset: {reason}");
     daemon.side.set_holds(true);
     Outcome::Reset
+}
+
+/// The answer of a fence: who is gone, and by what evidence.
+fn gone_json(node: &Node, victim: Life, evidence: Evidence, waited_ms: u64) -> Value {
+    json!({
+        "ok": true,
+        "node": node.name_of(victim.slot),
+        "boot": victim.boot.to_string(),
+        "evidence": evidence_word(evidence),
+        "waited_ms": waited_ms,
+    })
+}
+
+/// Takes a node out of the configuration that is neither member nor owed.
+fn remove_node(node: &mut Node, request: &Value) -> Value {
+    let name = request.get("node").and_then(Value::as_str).unwrap_or_default();
+    match node.check_removal(name) {
+        Err(reason) => failure(&reason),
+        Ok(slot) => {
+            node.handle(now_ms(), NodeInput::Change(ChangeRequest::RemoveNode { slot }));
+            json!({ "ok": true })
+        }
+    }
 }
 
 fn submit(daemon: &Daemon, work: DiskWork) {

@@ -123,12 +123,24 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
                 "by": lives(membership, &gated.by),
             })).collect::<Vec<Value>>(),
         },
-        "warnings": shell.warnings,
+        "warnings": warnings(membership, shell),
     })
 }
 
 fn names(membership: &MembershipStatus, chosen: impl Fn(&PeerStatus) -> bool) -> Vec<&str> {
     membership.peers.iter().filter(|peer| chosen(peer)).map(|peer| peer.name.as_str()).collect()
+}
+
+/// What the shell knows, and a network that does not carry what the disk shows.
+fn warnings(membership: &MembershipStatus, shell: &ShellStatus) -> Vec<String> {
+    let mut warnings = shell.warnings.clone();
+    let window_ms = u64::from(membership.view.configuration.timings.lease_ms);
+    let others = || membership.peers.iter().filter(|peer| peer.slot != membership.me.slot);
+    let beats = others().any(|peer| peer.beat_age_ms.is_some_and(|age| age < window_ms) && peer.state == NodeState::Member);
+    if beats && others().all(|peer| !peer.is_heard) {
+        warnings.push("other nodes beat on the disk, but none is heard on the network: compare addresses, firewall and cluster.key".into());
+    }
+    warnings
 }
 
 /// Names of nodes for a list of lives.

@@ -18,7 +18,7 @@ use deadbolt_cluster_core::{
     observer::BeatsRead,
 };
 use deadbolt_disk_format::{
-    Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, SlotIndex, SlotSet, UNIT_BYTES, ViewBody,
+    Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, Released, SlotIndex, SlotSet, UNIT_BYTES, ViewBody,
 };
 use deadbolt_dlm_core::{ClientReply, service as locks};
 use deadbolt_qdisk_core::{
@@ -707,6 +707,32 @@ impl Node {
             None => Err(format!(
                 "node {name} is neither in the view nor owed, and no fresh beat of it is on the disk: there is nothing to fence"
             )),
+        }
+    }
+
+    /// The newest life of a slot that a view released, and by what evidence.
+    #[must_use]
+    pub fn last_released(&self, slot: SlotIndex) -> Option<Released> {
+        self.membership.last_released(slot)
+    }
+
+    /// May this node be taken out of the configuration?
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_removal(&self, name: &str) -> Result<SlotIndex, String> {
+        let slot = self.slot_of(name).ok_or_else(|| format!("no node {name:?} is configured; see `deadbolt status`"))?;
+        let has = |life: &Life| life.slot == slot;
+        if !self.view.members.contains(&self.me()) {
+            Err("this node is not a member now; ask a member".into())
+        } else if slot == self.me().slot {
+            Err(format!("{name} is this node; use `deadbolt leave`"))
+        } else if self.view.members.iter().any(has) {
+            Err(format!("{name} is a member; use `deadbolt leave` on it, or `deadbolt fence {name}` first if it cannot be reached"))
+        } else if self.view.owed.iter().any(|owed| has(&owed.life)) {
+            Err(format!("{name} was removed and is not proved gone yet; wait, or use `deadbolt fence {name}`"))
+        } else {
+            Ok(slot)
         }
     }
 

@@ -86,11 +86,24 @@ fn report_stuck(left: &[i32]) {
     tracing::error!(?left, "processes of the ended life are still there; the boot is not advanced before they are gone");
 }
 
+/// Threads of this process. One that has ended and was joined can stand in /proc for a moment longer: counted again until it is gone.
+fn count_threads() -> Result<usize, SupervisorError> {
+    let count = || fs::read_dir("/proc/self/task").map(Iterator::count);
+    let mut threads = 0;
+    for _ in 0..100 {
+        threads = count().map_err(|source| SupervisorError::io("read", Path::new("/proc/self/task"), source))?;
+        if threads <= 1 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(threads)
+}
+
 /// Log, signals, subreaper, and the check that this process is alone.
 fn prepare_process(options: &SupervisorOptions) -> Result<SignalFd, SupervisorError> {
     let call = SupervisorError::system;
-    let threads =
-        fs::read_dir("/proc/self/task").map_err(|source| SupervisorError::io("read", Path::new("/proc/self/task"), source))?.count();
+    let threads = count_threads()?;
     let has_children = !process::reap().is_childless;
     if has_children || threads > 1 {
         let children = if has_children { "children" } else { "no children" };

@@ -27,7 +27,8 @@ use alloc::{
     string::String,
 };
 use deadbolt_disk_format::{
-    Configuration, DaemonPart, Digest, Evidence, Incarnation, Life, NodeEntry, NodeState, SlotIndex, SlotSet, Timings, ViewBody, ViewNumber,
+    Configuration, DaemonPart, Digest, Evidence, Incarnation, Life, NodeEntry, NodeState, Released, SlotIndex, SlotSet, Timings, ViewBody,
+    ViewNumber,
 };
 
 /// How a machine begins.
@@ -225,6 +226,8 @@ pub struct Membership {
     pub(crate) evidences: Evidences,
     /// When each watched life was first named here.
     watched_since: BTreeMap<Life, u64>,
+    /// The newest released life per slot, as views named it.
+    gone: BTreeMap<SlotIndex, Released>,
     /// Lives with which an ordered stream stands (none: the instant it was lost).
     linked: BTreeMap<Life, Option<u64>>,
     pub(crate) heard: BTreeMap<SlotIndex, Heard>,
@@ -269,6 +272,7 @@ impl Membership {
             has_view: false,
             evidences: Evidences::default(),
             watched_since: BTreeMap::new(),
+            gone: BTreeMap::new(),
             linked: BTreeMap::new(),
             heard: BTreeMap::new(),
             lease_end_ms: 0,
@@ -295,6 +299,12 @@ impl Membership {
     #[must_use]
     pub fn timings(&self) -> &Timings {
         if self.known.body.view.0 > 0 { &self.known.body.configuration.timings } else { &self.setup.timings }
+    }
+
+    /// The newest life of a slot that a view released here, and by what evidence.
+    #[must_use]
+    pub fn last_released(&self, slot: SlotIndex) -> Option<Released> {
+        self.gone.get(&slot).copied()
     }
 
     /// The next thing to do.
@@ -385,6 +395,7 @@ impl Membership {
         let is_member = body.members.contains(&self.setup.me);
         let was_member = self.role == Role::Member;
         self.was_named |= is_member;
+        self.gone.extend(body.released.iter().map(|released| (released.life.slot, *released)));
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
         self.proposal.handle_view(&body, is_member, now_ms);
         self.known = Known { body, digest, may_act, since_ms: now_ms };
