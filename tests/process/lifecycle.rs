@@ -68,7 +68,17 @@ fn three_nodes_form_work_stop_start_and_leave() {
     cluster.add("c", 3);
     cluster.wait_members(&["a", "b", "c"]);
 
-    for name in ["c", "b", "a"] {
+    // A machine that is gone for good: members take it out, but none that is in.
+    expect(cluster.verb("remove", "a").arg("c"), 1);
+    cluster.stop("c");
+    cluster.wait_members(&["a", "b"]);
+    expect(cluster.verb("remove", "a").arg("c"), 0);
+    assert_eq!(cluster.field("a", "expected_votes").unwrap(), 3);
+    // What is not configured cannot be fenced; asked for as JSON, the refusal is one object.
+    let fenced = expect(cluster.verb("fence", "a").args(["c", "--json"]), 1);
+    assert!(fenced.contains("no node"), "{fenced}");
+
+    for name in ["b", "a"] {
         cluster.stop(name);
     }
     expect(deadbolt().arg("fsck").arg(&cluster.device), 0);
