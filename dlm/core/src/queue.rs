@@ -6,9 +6,9 @@
 //! Called by: `service`.
 
 use crate::client::Lvb;
-use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
+use crate::mode::{Flags, LockStatus, LvbTransfer, MODES, Mode, ResultFlags, Token};
 use crate::wire::{LvbCopy, OpKind, OpResult, Report};
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
@@ -56,6 +56,10 @@ pub(crate) struct Entry {
     told: Option<Mode>,
     /// Its holder has reported it in this recovery.
     pub(crate) is_confirmed: bool,
+    /// A conversion that was under way at a lost master, which may have granted it.
+    is_adopted: bool,
+    /// To be taken back once it is certain that the lost master had not granted it.
+    is_cancelled: bool,
 }
 
 impl Entry {
@@ -75,7 +79,26 @@ impl Entry {
             is_read: false,
             told: None,
             is_confirmed: true,
+            is_adopted: false,
+            is_cancelled: false,
         }
+    }
+
+    /// The mode to be content with.
+    fn alternative(&self) -> Option<Mode> {
+        match self.flags {
+            flags if flags.has(Flags::ALTPR) => Some(Mode::Pr),
+            flags if flags.has(Flags::ALTCW) => Some(Mode::Cw),
+            _ => None,
+        }
+    }
+
+    /// The mode that the lost master may have granted and that lets others in which the mode known here keeps out. (At most one: of the
+    /// wanted mode and the alternative one is stronger than the granted mode, or the alternative is the granted mode.)
+    fn lost_mode(&self) -> Option<Mode> {
+        let granted = self.granted.filter(|_| self.is_adopted)?;
+        let lets_in = |mode: &Mode| MODES.into_iter().any(|other| other.is_compatible(*mode) && !other.is_compatible(granted));
+        self.wanted.into_iter().chain(self.alternative()).find(lets_in)
     }
 }
 
@@ -183,11 +206,7 @@ impl Resource {
         if self.is_grantable(entry, wanted, place) {
             return Some((wanted, false));
         }
-        let alternative = match entry.flags {
-            flags if flags.has(Flags::ALTPR) => Mode::Pr,
-            flags if flags.has(Flags::ALTCW) => Mode::Cw,
-            _ => return None,
-        };
+        let alternative = entry.alternative()?;
         (alternative != wanted && self.is_grantable(entry, alternative, place)).then_some((alternative, true))
     }
 
@@ -298,6 +317,14 @@ impl Resource {
         if self.find_mut(owner).is_none_or(|entry| entry.op != op || entry.wanted.is_none()) {
             return;
         }
+        if !gate.may_grant
+            && let Some(entry) = self.find_mut(owner)
+            && entry.lost_mode().is_some()
+        {
+            // A node that is owed may have been let in by a grant of which nobody else knows.
+            entry.is_cancelled = true;
+            return;
+        }
         if let Some(entry) = self.take(owner) {
             self.fail(entry, LockStatus::Cancelled, out);
         }
@@ -309,6 +336,7 @@ impl Resource {
         if !gate.may_grant {
             return;
         }
+        self.finish_lost_grants(true, gate, out);
         self.grant_pending(gate, out);
         while let Some(arrival) = self.arrivals.pop_front() {
             match arrival {
@@ -335,6 +363,11 @@ impl Resource {
     fn judge_convert(&mut self, owner: Owner, gate: Gate, out: &mut Notices) {
         let Some(index) = position(&self.granted, owner) else { return };
         let mut entry = self.granted.remove(index);
+        entry.is_adopted = false;
+        if entry.is_cancelled {
+            self.fail(entry, LockStatus::Cancelled, out);
+            return;
+        }
         if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
             self.grant(entry, mode, is_alternative, gate, out);
             self.grant_pending(gate, out);
@@ -404,10 +437,8 @@ impl Resource {
             }
         }
         for entry in &mut self.granted {
-            let blocked = crate::mode::MODES
-                .into_iter()
-                .rev()
-                .find(|mode| is_wanted.get(usize::from(mode.number())) == Some(&true) && blocks(entry, *mode));
+            let blocked =
+                MODES.into_iter().rev().find(|mode| is_wanted.get(usize::from(mode.number())) == Some(&true) && blocks(entry, *mode));
             if let Some(mode) = blocked
                 && entry.told < Some(mode)
             {
@@ -525,10 +556,12 @@ impl Resource {
                     entry.granted = Some(Mode::Nl);
                     entry.result = ResultFlags::DEMOTED;
                 }
-                if pending.is_cancelled {
+                entry.wanted = Some(pending.mode);
+                entry.is_adopted = true;
+                entry.is_cancelled = pending.is_cancelled;
+                if pending.is_cancelled && entry.lost_mode().is_none() {
                     self.fail(entry, LockStatus::Cancelled, out);
                 } else {
-                    entry.wanted = Some(pending.mode);
                     entry.lvb = pending.lvb;
                     self.granted.push(entry);
                     self.arrivals.push_back(Arrival::Convert(owner));
@@ -546,7 +579,52 @@ impl Resource {
         }
         resource.granted.sort_by_key(|entry| core::cmp::Reverse(entry.granted));
         resource.order_arrivals();
+        resource.finish_lost_grants(false, gate, out);
         resource
+    }
+
+    /// Two holders have what excludes each other: the lost master had granted a conversion of one of them before it let the other in, and
+    /// the answer is lost. That grant is given again, gate or not. Two conversions may cross so that either can have been granted:
+    /// one is chosen (`may_choose`) only when nobody unheard can rely on the other.
+    fn finish_lost_grants(&mut self, may_choose: bool, gate: Gate, out: &mut Notices) {
+        loop {
+            let mut lost = self.lost_grants(true);
+            if lost.is_empty() && may_choose {
+                lost = self.lost_grants(false);
+                lost.truncate(1);
+            }
+            if lost.is_empty() {
+                return;
+            }
+            for (owner, mode) in lost {
+                let Some(mut entry) = self.take(owner) else { continue };
+                (entry.is_adopted, entry.is_cancelled) = (false, false);
+                let is_alternative = entry.wanted != Some(mode);
+                self.grant(entry, mode, is_alternative, gate, out);
+            }
+        }
+    }
+
+    /// Adopted conversions whose granted mode conflicts with what another holder has: in any case (`is_certain`), or as far as is known here.
+    fn lost_grants(&self, is_certain: bool) -> Vec<(Owner, Mode)> {
+        if self.granted.iter().all(|entry| entry.lost_mode().is_none()) {
+            return Vec::new();
+        }
+        let mut kinds: BTreeMap<(Option<Mode>, Option<Mode>), usize> = BTreeMap::new();
+        for entry in self.granted.iter().chain(&self.converting) {
+            *kinds.entry((entry.granted, entry.lost_mode())).or_default() += 1;
+        }
+        let excludes = |one: Option<Mode>, other: Mode| one.is_some_and(|one| !one.is_compatible(other));
+        let is_lost = |entry: &Entry| {
+            let mine = (entry.granted, entry.lost_mode());
+            let (Some(granted), Some(lost)) = mine else { return None };
+            let is_refuted = kinds.iter().any(|(kind, count)| {
+                let is_other = *kind != mine || *count > 1;
+                is_other && excludes(kind.0, granted) && (!is_certain || kind.1.is_none() || excludes(kind.1, granted))
+            });
+            is_refuted.then_some((entry.owner, lost))
+        };
+        self.granted.iter().filter_map(is_lost).collect()
     }
 
     /// Conversions before new requests, and none behind one that it blocks: the lost master had them in such an order.
@@ -623,3 +701,6 @@ fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
     }
     best
 }
+
+#[cfg(test)]
+mod tests;

@@ -245,17 +245,18 @@ impl World {
         if let (Some(_), Some(mode)) = (before, mode) {
             self.held.get_mut(&(life, lock)).unwrap().modes = vec![mode];
         }
+        if before.is_some()
+            && let Some(mode) = mode
+        {
+            // What is kept after a refusal or a cancel is as much a promise as a grant.
+            self.check_compatible(life, lock, name, mode)?;
+        }
         let Some(mode) = mode.filter(|_| is_success) else { return Ok(()) };
         let is_unlocking = self.held.get(&(life, lock)).is_some_and(|held| held.is_unlocking);
         let held = Held { session, name, modes: vec![mode], is_busy: false, is_unlocking, since };
         self.held.insert((life, lock), held);
         self.counts.grants += 1;
-        for ((other, id), held) in &self.held {
-            let is_other = (*other, *id) != (life, lock) && held.name == name && !held.is_unlocking;
-            if is_other && conflicts(&held.modes, &[mode]) {
-                return Err(format!("S2: {name:?} {mode} for slot {} while slot {} has {:?}", life.slot.0, other.slot.0, held.modes));
-            }
-        }
+        self.check_compatible(life, lock, name, mode)?;
         let is_given_up = before.is_some_and(|before| mode < before && before.is_down(mode));
         if !is_given_up {
             let given = self.tokens.entry(name).or_default();
@@ -282,6 +283,16 @@ impl World {
             }
             (found, current, dirty) => Err(format!("S12: {name:?} read {found:?}, last written {current:?}, in doubt since {dirty:?}")),
         }
+    }
+
+    fn check_compatible(&self, life: Life, lock: u32, name: (usize, usize), mode: Mode) -> Checked {
+        for ((other, id), held) in &self.held {
+            let is_other = (*other, *id) != (life, lock) && held.name == name && !held.is_unlocking;
+            if is_other && conflicts(&held.modes, &[mode]) {
+                return Err(format!("S2: {name:?} {mode} for slot {} while slot {} has {:?}", life.slot.0, other.slot.0, held.modes));
+            }
+        }
+        Ok(())
     }
 
     /// The clients of a life, or of one session, are dead: what they had to write is in doubt.

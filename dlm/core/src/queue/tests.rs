@@ -1,0 +1,102 @@
+//! What: one resource alone: what a rebuild may tell holders whose answers were lost with the master.
+//! Owns: reports made by hand.
+//! Invariants: none of its own.
+//! Does not: know messages; `service` does.
+//! Called by: `cargo test`.
+
+use super::*;
+use crate::name::Key;
+use crate::wire::ReportOp;
+use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
+
+fn life(slot: u16) -> Life {
+    Life { slot: SlotIndex(slot), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) }
+}
+
+fn owner(slot: u16) -> Owner {
+    Owner { life: life(slot), lock: 1 }
+}
+
+const CLOSED: Gate = Gate { now_ms: 1, view: 2, may_grant: false };
+const OPEN: Gate = Gate { now_ms: 1, view: 2, may_grant: true };
+
+fn report(slot: u16, granted: Mode, pending: Option<ReportOp>) -> (Life, Report) {
+    let key = Key::new(1, b"r").unwrap();
+    let (token, lvb) = (Token { view: 1, counter: 5 }, LvbCopy::default());
+    (life(slot), Report { key, lock: 1, pid: 1, op: 2, granted: Some(granted), token, lvb, pending })
+}
+
+fn converting(mode: Mode, flags: Flags, is_cancelled: bool) -> Option<ReportOp> {
+    Some(ReportOp { kind: OpKind::Convert, mode, flags, lvb: None, is_cancelled })
+}
+
+/// Status and mode of what a holder was told last.
+fn told(out: &Notices, owner: Owner) -> Option<(LockStatus, Option<Mode>)> {
+    out.iter().rev().find_map(|(to, notice)| match notice {
+        Notice::Completed(result) if *to == owner => Some((result.status, result.mode)),
+        _ => None,
+    })
+}
+
+fn are_compatible(resource: &Resource) -> bool {
+    let modes: Vec<Mode> = resource.entries().filter_map(|entry| entry.granted).collect();
+    modes.iter().enumerate().all(|(index, one)| modes.iter().skip(index + 1).all(|other| one.is_compatible(*other)))
+}
+
+#[test]
+fn what_only_the_lost_master_can_have_granted_is_granted_even_when_cancelled() {
+    let cases = [
+        (Mode::Pr, Mode::Cw, Flags::NONE, Mode::Cw),
+        (Mode::Cw, Mode::Pr, Flags::NONE, Mode::Pr),
+        (Mode::Pr, Mode::Ex, Flags::ALTCW, Mode::Cw),
+        (Mode::Cw, Mode::Ex, Flags::ALTPR, Mode::Pr),
+        (Mode::Pw, Mode::Ex, Flags::ALTCW, Mode::Cw),
+    ];
+    for (from, wanted, flags, granted) in cases {
+        for is_cancelled in [true, false] {
+            let reports = [report(0, from, converting(wanted, flags, is_cancelled)), report(1, granted, None)];
+            let mut out = Vec::new();
+            let mut resource = Resource::rebuild(&reports, CLOSED, &mut out);
+            resource.cancel(owner(0), 2, CLOSED, &mut out);
+            assert_eq!(told(&out, owner(0)), Some((LockStatus::Success, Some(granted))), "{from} {wanted} {is_cancelled}");
+            assert!(are_compatible(&resource));
+            let entry = resource.find_mut(owner(0)).unwrap();
+            assert!(entry.token.view == 2 || granted < from, "a grant of this view has a token of this view");
+        }
+    }
+}
+
+#[test]
+fn a_conversion_that_an_owed_node_may_rely_on_is_not_taken_back_before_the_gate_opens() {
+    for is_reported in [true, false] {
+        // The owed node may have CW since the lost master granted CW here.
+        let mut out = Vec::new();
+        let mut resource = Resource::rebuild(&[report(0, Mode::Pr, converting(Mode::Cw, Flags::NONE, is_reported))], CLOSED, &mut out);
+        if !is_reported {
+            resource.cancel(owner(0), 2, CLOSED, &mut out);
+        }
+        assert_eq!(told(&out, owner(0)), None);
+        resource.settle(OPEN, &mut out);
+        assert_eq!(told(&out, owner(0)), Some((LockStatus::Cancelled, Some(Mode::Pr))));
+        assert!(resource.entries().all(|entry| entry.wanted.is_none()));
+    }
+}
+
+#[test]
+fn two_conversions_that_cross_are_decided_one_way() {
+    for (first, second) in [(true, true), (true, false), (false, false)] {
+        let reports =
+            [report(0, Mode::Pr, converting(Mode::Cw, Flags::NONE, first)), report(1, Mode::Cw, converting(Mode::Pr, Flags::NONE, second))];
+        let mut out = Vec::new();
+        let mut resource = Resource::rebuild(&reports, CLOSED, &mut out);
+        assert!(told(&out, owner(0)).is_none() && told(&out, owner(1)).is_none(), "either may be so: an owed node may know");
+        resource.settle(OPEN, &mut out);
+        assert!(are_compatible(&resource), "{:?}", resource.entries().map(|entry| entry.granted).collect::<Vec<_>>());
+        // A third holder decides it at once.
+        let reports = [reports[0].clone(), reports[1].clone(), report(2, Mode::Pr, None)];
+        let mut out = Vec::new();
+        let resource = Resource::rebuild(&reports, CLOSED, &mut out);
+        assert_eq!((told(&out, owner(0)), told(&out, owner(1))), (None, Some((LockStatus::Success, Some(Mode::Pr)))));
+        assert!(are_compatible(&resource));
+    }
+}
