@@ -125,11 +125,15 @@ pub(crate) enum Record {
         lock: u32,
         op: u64,
     },
+    /// `announcement`: a number that the sender has never used before.
     Join {
+        announcement: u64,
         name: Vec<u8>,
     },
+    /// To the announcement of that number and to no other.
     JoinAnswer {
         lockspace: u32,
+        announcement: u64,
         is_refused: bool,
     },
     Leave {
@@ -344,11 +348,11 @@ impl Record {
             Self::NotMaster { lock, op } => {
                 w.u8(9).u32(*lock).u64(*op);
             }
-            Self::Join { name } => {
-                w.u8(10).name(name);
+            Self::Join { announcement, name } => {
+                w.u8(10).u64(*announcement).name(name);
             }
-            Self::JoinAnswer { lockspace, is_refused } => {
-                w.u8(11).u32(*lockspace).u8((*is_refused).into());
+            Self::JoinAnswer { lockspace, announcement, is_refused } => {
+                w.u8(11).u32(*lockspace).u64(*announcement).u8((*is_refused).into());
             }
             Self::Leave { lockspace } => {
                 w.u8(12).u32(*lockspace);
@@ -407,8 +411,8 @@ impl Record {
             7 => Self::MasterIs { key: read_key(r)?, master: read_life(r)?, counter: r.u64()?, is_taken: r.bool("is_taken")? },
             8 => Self::Released { key: read_key(r)?, counter: r.u64()? },
             9 => Self::NotMaster { lock: r.u32()?, op: r.u64()? },
-            10 => Self::Join { name: r.name("lockspace name length", LOCKSPACE_BYTES_MAX)?.to_vec() },
-            11 => Self::JoinAnswer { lockspace: r.u32()?, is_refused: r.bool("is_refused")? },
+            10 => Self::Join { announcement: r.u64()?, name: r.name("lockspace name length", LOCKSPACE_BYTES_MAX)?.to_vec() },
+            11 => Self::JoinAnswer { lockspace: r.u32()?, announcement: r.u64()?, is_refused: r.bool("is_refused")? },
             12 => Self::Leave { lockspace: r.u32()? },
             13 => {
                 let life = read_life(r)?;
@@ -477,8 +481,8 @@ mod tests {
             Record::MasterIs { key, master: life(3), counter: 9, is_taken: true },
             Record::Released { key, counter: 9 },
             Record::NotMaster { lock: 1, op: 2 },
-            Record::Join { name: b"space".to_vec() },
-            Record::JoinAnswer { lockspace: 1, is_refused: true },
+            Record::Join { announcement: 8, name: b"space".to_vec() },
+            Record::JoinAnswer { lockspace: 1, announcement: 8, is_refused: true },
             Record::Leave { lockspace: 1 },
             Record::JoinedBy { life: life(1), lockspaces: vec![1, 2, 3] },
             Record::Claim { key, firm: 7 },

@@ -144,6 +144,8 @@ struct Lockspace {
     is_joined: bool,
     /// The view in which every member was sent the announcement.
     announced_in: Option<u64>,
+    /// The number that answers to the last announcement carry.
+    announcement: u64,
     confirmed: BTreeSet<Life>,
     sessions: BTreeSet<u64>,
     asked: Vec<(u64, u64)>,
@@ -178,6 +180,7 @@ pub(crate) enum Mistake {
     UnknownIsNothing,
     TwoMasters,
     HomeJudgesAll,
+    TakeAnyAnswer,
 }
 
 /// A node's lock service.
@@ -200,6 +203,7 @@ pub struct LockService {
     /// What each life has joined. An entry is complete: whoever uses a lockspace has had our confirmation first.
     joins: BTreeMap<Life, BTreeSet<u32>>,
     names: BTreeMap<u32, Vec<u8>>,
+    last_announcement: u64,
     locks: BTreeMap<u32, holder::LocalLock>,
     resources: BTreeMap<Key, holder::LocalResource>,
     last_lock: u32,
@@ -236,6 +240,7 @@ impl LockService {
             lockspaces: BTreeMap::new(),
             joins: BTreeMap::from([(me, BTreeSet::new())]),
             names: BTreeMap::new(),
+            last_announcement: 0,
             locks: BTreeMap::new(),
             resources: BTreeMap::new(),
             last_lock: 0,
@@ -430,8 +435,10 @@ impl LockService {
             Record::MasterIs { key, master, counter, is_taken } => self.handle_master_is(key, master, counter, is_taken),
             Record::Released { key, counter } => self.handle_released(from, &key, counter),
             Record::NotMaster { lock, op } => self.handle_not_master(lock, op),
-            Record::Join { name } => self.handle_join(from, name),
-            Record::JoinAnswer { lockspace, is_refused } => self.handle_join_answer(from, lockspace, is_refused),
+            Record::Join { announcement, name } => self.handle_join(from, announcement, name),
+            Record::JoinAnswer { lockspace, announcement, is_refused } => {
+                self.handle_join_answer(from, lockspace, announcement, is_refused);
+            }
             Record::Leave { lockspace } => {
                 if let Some(joined) = self.joins.get_mut(&from) {
                     joined.remove(&lockspace);

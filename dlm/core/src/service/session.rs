@@ -217,6 +217,7 @@ impl LockService {
             name: name.clone(),
             is_joined: false,
             announced_in: None,
+            announcement: 0,
             confirmed: BTreeSet::new(),
             sessions: BTreeSet::new(),
             asked: Vec::new(),
@@ -239,7 +240,9 @@ impl LockService {
         }
         lockspace.announced_in = Some(view);
         lockspace.confirmed.clear();
-        let record = Record::Join { name: lockspace.name.clone() };
+        self.last_announcement += 1;
+        lockspace.announcement = self.last_announcement;
+        let record = Record::Join { announcement: lockspace.announcement, name: lockspace.name.clone() };
         self.send_others(&record);
     }
 
@@ -263,17 +266,23 @@ impl LockService {
         }
     }
 
-    pub(super) fn handle_join(&mut self, from: Life, name: Vec<u8>) {
+    pub(super) fn handle_join(&mut self, from: Life, announcement: u64, name: Vec<u8>) {
         let lockspace = lockspace_number(&name);
         let is_refused = *self.names.entry(lockspace).or_insert_with(|| name.clone()) != name;
         if !is_refused && let Some(joined) = self.joins.get_mut(&from) {
             joined.insert(lockspace);
         }
-        self.send(from, Record::JoinAnswer { lockspace, is_refused });
+        self.send(from, Record::JoinAnswer { lockspace, announcement, is_refused });
     }
 
-    pub(super) fn handle_join_answer(&mut self, from: Life, number: u32, is_refused: bool) {
+    pub(super) fn handle_join_answer(&mut self, from: Life, number: u32, announcement: u64, is_refused: bool) {
         let Some(lockspace) = self.lockspaces.get_mut(&number) else { return };
+        let is_other = lockspace.announcement != announcement;
+        #[cfg(test)]
+        let is_other = is_other && self.mistake != Some(super::Mistake::TakeAnyAnswer);
+        if is_other {
+            return;
+        }
         if !is_refused {
             lockspace.confirmed.insert(from);
             return self.finish_join(number);

@@ -32,7 +32,7 @@ impl Random {
 /// What is asked and not answered yet.
 #[derive(Clone, Debug)]
 enum Asked {
-    Join,
+    Join { space: usize },
     Lock { space: usize, resource: usize, flags: Flags },
     Convert { lock: u32, from: Mode, flags: Flags },
     Unlock { lock: u32 },
@@ -204,7 +204,7 @@ impl World {
             ClientReply::Joined { serial, lockspace } => {
                 client.asked.remove(&serial).ok_or("joined twice")?;
                 client.spaces.extend((0..SPACES.len()).filter(|space| lockspace_number(SPACES[*space]) == lockspace));
-                Ok(())
+                self.check_joined(life, lockspace)
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => {
                 let asked = client.asked.remove(&serial).ok_or(format!("serial {serial} answered twice or never asked"))?;
@@ -213,6 +213,19 @@ impl World {
             ClientReply::Blocking { .. } => Ok(()),
             other => Err(format!("unexpected {other:?}")),
         }
+    }
+
+    /// Whoever goes on without this life, should it be removed now, counts it among the users of the lockspace.
+    fn check_joined(&self, life: Life, lockspace: u32) -> Checked {
+        let view = self.nodes[&life].service.view.number;
+        for (other, node) in self.nodes.iter().filter(|(other, node)| **other != life && node.service.view.number >= view) {
+            let later = &node.service.view;
+            let is_feared = later.is_member && (later.members.contains(&life) || later.owed.iter().any(|owed| owed.life == life));
+            if is_feared && node.service.joins.get(&life).is_some_and(|joined| !joined.contains(&lockspace)) {
+                return Err(format!("S2: slot {} uses a lockspace and slot {} knows nothing of it", life.slot.0, other.slot.0));
+            }
+        }
+        Ok(())
     }
 
     fn judge_completed(
@@ -240,7 +253,7 @@ impl World {
                     Err(format!("unlock ended with {status:?}"))
                 };
             }
-            Asked::Join | Asked::Cancel => return Ok(()),
+            Asked::Join { .. } | Asked::Cancel => return Ok(()),
         };
         if let (Some(_), Some(mode)) = (before, mode) {
             self.held.get_mut(&(life, lock)).unwrap().modes = vec![mode];
@@ -435,10 +448,9 @@ impl World {
             return Ok(());
         }
         let session = sessions[self.random.below(sessions.len())];
-        if !self.is_quiet && self.random.chance(2) {
-            node.clients.remove(&session);
-            self.end_clients(life, Some(session));
-            return self.input(life, Input::SessionClosed { session });
+        let is_joining = node.clients[&session].asked.values().any(|asked| matches!(asked, Asked::Join { .. }));
+        if !self.is_quiet && self.random.chance(if is_joining { 20 } else { 2 }) {
+            return self.end_session(life, session);
         }
         self.next_serial += 1;
         let serial = self.next_serial;
@@ -454,8 +466,8 @@ impl World {
         let request = match self.random.below(10) {
             0..=3 if self.is_quiet || node.is_leaving => None,
             0..=3 if !has_joined => {
-                let is_asking = node.clients[&session].asked.values().any(|asked| matches!(asked, Asked::Join));
-                (!is_asking).then(|| (Asked::Join, ClientRequest::JoinLockspace { serial, name: SPACES[space].to_vec() }))
+                let is_asking = node.clients[&session].asked.values().any(|asked| matches!(asked, Asked::Join { .. }));
+                (!is_asking).then(|| (Asked::Join { space }, ClientRequest::JoinLockspace { serial, name: SPACES[space].to_vec() }))
             }
             0..=3 if !is_busy => Some(self.new_lock(serial, space)),
             4..=5 if !idle.is_empty() && !self.is_quiet => Some(self.new_convert(life, serial, &idle)),
@@ -468,6 +480,23 @@ impl World {
         let Some((asked, request)) = request else { return Ok(()) };
         self.nodes.get_mut(&life).unwrap().clients.get_mut(&session).unwrap().asked.insert(serial, asked);
         self.input(life, Input::Request { session, request })
+    }
+
+    /// A client dies; where it waited for a lockspace, another may come at once and ask again.
+    fn end_session(&mut self, life: Life, session: u64) -> Checked {
+        let node = self.nodes.get_mut(&life).unwrap();
+        let client = node.clients.remove(&session).unwrap();
+        self.end_clients(life, Some(session));
+        self.input(life, Input::SessionClosed { session })?;
+        let joining = client.asked.values().find_map(|asked| if let Asked::Join { space } = asked { Some(*space) } else { None });
+        let Some(space) = joining.filter(|_| !self.nodes[&life].is_leaving && self.random.chance(70)) else { return Ok(()) };
+        self.next_serial += 1;
+        let serial = self.next_serial;
+        let client = Client { asked: BTreeMap::from([(serial, Asked::Join { space })]), ..Client::default() };
+        self.nodes.get_mut(&life).unwrap().clients.insert(serial, client);
+        self.input(life, Input::SessionOpened { session: serial, info: SessionInfo { pid: 1 } })?;
+        let request = ClientRequest::JoinLockspace { serial, name: SPACES[space].to_vec() };
+        self.input(life, Input::Request { session: serial, request })
     }
 
     fn some_flags(&mut self) -> Flags {
@@ -720,6 +749,7 @@ fn each_planted_mistake_is_found() {
         (Mistake::UnknownIsNothing, "S2"),
         (Mistake::TwoMasters, "S2"),
         (Mistake::HomeJudgesAll, "liveness"),
+        (Mistake::TakeAnyAnswer, "S2"),
     ];
     for (mistake, wanted) in cases {
         let found = (0..2000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));

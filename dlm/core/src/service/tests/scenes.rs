@@ -358,6 +358,40 @@ fn what_a_client_asked_during_recovery_is_answered_and_tokens_grow() {
     assert!(token(902).is_some() && token(902) > token(held), "{:?}", scene.replies);
 }
 
+#[test]
+fn the_answer_to_an_earlier_announcement_confirms_no_later_one() {
+    let mut scene = Scene::new(2);
+    let ask = |session| Input::Request { session, request: ClientRequest::JoinLockspace { serial: 1, name: b"space".to_vec() } };
+    let space = scene.join(1, b"space");
+    let mut joiner = scene.nodes.remove(&0).unwrap();
+    let messages = |joiner: &mut LockService, inputs: Vec<Input>| {
+        inputs.into_iter().for_each(|input| joiner.handle(1, input));
+        let sent = core::iter::from_fn(|| joiner.poll_output()).filter_map(|output| match output {
+            Output::Send { message, .. } => Some(message),
+            _ => None,
+        });
+        sent.collect::<Vec<_>>()
+    };
+    // A client asks and goes before the answer; another asks.
+    let (opened, closed) = (Input::SessionOpened { session: 2, info: SessionInfo::default() }, Input::SessionClosed { session: 1 });
+    let arriving = messages(&mut joiner, vec![opened, ask(1), closed]);
+    let lost = messages(&mut joiner, vec![ask(2)]);
+    assert!(!arriving.is_empty() && !lost.is_empty());
+    // The second announcement is lost in a cut; the answer to the first is not.
+    scene.replies.clear();
+    let other = scene.nodes.get_mut(&1).unwrap();
+    for message in arriving {
+        other.handle(1, Input::Peer { from: life(0, 1), message });
+    }
+    let answers = messages(other, vec![]);
+    assert!(!answers.is_empty() && !other.joins[&life(0, 1)].contains(&space));
+    scene.nodes.insert(0, joiner);
+    for message in answers {
+        scene.input(0, Input::Peer { from: life(1, 1), message });
+    }
+    assert_eq!(scene.replies, [], "nobody would wait for this node's locks, were it removed now");
+}
+
 /// A small generator, so that locks and resources often meet.
 struct Dice(u64);
 
@@ -400,8 +434,8 @@ impl Dice {
             6 => Record::MasterIs { key, master: other, counter: number, is_taken: self.is_heads() },
             7 => Record::Released { key, counter: number },
             8 => Record::NotMaster { lock, op },
-            9 => Record::Join { name: b"s".to_vec() },
-            10 => Record::JoinAnswer { lockspace: key.lockspace, is_refused: self.is_heads() },
+            9 => Record::Join { announcement: number, name: b"s".to_vec() },
+            10 => Record::JoinAnswer { lockspace: key.lockspace, announcement: self.of(&[1, number]), is_refused: self.is_heads() },
             11 => Record::Leave { lockspace: key.lockspace },
             12 => Record::JoinedBy { life: other, lockspaces: vec![key.lockspace] },
             13 => Record::Claim { key, firm: number },
