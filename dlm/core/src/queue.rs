@@ -7,7 +7,7 @@
 
 use crate::client::Lvb;
 use crate::mode::{Flags, LockStatus, LvbTransfer, MODES, Mode, ResultFlags, Token};
-use crate::wire::{LvbCopy, OpKind, OpResult, Report};
+use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
@@ -52,6 +52,8 @@ pub(crate) struct Entry {
     status: LockStatus,
     result: ResultFlags,
     is_read: bool,
+    /// Number that the value block had by this lock's own last write; 0: it has none that its copy may go by.
+    written: Option<u64>,
     /// Strongest mode that the holder was told about since its grant.
     told: Option<Mode>,
     /// Its holder has reported it in this recovery.
@@ -77,6 +79,7 @@ impl Entry {
             status: LockStatus::Success,
             result: ResultFlags::default(),
             is_read: false,
+            written: None,
             told: None,
             is_confirmed: true,
             is_adopted: false,
@@ -227,9 +230,11 @@ impl Resource {
     /// Grants `entry` in `mode` and tells its holder. The caller has taken it off its queue.
     fn grant(&mut self, mut entry: Entry, mode: Mode, is_alternative: bool, gate: Gate, out: &mut Notices) {
         let transfer = mode.lvb_transfer(entry.granted);
+        let before = self.lvb.sequence;
         if transfer == LvbTransfer::Write {
             self.write_lvb(entry.flags, entry.lvb.take());
         }
+        entry.written = Some(self.lvb.sequence).filter(|sequence| *sequence != before);
         let is_given_up = entry.granted.is_some_and(|granted| mode < granted && !granted.is_middle(mode));
         if !is_given_up {
             entry.token = self.next_token(gate);
@@ -257,7 +262,12 @@ impl Resource {
         }
         let value = if is_success && entry.is_read { self.lvb.value } else { None };
         let token = if is_success { entry.token } else { Token::default() };
-        OpResult { op: entry.op, status: entry.status, mode: entry.granted, flags, token, lvb: LvbCopy { value, ..self.lvb } }
+        let lvb = match entry.written.filter(|_| is_success) {
+            // Said again, others may have written since: what this holder wrote must not go by their number.
+            Some(sequence) => LvbCopy { sequence, is_invalid: self.lvb.is_invalid || self.lvb.sequence != sequence, value: None },
+            None => LvbCopy { value, ..self.lvb },
+        };
+        OpResult { op: entry.op, status: entry.status, mode: entry.granted, flags, token, lvb }
     }
 
     /// An operation that failed: a lock that was granted keeps what it has; a new one is gone.
@@ -547,6 +557,9 @@ impl Resource {
             }
             (OpKind::Convert, Some(granted)) if pending.mode < granted && granted.is_down(pending.mode) => {
                 entry.granted = Some(pending.mode);
+                if is_write(granted, &pending) {
+                    entry.written = Some(if self.lvb.value == pending.lvb { self.lvb.sequence } else { 0 });
+                }
                 out.push((owner, Notice::Completed(self.result_of(&entry))));
                 self.granted.push(entry);
             }
@@ -664,6 +677,16 @@ impl Resource {
     }
 }
 
+/// Does this operation of a lock that has `granted` write the value block?
+fn is_write(granted: Mode, pending: &ReportOp) -> bool {
+    let is_writer = match pending.kind {
+        OpKind::Unlock => granted.is_writer(),
+        OpKind::Convert => pending.mode.lvb_transfer(Some(granted)) == LvbTransfer::Write,
+        OpKind::New => false,
+    };
+    is_writer && pending.flags.has(Flags::VALBLK) && !pending.flags.has(Flags::IVVALBLK) && pending.lvb.is_some()
+}
+
 /// The value block of a resource whose master is lost: the newest copy that is known; valid only if a survivor's lock proves that nobody
 /// can have written since (it has excluded writers ever since it saw that copy).
 fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
@@ -671,14 +694,7 @@ fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
     let mut proved: Option<LvbCopy> = None;
     let mut newest = 0;
     for (_, report) in reports {
-        let written = report.pending.filter(|pending| {
-            let is_write = match (pending.kind, report.granted) {
-                (OpKind::Unlock, Some(granted)) => granted.is_writer(),
-                (OpKind::Convert, Some(granted)) => pending.mode.lvb_transfer(Some(granted)) == LvbTransfer::Write,
-                _ => false,
-            };
-            is_write && pending.flags.has(Flags::VALBLK) && !pending.flags.has(Flags::IVVALBLK) && pending.lvb.is_some()
-        });
+        let written = report.pending.filter(|pending| report.granted.is_some_and(|granted| is_write(granted, pending)));
         let copy = match written {
             Some(pending) => LvbCopy { sequence: report.lvb.sequence.saturating_add(1), is_invalid: true, value: pending.lvb },
             None => report.lvb,

@@ -6,7 +6,6 @@
 
 use super::*;
 use crate::name::Key;
-use crate::wire::ReportOp;
 use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 
 fn life(slot: u16) -> Life {
@@ -98,5 +97,46 @@ fn two_conversions_that_cross_are_decided_one_way() {
         let resource = Resource::rebuild(&reports, CLOSED, &mut out);
         assert_eq!((told(&out, owner(0)), told(&out, owner(1))), (None, Some((LockStatus::Success, Some(Mode::Pr)))));
         assert!(are_compatible(&resource));
+    }
+}
+
+/// Sequence, validity and content of the value block as a holder was told it last.
+fn told_lvb(out: &Notices, owner: Owner) -> Option<LvbCopy> {
+    out.iter().rev().find_map(|(to, notice)| match notice {
+        Notice::Completed(result) if *to == owner => Some(result.lvb),
+        _ => None,
+    })
+}
+
+fn granted(slot: u16, mode: Mode) -> Entry {
+    Entry::new(owner(slot), 1, 1, mode, Flags::VALBLK, 1)
+}
+
+#[test]
+fn a_write_that_is_said_again_goes_by_its_own_number() {
+    let (mut resource, mut out) = (Resource::default(), Vec::new());
+    for slot in [0, 1] {
+        resource.request(granted(slot, Mode::Ex), OPEN, &mut out);
+    }
+    resource.convert(owner(0), 2, Mode::Nl, (Flags::VALBLK, Some([1; 32])), OPEN, &mut out);
+    assert_eq!(told_lvb(&out, owner(0)).map(|lvb| (lvb.sequence, lvb.is_invalid)), Some((1, false)));
+    resource.unlock(owner(1), 2, (Flags::VALBLK, Some([2; 32])), OPEN, &mut out);
+    let pending = ReportOp { kind: OpKind::Convert, mode: Mode::Nl, flags: Flags::VALBLK, lvb: Some([1; 32]), is_cancelled: false };
+    let (origin, report) = report(0, Mode::Ex, Some(pending));
+    resource.begin_recovery();
+    resource.reconcile(origin, &report, CLOSED, &mut out);
+    assert_eq!(told_lvb(&out, owner(0)), Some(LvbCopy { sequence: 1, is_invalid: true, value: None }));
+}
+
+#[test]
+fn a_write_that_a_lost_master_took_gets_no_number_of_another_value() {
+    for (other, wanted) in [([2; 32], 0), ([1; 32], 2)] {
+        let pending = ReportOp { kind: OpKind::Convert, mode: Mode::Nl, flags: Flags::VALBLK, lvb: Some([1; 32]), is_cancelled: false };
+        let mut reader = report(1, Mode::Pr, None);
+        reader.1.lvb = LvbCopy { sequence: 2, is_invalid: false, value: Some(other) };
+        let mut out = Vec::new();
+        let resource = Resource::rebuild(&[report(0, Mode::Ex, Some(pending)), reader], CLOSED, &mut out);
+        assert_eq!(resource.lvb, reader.1.lvb);
+        assert_eq!(told_lvb(&out, owner(0)).map(|lvb| (lvb.sequence, lvb.value)), Some((wanted, None)));
     }
 }

@@ -194,7 +194,8 @@ impl LockService {
             && pending.flags.has(Flags::VALBLK)
             && !pending.flags.has(Flags::IVVALBLK)
             && result.mode.is_some_and(|mode| mode.lvb_transfer(granted) == LvbTransfer::Write);
-        let written = if is_written { pending.lvb } else { None };
+        // Number 0: others may have written since.
+        let written = if is_written && result.lvb.sequence != 0 { pending.lvb } else { None };
         let known = if lock.lvb.sequence == result.lvb.sequence { lock.lvb.value } else { None };
         lock.lvb = LvbCopy { value: result.lvb.value.or(written).or(known), ..result.lvb };
         let is_given_up = granted.zip(result.mode).is_some_and(|(from, to)| to < from && from.is_down(to));

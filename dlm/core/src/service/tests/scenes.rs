@@ -392,6 +392,39 @@ fn the_answer_to_an_earlier_announcement_confirms_no_later_one() {
     assert_eq!(scene.replies, [], "nobody would wait for this node's locks, were it removed now");
 }
 
+#[test]
+fn an_answer_said_again_gives_an_old_value_no_new_number() {
+    let mut scene = Scene::new(3);
+    let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    // Node 2 is master; node 0 writes value 1, and the answer to that is lost with the view; node 1 writes value 2.
+    let keeper = scene.lock(2, space, Mode::Nl, Flags::NONE);
+    let first = scene.lock(0, space, Mode::Ex, Flags::VALBLK);
+    let second = scene.lock(1, space, Mode::Ex, Flags::VALBLK);
+    let (first, ..) = scene.granted(first).unwrap();
+    assert!(scene.granted(keeper).is_some() && scene.granted(second).is_none());
+    let request = ClientRequest::Convert { serial: 99, lock: first, mode: Mode::Nl, flags: Flags::VALBLK, lvb: Some([1; 32]) };
+    let mut writer = scene.nodes.remove(&0).unwrap();
+    writer.handle(1, Input::Request { session: 1, request });
+    while let Some(output) = writer.poll_output() {
+        let Output::Send { message, .. } = output else { continue };
+        scene.input(2, Input::Peer { from: life(0, 1), message });
+    }
+    scene.nodes.insert(0, writer);
+    let (second, ..) = scene.granted(second).unwrap();
+    scene.unlock(1, second, Some([2; 32]));
+    scene.view(2, &[0, 1, 2], &[]);
+    assert!(scene.granted(99).is_some());
+    // A reader that knows the number but not the value keeps writers out; the master dies.
+    let silent = scene.lock(1, space, Mode::Pr, Flags::NONE);
+    assert!(scene.granted(silent).is_some());
+    scene.nodes.remove(&2);
+    scene.view(3, &[0, 1], &[(2, 3)]);
+    scene.view(4, &[0, 1], &[]);
+    let reader = scene.lock(1, space, Mode::Pr, Flags::VALBLK);
+    let (_, flags, value) = scene.granted(reader).unwrap();
+    assert!(flags.has(ResultFlags::VALNOTVALID) || value == Some([2; 32]), "{value:?} is not the last one written");
+}
+
 /// A small generator, so that locks and resources often meet.
 struct Dice(u64);
 
