@@ -125,6 +125,13 @@ fn acquire(arguments: &LockArguments, directory: &NodeDirectory) -> Result<Guard
         ClientError::NotGranted(_) if !is_quorate(directory) => {
             fail(EXIT_NO_QUORUM, &format!("{}: {error}: this node is not quorate", arguments.resource))
         }
+        ClientError::NotGranted(LockStatus::Cancelled) => {
+            let waited = super::seconds(u64::from(arguments.wait.unwrap_or(0)));
+            fail(
+                EXIT_NOT_GRANTED,
+                &format!("{}: not granted within {waited}; `deadbolt locks` on its master shows who holds it", arguments.resource),
+            )
+        }
         ClientError::NotGranted(_) => fail(EXIT_NOT_GRANTED, &format!("{}: {error}", arguments.resource)),
         ClientError::Refused { status: LockStatus::Invalid, .. } => fail(EXIT_USAGE, &error),
         _ => fail(EXIT_NO_QUORUM, &error),

@@ -97,6 +97,7 @@ pub(super) fn start_and_wait(directory: &NodeDirectory, wanted: Wanted, tie: Tie
         return Ok(None);
     }
     let is_default = directory.0 == Path::new(deadbolt_cluster::config::DEFAULT_DIRECTORY);
+    let log_start = std::fs::metadata(directory.log_file()).map_or(0, |log| usize::try_from(log.len()).unwrap_or(usize::MAX));
     let has_unit =
         ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"].iter().any(|place| Path::new(place).join(UNIT).exists());
     if tie == Tie::Detached && is_default && has_unit && Path::new("/run/systemd/system").exists() {
@@ -104,10 +105,15 @@ pub(super) fn start_and_wait(directory: &NodeDirectory, wanted: Wanted, tie: Tie
         if !status.success() {
             bail!("systemctl start {UNIT} failed; see `systemctl status {UNIT}`");
         }
-        wait_for(directory, wanted, None)?;
+        wait_for(directory, wanted, None, log_start)?;
         return Ok(None);
     }
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(directory.log_file()).context("opening the log")?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(directory.log_file())
+        .with_context(|| format!("opening {}", directory.log_file().display()))?;
     let mut command = program("deadboltd");
     command.arg("--supervise").arg("--dir").arg(&directory.0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
     if tie == Tie::Tied {
@@ -118,7 +124,7 @@ pub(super) fn start_and_wait(directory: &NodeDirectory, wanted: Wanted, tie: Tie
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
     }
     let mut child = command.spawn().context("starting deadboltd")?;
-    wait_for(directory, wanted, Some(&mut child))?;
+    wait_for(directory, wanted, Some(&mut child), log_start)?;
     Ok((tie == Tie::Tied).then_some(child))
 }
 
@@ -133,7 +139,7 @@ fn patience(directory: &NodeDirectory) -> Duration {
     Duration::from_millis(u64::from(timings.expiry_ms + timings.freeze_ms + timings.storage_delay_ms) + 30_000)
 }
 
-fn wait_for(directory: &NodeDirectory, wanted: Wanted, mut child: Option<&mut Child>) -> Result<()> {
+fn wait_for(directory: &NodeDirectory, wanted: Wanted, mut child: Option<&mut Child>, log_start: usize) -> Result<()> {
     let patience = patience(directory);
     let deadline = Instant::now() + patience;
     let mut said_waiting = false;
@@ -141,7 +147,7 @@ fn wait_for(directory: &NodeDirectory, wanted: Wanted, mut child: Option<&mut Ch
         if let Some(child) = child.as_deref_mut()
             && let Some(status) = child.try_wait()?
         {
-            bail!("the node ended at once ({status}); its log says:\n{}", tail(&directory.log_file()));
+            bail!("the node ended at once ({status}); its log says:\n{}", said_since(&directory.log_file(), log_start));
         }
         if let Ok(status) = ask(directory, &json!({ "op": "status" }), Duration::from_secs(2)) {
             let name = status.get("node").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -164,11 +170,11 @@ fn wait_for(directory: &NodeDirectory, wanted: Wanted, mut child: Option<&mut Ch
     )
 }
 
-/// The last lines of a log.
-fn tail(path: &Path) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(12).collect();
-    lines.into_iter().rev().collect::<Vec<&str>>().join("\n")
+/// What the log says since the start that failed.
+fn said_since(path: &Path, start: usize) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(text.get(start..).unwrap_or_default()).into_owned();
+    text.lines().take(12).collect::<Vec<&str>>().join("\n")
 }
 
 pub(super) fn stop(arguments: &StopArguments) -> Result<u8> {

@@ -97,7 +97,7 @@ fn print(status: &Value) {
             text(&node, "state"),
             yes_no(flag(&node, "heard")),
             age,
-            text(&node, "verdict")
+            if flag(&node, "heard") && text(&node, "verdict") == "may live" { "-".into() } else { text(&node, "verdict") }
         );
     }
     for warning in list(status, "warnings") {

@@ -105,8 +105,30 @@ fn joined(value: &Value, name: &str) -> String {
     if words.is_empty() { "-".into() } else { words.join(" ") }
 }
 
-/// Time of day, UTC.
+/// Date and time, UTC.
 fn clock(wall_ms: u64) -> String {
-    let seconds = wall_ms / 1000 % 86_400;
-    format!("{:02}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, wall_ms % 1000)
+    let (days, seconds) = (wall_ms / 86_400_000, wall_ms / 1000 % 86_400);
+    // Days since 1970 to a date of the Gregorian calendar, in eras of 400 years that begin in March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03}Z", wall_ms % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clock;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(clock(0), "1970-01-01 00:00:00.000Z");
+        assert_eq!(clock(951_782_400_000), "2000-02-29 00:00:00.000Z");
+        assert_eq!(clock(1_795_305_599_999), "2026-11-21 23:59:59.999Z");
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     ClientEvent, Daemon, NetworkEvent, Outcome, Waiting,
     control::{ControlRequest, failure},
     now_ms,
-    status::{DeviceStatus, ShellStatus, evidence_word, status_json},
+    status::{DeviceStatus, ShellStatus, status_json},
 };
 use crate::{
     config::NodeFile,
@@ -204,7 +204,7 @@ fn gone_json(node: &Node, victim: Life, evidence: Evidence, waited_ms: u64) -> V
         "ok": true,
         "node": node.name_of(victim.slot),
         "boot": victim.boot.to_string(),
-        "evidence": evidence_word(evidence),
+        "evidence": evidence.word(),
         "waited_ms": waited_ms,
     })
 }

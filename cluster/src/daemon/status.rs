@@ -9,7 +9,7 @@ use deadbolt_cluster_core::{
     evidence::Verdict,
     membership::{MembershipStatus, PeerStatus},
 };
-use deadbolt_disk_format::{Evidence, Life, NodeState, ViewBody};
+use deadbolt_disk_format::{Life, NodeState, ViewBody};
 use serde_json::{Value, json};
 
 /// What the shell knows besides the machines.
@@ -44,21 +44,6 @@ pub struct DeviceStatus {
     pub oldest_ms: Option<u64>,
     /// `io_uring` or `threads`.
     pub backend: String,
-}
-
-/// The field's word for evidence.
-#[must_use]
-pub fn evidence_word(evidence: Evidence) -> &'static str {
-    match evidence {
-        Evidence::Left => "left",
-        Evidence::IdleRestart => "idle-restart",
-        Evidence::Ejected => "ejected",
-        Evidence::Rebooted => "rebooted",
-        Evidence::Acknowledged => "acknowledged",
-        Evidence::Expired => "expired",
-        Evidence::Agent => "agent",
-        Evidence::Operator => "operator",
-    }
 }
 
 /// The field's word for a state.
@@ -154,8 +139,8 @@ fn lives(membership: &MembershipStatus, lives: &[Life]) -> Vec<String> {
 fn peer_json(peer: &PeerStatus) -> Value {
     let verdict = peer.verdict.map(|verdict| match verdict {
         Verdict::MayLive => "may live".to_owned(),
-        Verdict::GoneAt { evidence, .. } => format!("{}, waiting", evidence_word(evidence)),
-        Verdict::Gone(evidence) => format!("gone: {}", evidence_word(evidence)),
+        Verdict::GoneAt { evidence, .. } => format!("{}, waiting", evidence.word()),
+        Verdict::Gone(evidence) => format!("gone: {}", evidence.word()),
     });
     json!({
         "name": peer.name,
@@ -179,13 +164,13 @@ pub fn view_json(body: &ViewBody) -> Value {
     };
     json!({
         "view": body.view.0,
-        "reason": format!("{:?}", body.reason).to_lowercase(),
+        "reason": body.reason.word(),
         "proposer": body.proposer.map(|life| name(life.slot)),
         "members": body.members.iter().map(|life| name(life.slot)).collect::<Vec<String>>(),
         "owed": body.owed.iter().map(|owed| json!({ "node": name(owed.life.slot), "since_view": owed.removed_in.0 })).collect::<Vec<Value>>(),
         "released": body.released.iter().map(|released| json!({
             "node": name(released.life.slot),
-            "evidence": evidence_word(released.evidence),
+            "evidence": released.evidence.word(),
             "waited_ms": released.waited_ms,
             "witness": name(released.witness),
         })).collect::<Vec<Value>>(),

@@ -432,6 +432,39 @@ pub enum Evidence {
     Operator,
 }
 
+impl Evidence {
+    /// The word for people and scripts.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::IdleRestart => "idle-restart",
+            Self::Ejected => "ejected",
+            Self::Rebooted => "rebooted",
+            Self::Acknowledged => "acknowledged",
+            Self::Expired => "expired",
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl ViewReason {
+    /// The word for people and scripts.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Initial => "initial",
+            Self::Join => "join",
+            Self::Leave => "leave",
+            Self::Remove => "remove",
+            Self::Release => "release",
+            Self::Configure => "configure",
+            Self::Restart => "restart",
+        }
+    }
+}
+
 /// Nodes, votes and timings; versioned by views.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Configuration {

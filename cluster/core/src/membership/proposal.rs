@@ -313,14 +313,15 @@ fn chosen(choice: &Choice, lives: &BTreeMap<SlotIndex, Life>) -> Vec<Life> {
 /// One line about a view, for the journal and the log.
 pub(crate) fn describe(body: &ViewBody) -> String {
     let names: Vec<String> = body.members.iter().map(|life| name_in(body, life.slot)).collect();
-    let mut text = format!("view {} ({:?}): members {}", body.view, body.reason, names.join(" "));
+    let names = if names.is_empty() { String::from("none") } else { names.join(" ") };
+    let mut text = format!("view {} ({}): members {names}", body.view, body.reason.word());
     for owed in &body.owed {
         text.push_str(&format!(", owed {} since view {}", name_in(body, owed.life.slot), owed.removed_in));
     }
     for released in &body.released {
-        text.push_str(&format!(", {} gone: {:?}", name_in(body, released.life.slot), released.evidence));
+        text.push_str(&format!(", {} gone: {}", name_in(body, released.life.slot), released.evidence.word()));
     }
-    text.push_str(&format!(" (votes {} of {})", total_votes(&body.configuration), quorum(&body.configuration)));
+    text.push_str(&format!("; {} votes, quorum {}", total_votes(&body.configuration), quorum(&body.configuration)));
     text
 }
 
