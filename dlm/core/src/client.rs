@@ -316,6 +316,12 @@ impl ClientRequest {
 }
 
 impl ClientReply {
+    /// It answers a request with a serial.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Joined { .. } | Self::LockspaceLeft { .. } | Self::Completed { .. } | Self::Refused { .. })
+    }
+
     /// The bytes of the frame, without its length field.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -139,7 +139,7 @@ pub(crate) enum Record {
     Leave {
         lockspace: u32,
     },
-    /// Recovery: the complete list of what a life has joined.
+    /// Recovery: what a life has joined; complete when `HomeEnd` follows.
     JoinedBy {
         life: Life,
         lockspaces: Vec<u32>,

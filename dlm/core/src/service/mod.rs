@@ -29,6 +29,14 @@ pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, Serv
 const MESSAGE_BYTES: usize = 32 * 1024;
 /// Most locks of one session (bounds memory; chosen, no strong reason).
 pub const SESSION_LOCKS_MAX: usize = 1 << 20;
+/// Most requests of one session that are not answered yet (bounds memory; chosen, no strong reason).
+pub const SESSION_REQUESTS_MAX: usize = 1 << 16;
+/// Most lockspaces of one session, joined or asked for (bounds memory; chosen, no strong reason).
+pub const SESSION_LOCKSPACES_MAX: usize = 64;
+/// Most lockspaces of a node (bounds memory and what every view change sends; chosen, no strong reason).
+pub const NODE_LOCKSPACES_MAX: usize = 4096;
+/// Most cancel requests that wait for the end of one operation (chosen: one is enough for any client).
+pub const OPERATION_CANCELS_MAX: usize = 16;
 
 /// Who a session is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -134,7 +142,11 @@ struct View {
 struct Session {
     info: SessionInfo,
     lockspaces: BTreeSet<u32>,
+    /// Lockspaces that it waits for.
+    joining: BTreeSet<u32>,
     locks: BTreeSet<u32>,
+    /// Requests that wait for their answer.
+    unanswered: usize,
 }
 
 /// A lockspace that this node uses.
@@ -443,6 +455,7 @@ impl LockService {
                 if let Some(joined) = self.joins.get_mut(&from) {
                     joined.remove(&lockspace);
                 }
+                self.forget_name(lockspace);
             }
             recovery => self.handle_recovery(from, recovery),
         }
@@ -474,7 +487,10 @@ impl LockService {
     }
 
     fn reply(&mut self, session: u64, reply: ClientReply) {
-        if self.sessions.contains_key(&session) {
+        if let Some(asker) = self.sessions.get_mut(&session) {
+            if reply.is_answer() {
+                asker.unanswered = asker.unanswered.saturating_sub(1);
+            }
             self.outputs.push_back(Output::Reply { session, reply });
         }
     }

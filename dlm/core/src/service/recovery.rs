@@ -15,6 +15,9 @@ use alloc::format;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{Life, ViewNumber};
 
+/// Most lockspaces in one record (chosen: an eighth of a message).
+const JOINED_BY_MAX: usize = 1024;
+
 /// A recovery under way in the present view.
 #[derive(Debug, Default)]
 pub(super) struct Recovery {
@@ -22,12 +25,25 @@ pub(super) struct Recovery {
     homes_ended: BTreeSet<Life>,
     /// Members whose second round (to this master) is complete.
     masters_ended: BTreeSet<Life>,
+    /// What each member says that itself and the owed have joined; taken when it has said all of it.
+    joined: BTreeMap<Life, BTreeMap<Life, BTreeSet<u32>>>,
     /// As home: who says it is master, since which view.
     claims: BTreeMap<Key, (u64, Life)>,
     /// As home: all locks of this share.
     reports: BTreeMap<Key, Vec<(Life, Report)>>,
     /// As master: what to be or stay master of, with all its locks.
     taken: BTreeMap<Key, Vec<(Life, Report)>>,
+}
+
+/// A list as records that fit in a message; at least one, for an empty list is said too.
+fn joined_by(life: Life, lockspaces: &BTreeSet<u32>) -> Vec<Record> {
+    let lockspaces: Vec<u32> = lockspaces.iter().copied().collect();
+    let parts = lockspaces.chunks(JOINED_BY_MAX).map(|part| Record::JoinedBy { life, lockspaces: part.to_vec() });
+    let mut records: Vec<Record> = parts.collect();
+    if records.is_empty() {
+        records.push(Record::JoinedBy { life, lockspaces });
+    }
+    records
 }
 
 impl Recovery {
@@ -112,7 +128,7 @@ impl LockService {
             .joins
             .iter()
             .filter(|(life, _)| **life == self.me || owed.contains(life))
-            .map(|(life, lockspaces)| Record::JoinedBy { life: *life, lockspaces: lockspaces.iter().copied().collect() })
+            .flat_map(|(life, lockspaces)| joined_by(*life, lockspaces))
             .collect();
         for record in known {
             self.send_others(&record);
@@ -163,11 +179,7 @@ impl LockService {
         let Some(recovery) = &mut self.recovery else { return };
         match record {
             Record::JoinedBy { life, lockspaces } => {
-                if life == from {
-                    self.joins.insert(life, lockspaces.into_iter().collect());
-                } else if self.view.owed.iter().any(|owed| owed.life == life) {
-                    self.joins.entry(life).or_default().extend(lockspaces);
-                }
+                recovery.joined.entry(from).or_default().entry(life).or_default().extend(lockspaces);
             }
             Record::Claim { key, firm } => {
                 let claim = recovery.claims.entry(key).or_insert((firm, from));
@@ -178,6 +190,14 @@ impl LockService {
             Record::Report(report) => recovery.reports.entry(report.key).or_default().push((from, report)),
             Record::HomeEnd => {
                 recovery.homes_ended.insert(from);
+                // Not before: a list that is cut short by the next view must not pass for a whole one.
+                for (life, lockspaces) in recovery.joined.remove(&from).unwrap_or_default() {
+                    if life == from {
+                        self.joins.insert(life, lockspaces);
+                    } else if self.view.owed.iter().any(|owed| owed.life == life) {
+                        self.joins.entry(life).or_default().extend(lockspaces);
+                    }
+                }
                 if self.view.members.iter().all(|life| recovery.homes_ended.contains(life)) {
                     self.appoint_masters();
                 }
@@ -230,6 +250,10 @@ impl LockService {
     fn finish_recovery(&mut self) {
         let Some(recovery) = self.recovery.take() else { return };
         let (number, taken) = (self.view.number, recovery.taken);
+        let known: Vec<u32> = self.names.keys().copied().collect();
+        for name in known {
+            self.forget_name(name);
+        }
         self.mastered.retain(|key, _| taken.contains_key(key));
         // Reports name every lock of the members; of the owed only masters know.
         self.owners.retain(|owner, key| taken.contains_key(key) && !self.view.members.contains(&owner.life));

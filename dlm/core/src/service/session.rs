@@ -5,7 +5,9 @@
 //! Called by: `service`.
 
 use super::holder::{LocalLock, Pending, Sent};
-use super::{LockService, Lockspace, SESSION_LOCKS_MAX};
+use super::{
+    LockService, Lockspace, NODE_LOCKSPACES_MAX, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX, SESSION_LOCKSPACES_MAX, SESSION_REQUESTS_MAX,
+};
 use crate::client::{CLIENT_VERSION, ClientReply, ClientRequest, LOCKSPACE_BYTES_MAX, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, Token};
 use crate::name::{Key, lockspace_number};
@@ -51,8 +53,13 @@ fn is_convert_legal(granted: Mode, mode: Mode, flags: Flags, lvb: Option<&Lvb>) 
 
 impl LockService {
     pub(super) fn handle_request(&mut self, session: u64, request: ClientRequest) {
-        if !self.sessions.contains_key(&session) {
-            return;
+        let Some(asker) = self.sessions.get_mut(&session) else { return };
+        if !matches!(request, ClientRequest::Hello { .. }) {
+            asker.unanswered += 1;
+            if asker.unanswered > SESSION_REQUESTS_MAX {
+                let reason = "this session has too many requests without an answer; wait for some of them";
+                return self.refuse(session, request.serial(), LockStatus::NoMemory, reason);
+            }
         }
         match request {
             ClientRequest::Hello { .. } => {
@@ -166,6 +173,9 @@ impl LockService {
         let Some(pending) = lock.pending.as_mut().filter(|pending| pending.kind != OpKind::Unlock) else {
             return self.reply_about(session, id, false, Self::simple_reply(serial, id, LockStatus::Success, granted));
         };
+        if pending.cancels.len() >= OPERATION_CANCELS_MAX {
+            return self.reply(session, Self::simple_reply(serial, id, LockStatus::Busy, granted));
+        }
         pending.cancels.push(serial);
         // What only gives up is as good as done: it is never taken back.
         let is_given_up = pending.kind == OpKind::Convert && granted.is_some_and(|from| pending.mode < from && from.is_down(pending.mode));
@@ -192,8 +202,7 @@ impl LockService {
             }
             self.leave_if_unused(lockspace);
         }
-        let asked: Vec<u32> = self.lockspaces.keys().copied().collect();
-        for number in asked {
+        for number in session.joining {
             if let Some(lockspace) = self.lockspaces.get_mut(&number) {
                 lockspace.asked.retain(|(session, _)| *session != id);
             }
@@ -212,6 +221,12 @@ impl LockService {
         if self.names.get(&number).is_some_and(|known| *known != name) {
             return self.refuse(session, serial, LockStatus::Invalid, "another lockspace has the same number; choose another name");
         }
+        if let Err((status, reason)) = self.may_join(session, number) {
+            return self.refuse(session, serial, status, reason);
+        }
+        if let Some(asker) = self.sessions.get_mut(&session) {
+            asker.joining.insert(number);
+        }
         self.names.insert(number, name.clone());
         let lockspace = self.lockspaces.entry(number).or_insert_with(|| Lockspace {
             name: name.clone(),
@@ -226,6 +241,20 @@ impl LockService {
         self.joins.entry(self.me).or_default().insert(number);
         self.announce(number);
         self.finish_join(number);
+    }
+
+    fn may_join(&self, session: u64, number: u32) -> Result<(), (LockStatus, &'static str)> {
+        let Some(asker) = self.sessions.get(&session) else { return Ok(()) };
+        if asker.joining.contains(&number) {
+            return Err((LockStatus::Busy, "this session waits for that lockspace already"));
+        }
+        if !asker.lockspaces.contains(&number) && asker.lockspaces.len() + asker.joining.len() >= SESSION_LOCKSPACES_MAX {
+            return Err((LockStatus::NoMemory, "this session has too many lockspaces; leave one"));
+        }
+        if !self.lockspaces.contains_key(&number) && self.lockspaces.len() >= NODE_LOCKSPACES_MAX {
+            return Err((LockStatus::NoMemory, "this node has too many lockspaces; leave one"));
+        }
+        Ok(())
     }
 
     /// Tells the members that this node will use the lockspace, once per view.
@@ -260,9 +289,12 @@ impl LockService {
         }
         for (session, serial) in core::mem::take(&mut lockspace.asked) {
             let Some(asker) = self.sessions.get_mut(&session) else { continue };
+            asker.joining.remove(&number);
             asker.lockspaces.insert(number);
-            lockspace.sessions.insert(session);
-            self.outputs.push_back(super::Output::Reply { session, reply: ClientReply::Joined { serial, lockspace: number } });
+            if let Some(lockspace) = self.lockspaces.get_mut(&number) {
+                lockspace.sessions.insert(session);
+            }
+            self.reply(session, ClientReply::Joined { serial, lockspace: number });
         }
     }
 
@@ -289,6 +321,9 @@ impl LockService {
         }
         let asked = core::mem::take(&mut lockspace.asked);
         for (session, serial) in asked {
+            if let Some(asker) = self.sessions.get_mut(&session) {
+                asker.joining.remove(&number);
+            }
             self.refuse(session, serial, LockStatus::Invalid, "another lockspace has the same number; choose another name");
         }
         self.leave_if_unused(number);
@@ -322,6 +357,15 @@ impl LockService {
         self.joins.entry(self.me).or_default().remove(&number);
         if self.is_running() {
             self.send_others(&Record::Leave { lockspace: number });
+        }
+        self.forget_name(number);
+    }
+
+    /// A name is kept while somebody has joined its lockspace.
+    pub(super) fn forget_name(&mut self, number: u32) {
+        let is_joined = self.lockspaces.contains_key(&number) || self.joins.values().any(|joined| joined.contains(&number));
+        if !is_joined {
+            self.names.remove(&number);
         }
     }
 }

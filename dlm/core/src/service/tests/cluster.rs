@@ -679,6 +679,9 @@ impl World {
             if (status.locks, status.mastered, status.holds) != (0, 0, false) || !status.awaited.is_empty() {
                 return Err(format!("left behind: {status:?} {:?}", node.service.snapshot()));
             }
+            if node.service.sessions.values().any(|session| session.unanswered != 0 || !session.joining.is_empty()) {
+                return Err("left behind: requests counted as unanswered".to_string());
+            }
             if !node.service.directory.is_empty() || !node.service.owners.is_empty() {
                 return Err("left behind: directory or owners".to_string());
             }

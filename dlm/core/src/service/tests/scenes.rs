@@ -425,6 +425,40 @@ fn an_answer_said_again_gives_an_old_value_no_new_number() {
     assert!(flags.has(ResultFlags::VALNOTVALID) || value == Some([2; 32]), "{value:?} is not the last one written");
 }
 
+#[test]
+fn a_list_of_lockspaces_that_the_next_view_cuts_short_is_not_taken() {
+    let mut scene = Scene::new(2);
+    let space = (0..2).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    scene.nodes.remove(&0);
+    let both = vec![life(0, 1), life(1, 1)];
+    scene.input(1, Input::View { number: ViewNumber(2), members: both, owed: vec![], is_member: true });
+    let part = Record::JoinedBy { life: life(0, 1), lockspaces: vec![space + 1] };
+    scene.input(1, Input::Peer { from: life(0, 1), message: part.append(wire::begin_message(2)) });
+    scene.view(3, &[1], &[(0, 3)]);
+    let waiting = scene.lock(1, space, Mode::Ex, Flags::NONE);
+    assert!(scene.granted(waiting).is_none());
+}
+
+#[test]
+fn a_long_list_of_lockspaces_arrives_whole_in_messages_of_bounded_size() {
+    let mut scene = Scene::new(2);
+    let spaces = u32::try_from(NODE_LOCKSPACES_MAX).unwrap();
+    scene.nodes.get_mut(&0).unwrap().joins.insert(life(0, 1), (0..spaces).collect());
+    let view = Input::View { number: ViewNumber(2), members: vec![life(0, 1), life(1, 1)], owed: vec![], is_member: true };
+    let mut longest = 0;
+    let teller = scene.nodes.get_mut(&0).unwrap();
+    teller.handle(1, view.clone());
+    let told: Vec<Output> = core::iter::from_fn(|| teller.poll_output()).collect();
+    scene.input(1, view);
+    for output in told {
+        let Output::Send { message, .. } = output else { continue };
+        longest = longest.max(message.len());
+        scene.input(1, Input::Peer { from: life(0, 1), message });
+    }
+    assert_eq!(scene.nodes[&1].joins[&life(0, 1)].len(), NODE_LOCKSPACES_MAX);
+    assert!(longest < MESSAGE_BYTES + MESSAGE_BYTES / 4, "{longest}");
+}
+
 /// A small generator, so that locks and resources often meet.
 struct Dice(u64);
 

@@ -369,3 +369,74 @@ fn a_grant_waits_for_the_permit_and_for_publication() {
     assert!(matches!(told[..], [Output::Reply { reply: ClientReply::Lost { .. }, .. }]), "{told:?}");
     assert_eq!(outputs(Input::HoldsPublished(true)), [], "what is lost is not given back");
 }
+
+fn join(session: u64, serial: u64, name: &[u8]) -> Input {
+    Input::Request { session, request: ClientRequest::JoinLockspace { serial, name: name.to_vec() } }
+}
+
+#[test]
+fn lockspaces_are_bounded_and_their_names_forgotten() {
+    let mut node = Node::new();
+    let refusals = |node: &Node, wanted: LockStatus| {
+        node.replies.iter().filter(|(_, reply)| matches!(reply, ClientReply::Refused { status, .. } if *status == wanted)).count()
+    };
+    for number in 0..100u64 {
+        node.input(join(1, number, &number.to_le_bytes()));
+    }
+    assert_eq!(
+        (refusals(&node, LockStatus::NoMemory), node.service.names.len()),
+        (100 - (SESSION_LOCKSPACES_MAX - 1), SESSION_LOCKSPACES_MAX)
+    );
+    let sessions = u64::try_from(NODE_LOCKSPACES_MAX / SESSION_LOCKSPACES_MAX).unwrap();
+    node.replies.clear();
+    for session in 10..10 + sessions {
+        node.input(Input::SessionOpened { session, info: SessionInfo::default() });
+        for number in 0..63u64 {
+            node.input(join(session, number, &[session.to_le_bytes(), number.to_le_bytes()].concat()));
+        }
+    }
+    assert!(refusals(&node, LockStatus::NoMemory) == 0);
+    let last = 10 + sessions;
+    node.input(Input::SessionOpened { session: last, info: SessionInfo::default() });
+    (0..64u64).for_each(|number| node.input(join(last, number, &[last, number, 1].map(u64::to_le_bytes).concat())));
+    assert_eq!((refusals(&node, LockStatus::NoMemory), node.service.lockspaces.len()), (64, NODE_LOCKSPACES_MAX));
+    for session in 1..=last {
+        node.input(Input::SessionClosed { session });
+    }
+    assert!(node.service.names.is_empty() && node.service.lockspaces.is_empty(), "{} names", node.service.names.len());
+}
+
+#[test]
+fn what_waits_for_an_answer_is_bounded() {
+    let mut service = Node::new().service;
+    let space = *service.lockspaces.keys().next().unwrap();
+    // Another member comes and says nothing: whatever was sent or is asked waits.
+    let lock = |serial| {
+        let (resource, flags) = (b"r".to_vec(), Flags::NONE);
+        ClientRequest::Lock { serial, lockspace: space, resource, mode: Mode::Ex, flags, lvb: None }
+    };
+    service.handle(1, Input::Request { session: 2, request: lock(1) });
+    service.handle(1, Input::Request { session: 1, request: lock(2) });
+    service.handle(2, Input::View { number: ViewNumber(2), members: vec![life(0, 1), life(1, 1)], owed: vec![], is_member: true });
+    service.handle(2, join(1, 3, b"other"));
+    service.handle(2, join(1, 4, b"other"));
+    for serial in 100..120 {
+        service.handle(2, Input::Request { session: 1, request: ClientRequest::CancelRequest { serial, request: 2 } });
+    }
+    for serial in 0..u64::try_from(SESSION_REQUESTS_MAX).unwrap() {
+        service.handle(2, Input::Request { session: 1, request: lock(1000 + serial) });
+    }
+    let (mut busy, mut refused, mut last) = (0, 0, 0);
+    while let Some(output) = service.poll_output() {
+        match output {
+            Output::Reply { reply: ClientReply::Refused { status: LockStatus::NoMemory, .. }, .. } => refused += 1,
+            Output::Reply { reply: ClientReply::Refused { serial, status: LockStatus::Busy, .. }, .. } => last = serial,
+            Output::Reply { reply: ClientReply::Completed { status: LockStatus::Busy, .. }, .. } => busy += 1,
+            _ => {}
+        }
+    }
+    // One lock, one lockspace and the cancels that were taken wait already.
+    let waiting = 2 + OPERATION_CANCELS_MAX;
+    assert_eq!((last, busy, refused), (4, 20 - OPERATION_CANCELS_MAX, waiting));
+    assert_eq!(service.locks.len(), 2 + SESSION_REQUESTS_MAX - waiting);
+}
