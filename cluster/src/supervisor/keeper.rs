@@ -232,6 +232,7 @@ impl Keeper {
             if start.elapsed() >= LIFE_CALM {
                 pause = RESTART_FIRST;
             }
+            tracing::info!(pause_ms = pause.as_millis(), "the next life begins after a pause");
             if self.is_told_to_stop_within(pause) {
                 return Ok(end);
             }
