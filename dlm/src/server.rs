@@ -24,7 +24,7 @@ use tokio::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
 };
 
@@ -34,6 +34,8 @@ pub const SESSIONS_MAX: usize = 4096;
 const BACKLOG_MAX: usize = 4096;
 /// Requests that may wait for the loop, over all sessions.
 const REQUESTS_MAX: usize = 4096;
+/// Connections that have not said Hello; more wait to be accepted (chosen: far more than honest clients that start at one moment).
+const STRANGERS_MAX: usize = 256;
 /// Time for the first frame.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -140,13 +142,15 @@ impl Server {
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     let mut sessions = tokio::task::JoinSet::new();
-    loop {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    // Never closed: the loop ends with its task.
+    while let Ok(stranger) = strangers.clone().acquire_owned().await {
         while sessions.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
                 let shared = shared.clone();
                 sessions.spawn(async move {
-                    let _ = serve(stream, &shared).await;
+                    let _ = serve(stream, stranger, &shared).await;
                 });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -154,7 +158,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(stream: UnixStream, shared: &Shared) -> io::Result<()> {
+async fn serve(stream: UnixStream, stranger: OwnedSemaphorePermit, shared: &Shared) -> io::Result<()> {
     let credentials = stream.peer_cred()?;
     let peer = Peer { pid: credentials.pid().unwrap_or(0), uid: credentials.uid(), gid: credentials.gid() };
     let (reading, mut writing) = stream.into_split();
@@ -165,6 +169,7 @@ async fn serve(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         let refusal = ClientReply::Refused { serial: 0, status: LockStatus::Invalid, reason };
         return writing.write_all(&frame(&refusal.encode())).await;
     }
+    drop(stranger);
     let session = shared.next.fetch_add(1, Ordering::Relaxed);
     let (sender, waiting) = mpsc::channel(BACKLOG_MAX);
     shared.outgoing.lock().unwrap_or_else(PoisonError::into_inner).insert(session, sender);

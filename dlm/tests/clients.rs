@@ -263,3 +263,16 @@ fn the_async_client_does_the_same_and_a_dropped_future_gives_its_lock_back() {
         assert_eq!(again.completion().status, LockStatus::Success);
     });
 }
+
+#[test]
+fn strangers_that_never_say_hello_are_counted_and_keep_no_client_out_for_long() {
+    let node = Node::start(anybody());
+    let mut strangers: Vec<UnixStream> = (0..256).map(|_| UnixStream::connect(node.path()).unwrap()).collect();
+    let (sender, is_in) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.send(node.connect().join(b"test").is_ok()).unwrap());
+        assert!(is_in.recv_timeout(Duration::from_millis(300)).is_err(), "no connection beyond the limit is served");
+        strangers.pop();
+        assert_eq!(is_in.recv_timeout(Duration::from_secs(5)), Ok(true));
+    });
+}
