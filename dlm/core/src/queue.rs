@@ -187,7 +187,7 @@ impl Resource {
 
     /// The grant rules, in their order (design facts 1.2); rule 4 is not needed because order is kept or judged anew.
     fn is_grantable(&self, entry: &Entry, mode: Mode, place: Place) -> bool {
-        if entry.flags.has(Flags::EXPEDITE) {
+        if entry.flags.has(Flags::EXPEDITE) && mode == Mode::Nl && entry.granted.is_none() {
             return true;
         }
         let others = self.granted.iter().chain(&self.converting).filter(|other| other.owner != entry.owner);
@@ -195,7 +195,7 @@ impl Resource {
             return false;
         }
         match (entry.granted.is_some(), place) {
-            (true, Place::Now) => !entry.flags.has(Flags::QUECVT) || self.converting.is_empty() || entry.flags.has(Flags::NOORDER),
+            (true, Place::Now) => !entry.flags.has(Flags::QUECVT) || self.converting.is_empty(),
             (_, _) if entry.flags.has(Flags::NOORDER) => true,
             (true, Place::Queued(index)) => index == 0,
             (false, Place::Now) => self.converting.is_empty() && self.waiting.is_empty(),

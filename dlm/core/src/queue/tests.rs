@@ -140,3 +140,33 @@ fn a_write_that_a_lost_master_took_gets_no_number_of_another_value() {
         assert_eq!(told_lvb(&out, owner(0)).map(|lvb| (lvb.sequence, lvb.value)), Some((wanted, None)));
     }
 }
+
+fn held(resource: &Resource, slot: u16) -> Option<Mode> {
+    resource.entries().find(|entry| entry.owner == owner(slot)).and_then(|entry| entry.granted)
+}
+
+#[test]
+fn a_conversion_that_keeps_its_turn_passes_nobody_even_without_order() {
+    for (flags, wanted) in [(Flags::NOORDER, Mode::Cr), (Flags::NOORDER.with(Flags::QUECVT), Mode::Nl)] {
+        let (mut resource, mut out) = (Resource::default(), Vec::new());
+        for (slot, mode) in [(0, Mode::Pr), (1, Mode::Cr), (2, Mode::Nl)] {
+            resource.request(granted(slot, mode), OPEN, &mut out);
+        }
+        resource.convert(owner(1), 2, Mode::Ex, (Flags::NONE, None), OPEN, &mut out);
+        resource.convert(owner(2), 2, Mode::Cr, (flags, None), OPEN, &mut out);
+        assert_eq!((held(&resource, 1), held(&resource, 2)), (Some(Mode::Cr), Some(wanted)));
+    }
+}
+
+#[test]
+fn only_a_new_lock_that_excludes_nobody_is_granted_past_everybody() {
+    let (mut resource, mut out) = (Resource::default(), Vec::new());
+    for (slot, mode) in [(0, Mode::Nl), (1, Mode::Ex), (2, Mode::Ex)] {
+        resource.request(granted(slot, mode), OPEN, &mut out);
+    }
+    for (slot, mode) in [(3, Mode::Nl), (4, Mode::Pr)] {
+        resource.request(Entry { flags: Flags::EXPEDITE, ..granted(slot, mode) }, OPEN, &mut out);
+    }
+    resource.convert(owner(0), 2, Mode::Pr, (Flags::EXPEDITE, None), OPEN, &mut out);
+    assert_eq!([0, 1, 2, 3, 4].map(|slot| held(&resource, slot)), [Some(Mode::Nl), Some(Mode::Ex), None, Some(Mode::Nl), None]);
+}
