@@ -459,6 +459,51 @@ fn a_long_list_of_lockspaces_arrives_whole_in_messages_of_bounded_size() {
     assert!(longest < MESSAGE_BYTES + MESSAGE_BYTES / 4, "{longest}");
 }
 
+#[test]
+fn a_request_on_its_way_to_a_former_master_is_taken_back_there() {
+    let mut scene = Scene::new(3);
+    let space = (0..3).map(|slot| scene.join(slot, b"space")).max().unwrap();
+    let home = home_of(&[0, 1, 2], space);
+    let (master, asker) = ((home + 1) % 3, (home + 2) % 3);
+    let kept = scene.lock(master, space, Mode::Nl, Flags::NONE);
+    let held = scene.lock(asker, space, Mode::Nl, Flags::NONE);
+    let (kept, held) = (scene.granted(kept).unwrap().0, scene.granted(held).unwrap().0);
+    scene.unlock(master, kept, None);
+    let sent = |scene: &mut Scene, inputs: Vec<Input>| {
+        let service = scene.nodes.get_mut(&asker).unwrap();
+        inputs.into_iter().for_each(|input| service.handle(1, input));
+        let sent = core::iter::from_fn(|| service.poll_output()).filter_map(|output| match output {
+            Output::Send { to, message } => Some((to.slot.0, message)),
+            _ => None,
+        });
+        sent.collect::<Vec<_>>()
+    };
+    let early = sent(&mut scene, vec![unlock_request(901, held), lock_request(902, space, b"r", Mode::Ex)]);
+    let mut late = sent(&mut scene, vec![lock_request(903, space, b"r", Mode::Ex)]);
+    assert_eq!((early.len(), late.len()), (1, 1));
+    // The first empties the master; who asks becomes master itself, while the last request is still on its way to the old one.
+    for (to, message) in early {
+        scene.input(to, Input::Peer { from: life(asker, 1), message });
+    }
+    let (first, ..) = scene.granted(902).unwrap();
+    let last = scene.nodes[&asker].last_lock;
+    let request = ClientRequest::Unlock { serial: 904, lock: last, flags: Flags::FORCEUNLOCK, lvb: None };
+    for (to, message) in sent(&mut scene, vec![Input::Request { session: 1, request }, unlock_request(905, first)]) {
+        if to == master {
+            late.push((to, message));
+        } else {
+            scene.input(to, Input::Peer { from: life(asker, 1), message });
+        }
+    }
+    let again = scene.lock(master, space, Mode::Pr, Flags::NONE);
+    for (to, message) in late {
+        scene.input(to, Input::Peer { from: life(asker, 1), message });
+    }
+    let (again, ..) = scene.granted(again).unwrap();
+    scene.unlock(master, again, None);
+    assert!(scene.nodes.values().all(|node| node.locks.is_empty() && node.owners.is_empty()), "{:?}", scene.nodes[&master].snapshot());
+}
+
 /// A small generator, so that locks and resources often meet.
 struct Dice(u64);
 
