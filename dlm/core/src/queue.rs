@@ -5,12 +5,18 @@
 //! Does not: know nodes' membership, sessions or messages.
 //! Called by: `service`.
 
+mod line;
+
 use crate::client::Lvb;
 use crate::mode::{Flags, LockStatus, LvbTransfer, MODES, Mode, ResultFlags, Token};
 use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
+use line::Line;
+
+/// New requests that may wait for one resource.
+const WAITERS_MAX: usize = 16_384;
 
 /// A lock as its master knows it: whose, and the number that the owner gave it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -116,16 +122,23 @@ enum Arrival {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Now,
-    Queued(usize),
+    First,
+    Behind,
 }
 
 /// A resource at its master.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resource {
-    pub(crate) granted: Vec<Entry>,
-    pub(crate) converting: Vec<Entry>,
-    pub(crate) waiting: Vec<Entry>,
+    granted: Line,
+    converting: Line,
+    waiting: Line,
     arrivals: VecDeque<Arrival>,
+    /// Some conversions were adopted from a lost master and not judged yet.
+    has_adopted: bool,
+    /// Granted locks may stand in the way of others without having heard of it.
+    is_untold: bool,
+    /// Which modes were waited for when holders were last told.
+    told: [bool; 6],
     pub(crate) lvb: LvbCopy,
     /// Last token counter given in the present view.
     pub(crate) counter: u64,
@@ -133,10 +146,6 @@ pub(crate) struct Resource {
 
 fn blocks(entry: &Entry, mode: Mode) -> bool {
     entry.granted.is_some_and(|granted| !granted.is_compatible(mode))
-}
-
-fn position(queue: &[Entry], owner: Owner) -> Option<usize> {
-    queue.iter().position(|entry| entry.owner == owner)
 }
 
 impl Resource {
@@ -156,20 +165,23 @@ impl Resource {
             Arrival::New(entry) => Some(entry),
             Arrival::Convert(_) => None,
         });
-        self.granted.iter().chain(&self.converting).chain(&self.waiting).chain(arrived)
+        self.granted.iter().chain(self.converting.iter()).chain(self.waiting.iter()).chain(arrived)
     }
 
-    fn queues(&mut self) -> [&mut Vec<Entry>; 3] {
+    fn queues(&mut self) -> [&mut Line; 3] {
         [&mut self.granted, &mut self.converting, &mut self.waiting]
     }
 
     pub(crate) fn find_mut(&mut self, owner: Owner) -> Option<&mut Entry> {
+        if self.arrivals.is_empty() || self.granted.contains(owner) {
+            return self.queues().into_iter().find_map(|queue| queue.get_mut(owner));
+        }
         let arrived = self.arrivals.iter_mut().filter_map(|arrival| match arrival {
             Arrival::New(entry) => Some(entry),
             Arrival::Convert(_) => None,
         });
-        let queued = self.granted.iter_mut().chain(&mut self.converting).chain(&mut self.waiting);
-        queued.chain(arrived).find(|entry| entry.owner == owner)
+        let queued = [&mut self.granted, &mut self.converting, &mut self.waiting].into_iter().find_map(|queue| queue.get_mut(owner));
+        queued.or_else(|| arrived.into_iter().find(|entry| entry.owner == owner))
     }
 
     fn take(&mut self, owner: Owner) -> Option<Entry> {
@@ -182,7 +194,7 @@ impl Resource {
         {
             return Some(entry);
         }
-        self.queues().into_iter().find_map(|queue| position(queue, owner).map(|index| queue.remove(index)))
+        self.queues().into_iter().find_map(|queue| queue.take(owner))
     }
 
     /// The grant rules, in their order (design facts 1.2); rule 4 is not needed because order is kept or judged anew.
@@ -190,16 +202,16 @@ impl Resource {
         if entry.flags.has(Flags::EXPEDITE) && mode == Mode::Nl && entry.granted.is_none() {
             return true;
         }
-        let others = self.granted.iter().chain(&self.converting).filter(|other| other.owner != entry.owner);
-        if others.into_iter().any(|other| blocks(other, mode)) {
+        let own = usize::from(place != Place::Now && blocks(entry, mode));
+        if self.granted.excluders(mode) + self.converting.excluders(mode) > own {
             return false;
         }
         match (entry.granted.is_some(), place) {
             (true, Place::Now) => !entry.flags.has(Flags::QUECVT) || self.converting.is_empty(),
             (_, _) if entry.flags.has(Flags::NOORDER) => true,
-            (true, Place::Queued(index)) => index == 0,
+            (true, place) => place == Place::First,
             (false, Place::Now) => self.converting.is_empty() && self.waiting.is_empty(),
-            (false, Place::Queued(index)) => self.converting.is_empty() && index == 0,
+            (false, place) => self.converting.is_empty() && place == Place::First,
         }
     }
 
@@ -249,8 +261,12 @@ impl Resource {
         entry.told = None;
         entry.since_ms = gate.now_ms;
         out.push((entry.owner, Notice::Completed(self.result_of(&entry))));
-        let index = self.granted.iter().position(|other| other.granted < Some(mode)).unwrap_or(self.granted.len());
-        self.granted.insert(index, entry);
+        self.put_granted(entry);
+    }
+
+    fn put_granted(&mut self, entry: Entry) {
+        self.is_untold = true;
+        self.granted.push_by_mode(entry);
     }
 
     /// What the holder is told of its last operation.
@@ -276,21 +292,23 @@ impl Resource {
         entry.wanted = None;
         out.push((entry.owner, Notice::Completed(self.result_of(&entry))));
         if entry.granted.is_some() {
-            self.granted.push(entry);
-            self.granted.sort_by_key(|other| core::cmp::Reverse(other.granted));
+            self.put_granted(entry);
         }
     }
 
     /// A new lock is asked for.
     pub(crate) fn request(&mut self, entry: Entry, gate: Gate, out: &mut Notices) {
+        if !gate.may_grant && self.waiting.len() + self.arrivals.len() >= WAITERS_MAX {
+            self.fail(entry, LockStatus::NoMemory, out);
+            return;
+        }
         self.arrivals.push_back(Arrival::New(entry));
         self.settle(gate, out);
     }
 
     /// A granted lock is to change its mode. A holder has one operation at a time, so the lock is on the granted queue.
     pub(crate) fn convert(&mut self, owner: Owner, op: u64, mode: Mode, (flags, lvb): (Flags, Option<Lvb>), gate: Gate, out: &mut Notices) {
-        let Some(index) = position(&self.granted, owner) else { return };
-        let Some(entry) = self.granted.get_mut(index) else { return };
+        let Some(mut entry) = self.granted.take(owner) else { return };
         entry.op = op;
         entry.wanted = Some(mode);
         entry.flags = flags;
@@ -298,9 +316,9 @@ impl Resource {
         entry.result = ResultFlags::default();
         entry.since_ms = gate.now_ms;
         if entry.granted.is_some_and(|granted| mode < granted && granted.is_down(mode)) {
-            let entry = self.granted.remove(index);
             self.grant(entry, mode, false, gate, out);
         } else {
+            self.put_granted(entry);
             self.arrivals.push_back(Arrival::Convert(owner));
         }
         self.settle(gate, out);
@@ -354,6 +372,7 @@ impl Resource {
                 Arrival::Convert(owner) => self.judge_convert(owner, gate, out),
             }
         }
+        self.has_adopted = false;
         self.tell_blockers(out);
     }
 
@@ -363,16 +382,17 @@ impl Resource {
         } else if entry.flags.has(Flags::NOQUEUE) {
             self.tell_refused(&entry, out);
             self.fail(entry, LockStatus::Again, out);
+        } else if self.waiting.len() >= WAITERS_MAX {
+            self.fail(entry, LockStatus::NoMemory, out);
         } else if entry.flags.has(Flags::HEADQUE) {
-            self.waiting.insert(0, entry);
+            self.waiting.push_front(entry);
         } else {
             self.waiting.push(entry);
         }
     }
 
     fn judge_convert(&mut self, owner: Owner, gate: Gate, out: &mut Notices) {
-        let Some(index) = position(&self.granted, owner) else { return };
-        let mut entry = self.granted.remove(index);
+        let Some(mut entry) = self.granted.take(owner) else { return };
         entry.is_adopted = false;
         if entry.is_cancelled {
             self.fail(entry, LockStatus::Cancelled, out);
@@ -399,8 +419,11 @@ impl Resource {
             return;
         };
         // At the front it would still stand in the way of those that it was demoted for.
-        let index = if entry.flags.has(Flags::HEADQUE) && !is_demoted { 0 } else { self.converting.len() };
-        self.converting.insert(index, entry);
+        if entry.flags.has(Flags::HEADQUE) && !is_demoted {
+            self.converting.push_front(entry);
+        } else {
+            self.converting.push(entry);
+        }
         if is_demoted {
             self.grant_pending(gate, out);
         }
@@ -408,48 +431,55 @@ impl Resource {
 
     /// Would this conversion and one already queued wait for each other?
     fn is_deadlock(&self, entry: &Entry) -> bool {
-        let is_first = entry.flags.has(Flags::HEADQUE);
-        self.converting.iter().any(|ahead| {
-            let (first, second) = if is_first { (entry, ahead) } else { (ahead, entry) };
-            first.wanted.is_some_and(|wanted| blocks(second, wanted))
-        })
+        if entry.flags.has(Flags::HEADQUE) {
+            entry.wanted.is_some_and(|wanted| self.converting.excluders(wanted) > 0)
+        } else {
+            self.converting.wants_beside(entry.granted)
+        }
     }
 
     fn grant_pending(&mut self, gate: Gate, out: &mut Notices) {
-        let mut index = 0;
-        while let Some(entry) = self.converting.get(index) {
-            if let Some((mode, is_alternative)) = self.grantable_mode(entry, Place::Queued(index)) {
-                let entry = self.converting.remove(index);
-                self.grant(entry, mode, is_alternative, gate, out);
-                // A grant can enable an earlier one.
-                index = 0;
-            } else {
-                index += 1;
+        // A grant can enable an earlier one.
+        while self.grant_in_turn(true, gate, out) {}
+        self.grant_in_turn(false, gate, out);
+    }
+
+    /// One pass over the converting or the waiting locks; was anything granted?
+    fn grant_in_turn(&mut self, is_converting: bool, gate: Gate, out: &mut Notices) -> bool {
+        let (mut last_refused, mut has_granted) = (None, false);
+        loop {
+            let queue = if is_converting { &self.converting } else { &self.waiting };
+            // Behind one that must wait only those that ignore the order can be granted.
+            if last_refused.is_some() && !queue.has_disorder() {
+                return has_granted;
             }
-        }
-        let mut index = 0;
-        while let Some(entry) = self.waiting.get(index) {
-            if let Some((mode, is_alternative)) = self.grantable_mode(entry, Place::Queued(index)) {
-                let entry = self.waiting.remove(index);
+            let Some((turn, entry)) = queue.after(last_refused) else { return has_granted };
+            let place = if last_refused.is_none() { Place::First } else { Place::Behind };
+            let Some((mode, is_alternative)) = self.grantable_mode(entry, place) else {
+                last_refused = Some(turn);
+                continue;
+            };
+            let owner = entry.owner;
+            let queue = if is_converting { &mut self.converting } else { &mut self.waiting };
+            if let Some(entry) = queue.take(owner) {
                 self.grant(entry, mode, is_alternative, gate, out);
-            } else {
-                index += 1;
             }
+            has_granted = true;
         }
     }
 
     /// Each granted lock hears of the strongest queued mode that it blocks, once per strength.
     fn tell_blockers(&mut self, out: &mut Notices) {
-        let mut is_wanted = [false; 6];
-        for entry in self.converting.iter().chain(&self.waiting) {
-            if let Some(flag) = entry.wanted.and_then(|wanted| is_wanted.get_mut(usize::from(wanted.number()))) {
-                *flag = true;
-            }
+        let wanted = MODES.map(|mode| self.converting.wants(mode) || self.waiting.wants(mode));
+        let is_new = wanted.iter().zip(&self.told).any(|(now, before)| *now && !before);
+        let is_untold = core::mem::take(&mut self.is_untold);
+        self.told = wanted;
+        if !wanted.contains(&true) || (!is_new && !is_untold) {
+            return;
         }
-        for entry in &mut self.granted {
-            let blocked =
-                MODES.into_iter().rev().find(|mode| is_wanted.get(usize::from(mode.number())) == Some(&true) && blocks(entry, *mode));
-            if let Some(mode) = blocked
+        for entry in self.granted.iter_mut() {
+            let is_blocked = |mode: &Mode| wanted.get(usize::from(mode.number())) == Some(&true) && blocks(entry, *mode);
+            if let Some(mode) = MODES.into_iter().rev().find(is_blocked)
                 && entry.told < Some(mode)
             {
                 entry.told = Some(mode);
@@ -461,7 +491,7 @@ impl Resource {
     /// A failed try with NOQUEUEBAST tells granted and converting holders.
     fn tell_refused(&mut self, entry: &Entry, out: &mut Notices) {
         let Some(wanted) = entry.wanted.filter(|_| entry.flags.has(Flags::NOQUEUEBAST)) else { return };
-        for holder in self.granted.iter_mut().chain(&mut self.converting) {
+        for holder in self.granted.iter_mut().chain(self.converting.iter_mut()) {
             if holder.owner != entry.owner && blocks(holder, wanted) && holder.told < Some(wanted) {
                 holder.told = Some(wanted);
                 out.push((holder.owner, Notice::Blocking(wanted)));
@@ -485,7 +515,8 @@ impl Resource {
     /// Start of a recovery: what every holder has must be confirmed by it; tokens of the new view begin.
     pub(crate) fn begin_recovery(&mut self) {
         self.counter = 0;
-        for entry in self.granted.iter_mut().chain(&mut self.converting).chain(&mut self.waiting) {
+        self.is_untold = true;
+        for entry in self.queues().into_iter().flat_map(Line::iter_mut) {
             entry.is_confirmed = false;
             entry.told = None;
         }
@@ -542,8 +573,7 @@ impl Resource {
         entry.token = report.token;
         let Some(pending) = report.pending else {
             if entry.granted.is_some() {
-                self.granted.push(entry);
-                self.granted.sort_by_key(|other| core::cmp::Reverse(other.granted));
+                self.put_granted(entry);
             }
             return;
         };
@@ -561,7 +591,7 @@ impl Resource {
                     entry.written = Some(if self.lvb.value == pending.lvb { self.lvb.sequence } else { 0 });
                 }
                 out.push((owner, Notice::Completed(self.result_of(&entry))));
-                self.granted.push(entry);
+                self.put_granted(entry);
             }
             (OpKind::Convert, Some(_)) => {
                 // The lost master may have demoted it already and granted others on the strength of that.
@@ -571,12 +601,13 @@ impl Resource {
                 }
                 entry.wanted = Some(pending.mode);
                 entry.is_adopted = true;
+                self.has_adopted = true;
                 entry.is_cancelled = pending.is_cancelled;
                 if pending.is_cancelled && entry.lost_mode().is_none() {
                     self.fail(entry, LockStatus::Cancelled, out);
                 } else {
                     entry.lvb = pending.lvb;
-                    self.granted.push(entry);
+                    self.put_granted(entry);
                     self.arrivals.push_back(Arrival::Convert(owner));
                 }
             }
@@ -590,7 +621,6 @@ impl Resource {
         for (origin, report) in reports {
             resource.adopt(Owner { life: *origin, lock: report.lock }, report, gate, out);
         }
-        resource.granted.sort_by_key(|entry| core::cmp::Reverse(entry.granted));
         resource.order_arrivals();
         resource.finish_lost_grants(false, gate, out);
         resource
@@ -620,11 +650,11 @@ impl Resource {
 
     /// Adopted conversions whose granted mode conflicts with what another holder has: in any case (`is_certain`), or as far as is known here.
     fn lost_grants(&self, is_certain: bool) -> Vec<(Owner, Mode)> {
-        if self.granted.iter().all(|entry| entry.lost_mode().is_none()) {
+        if !self.has_adopted || self.granted.iter().all(|entry| entry.lost_mode().is_none()) {
             return Vec::new();
         }
         let mut kinds: BTreeMap<(Option<Mode>, Option<Mode>), usize> = BTreeMap::new();
-        for entry in self.granted.iter().chain(&self.converting) {
+        for entry in self.granted.iter().chain(self.converting.iter()) {
             *kinds.entry((entry.granted, entry.lost_mode())).or_default() += 1;
         }
         let excludes = |one: Option<Mode>, other: Mode| one.is_some_and(|one| !one.is_compatible(other));
@@ -642,24 +672,31 @@ impl Resource {
 
     /// Conversions before new requests, and none behind one that it blocks: the lost master had them in such an order.
     fn order_arrivals(&mut self) {
-        let arrivals = core::mem::take(&mut self.arrivals);
-        let (mut converts, news): (Vec<_>, Vec<_>) = arrivals.into_iter().partition(|arrival| matches!(arrival, Arrival::Convert(_)));
-        let modes = |arrival: &Arrival, granted: &[Entry]| match arrival {
-            Arrival::Convert(owner) => {
-                position(granted, *owner).and_then(|index| granted.get(index)).and_then(|entry| entry.granted.zip(entry.wanted))
+        type Kind = (Option<Mode>, Option<Mode>);
+        let mut converts: BTreeMap<Kind, VecDeque<(usize, Owner)>> = BTreeMap::new();
+        let mut news = VecDeque::new();
+        for (index, arrival) in core::mem::take(&mut self.arrivals).into_iter().enumerate() {
+            match arrival {
+                Arrival::New(entry) => news.push_back(Arrival::New(entry)),
+                Arrival::Convert(owner) => {
+                    let kind = self.granted.get(owner).map(|entry| (entry.granted, entry.wanted)).unwrap_or_default();
+                    converts.entry(kind).or_default().push_back((index, owner));
+                }
             }
-            Arrival::New(_) => None,
-        };
+        }
         while !converts.is_empty() {
-            let wants: Vec<_> = converts.iter().map(|arrival| modes(arrival, &self.granted)).collect();
-            let is_free = |index: usize, wanted: Mode| {
-                wants
-                    .iter()
-                    .enumerate()
-                    .all(|(other, modes)| other == index || modes.is_none_or(|(granted, _)| granted.is_compatible(wanted)))
+            let is_free = |kind: &Kind| {
+                converts.iter().all(|(other, owners)| {
+                    let is_alone = other == kind && owners.len() == 1;
+                    is_alone || other.0.zip(kind.1).is_none_or(|(granted, wanted)| granted.is_compatible(wanted))
+                })
             };
-            let next = wants.iter().enumerate().position(|(index, modes)| modes.is_none_or(|(_, wanted)| is_free(index, wanted)));
-            self.arrivals.push_back(converts.remove(next.unwrap_or(0)));
+            let turn = |(kind, owners): (&Kind, &VecDeque<(usize, Owner)>)| (!is_free(kind), owners.front().map(|front| front.0), *kind);
+            let Some((_, _, next)) = converts.iter().map(turn).min() else { break };
+            if let Some((_, owner)) = converts.get_mut(&next).and_then(VecDeque::pop_front) {
+                self.arrivals.push_back(Arrival::Convert(owner));
+            }
+            converts.retain(|_, owners| !owners.is_empty());
         }
         self.arrivals.extend(news);
     }

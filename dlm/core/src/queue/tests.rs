@@ -170,3 +170,41 @@ fn only_a_new_lock_that_excludes_nobody_is_granted_past_everybody() {
     resource.convert(owner(0), 2, Mode::Pr, (Flags::EXPEDITE, None), OPEN, &mut out);
     assert_eq!([0, 1, 2, 3, 4].map(|slot| held(&resource, slot)), [Some(Mode::Nl), Some(Mode::Ex), None, Some(Mode::Nl), None]);
 }
+
+#[test]
+fn a_resource_takes_no_more_waiters_than_it_can_serve() {
+    for gate in [OPEN, CLOSED] {
+        let (mut resource, mut out) = (Resource::default(), Vec::new());
+        resource.request(granted(0, Mode::Ex), OPEN, &mut out);
+        for lock in 0..=u32::try_from(WAITERS_MAX).unwrap() {
+            let entry = Entry { owner: Owner { life: life(1), lock }, ..granted(1, Mode::Pr) };
+            out.clear();
+            resource.request(entry, gate, &mut out);
+        }
+        assert_eq!(out.len(), 1);
+        assert!(matches!(out[0].1, Notice::Completed(OpResult { status: LockStatus::NoMemory, mode: None, .. })));
+        assert_eq!(resource.entries().count(), WAITERS_MAX + 1);
+        out.clear();
+        resource.unlock(owner(0), 2, (Flags::NONE, None), OPEN, &mut out);
+        assert_eq!(resource.entries().filter(|entry| entry.granted.is_some()).count(), WAITERS_MAX);
+    }
+}
+
+#[test]
+fn who_ignores_the_order_is_granted_from_behind_one_that_must_wait() {
+    let (mut resource, mut out) = (Resource::default(), Vec::new());
+    for (slot, mode, flags) in [
+        (0, Mode::Pr, Flags::NONE),
+        (1, Mode::Pw, Flags::NONE),
+        (2, Mode::Ex, Flags::NONE),
+        (3, Mode::Cw, Flags::NOORDER),
+        (4, Mode::Cr, Flags::NONE),
+    ] {
+        resource.request(Entry { flags, ..granted(slot, mode) }, OPEN, &mut out);
+    }
+    assert_eq!([1, 2, 3, 4].map(|slot| held(&resource, slot)), [None; 4]);
+    resource.convert(owner(0), 2, Mode::Cr, (Flags::NONE, None), OPEN, &mut out);
+    assert_eq!([1, 2, 3, 4].map(|slot| held(&resource, slot)), [Some(Mode::Pw), None, None, None]);
+    resource.convert(owner(1), 2, Mode::Cr, (Flags::NONE, None), OPEN, &mut out);
+    assert_eq!([1, 2, 3, 4].map(|slot| held(&resource, slot)), [Some(Mode::Cr), None, Some(Mode::Cw), None]);
+}
