@@ -92,7 +92,7 @@ fn two_conversions_that_cross_are_decided_one_way() {
         resource.settle(OPEN, &mut out);
         assert!(are_compatible(&resource), "{:?}", resource.entries().map(|entry| entry.granted).collect::<Vec<_>>());
         // A third holder decides it at once.
-        let reports = [reports[0].clone(), reports[1].clone(), report(2, Mode::Pr, None)];
+        let reports = [reports[0], reports[1], report(2, Mode::Pr, None)];
         let mut out = Vec::new();
         let resource = Resource::rebuild(&reports, CLOSED, &mut out);
         assert_eq!((told(&out, owner(0)), told(&out, owner(1))), (None, Some((LockStatus::Success, Some(Mode::Pr)))));
