@@ -18,7 +18,7 @@ use crate::{
 use anyhow::Result;
 use deadbolt_cluster_core::{hello::NodeMessage, membership::ChangeRequest};
 use deadbolt_disk::{Operation, now_ns};
-use deadbolt_disk_format::{Evidence, Life};
+use deadbolt_disk_format::{Evidence, Life, NodeState};
 use deadbolt_dlm::server::Server;
 use deadbolt_dlm_core::{ClientReply, service as locks};
 use deadbolt_qdisk_core::register::DiskOpKind;
@@ -37,11 +37,13 @@ pub(super) struct Effects {
     server: Server,
     connections: BTreeMap<Life, Connection>,
     waiting: Waiting,
+    /// State and holds of the part published last.
+    said: Option<(NodeState, bool)>,
 }
 
 impl Effects {
     pub(super) fn new(links: Links, server: Server) -> Self {
-        Self { links, server, connections: BTreeMap::new(), waiting: Waiting::new() }
+        Self { links, server, connections: BTreeMap::new(), waiting: Waiting::new(), said: None }
     }
 
     pub(super) fn apply(&mut self, daemon: &mut Daemon, node: &mut Node, output: NodeOutput) -> Result<Option<Outcome>> {
@@ -49,11 +51,14 @@ impl Effects {
             NodeOutput::Disk(work) => submit(daemon, work),
             NodeOutput::Publish(part) => {
                 daemon.side.publish_bytes(part.number, &part.encode());
+                // What others wait for goes with a cycle of its own, begun after it was left there; the rest with the next poll.
+                let said = Some((part.state, part.holds));
+                if self.said != said {
+                    self.said = said;
+                    daemon.side.wake();
+                }
             }
-            NodeOutput::SetHolds(holds) => {
-                daemon.side.set_holds(holds);
-                daemon.side.wake();
-            }
+            NodeOutput::SetHolds(holds) => daemon.side.set_holds(holds),
             NodeOutput::SayHello(hello, nodes) => self.links.say_hello(&hello, &nodes),
             NodeOutput::Follow(nodes) => self.links.follow(&nodes),
             NodeOutput::Send(peer, frame) => self.send(node, peer, frame.encode()),
