@@ -101,16 +101,6 @@ pub enum TimingError {
         /// Right side.
         right: u64,
     },
-    /// This node's watchdog is slower than the cluster was formatted for.
-    #[error(
-        "this node's watchdog resets it after at most {found_ms} ms, the cluster's timings allow {allowed_ms} ms; use another watchdog or format with a longer watchdog time"
-    )]
-    WatchdogTooSlow {
-        /// T of this node.
-        found_ms: u32,
-        /// T of the cluster.
-        allowed_ms: u32,
-    },
 }
 
 /// `time` on a clock that may run slow by rho, rounded up.
@@ -223,15 +213,6 @@ pub fn check(timings: &Timings) -> Result<(), TimingError> {
     at_least("L >= stall + poll + 3 cycles + feed + 2 T - Tmin", u64::from(timings.lease_ms), lease_least(timings))?;
     at_least("L >= 2 T + poll + cycle + feed", u64::from(timings.lease_ms), survival_least(timings))?;
     at_least("W (1 - rho) >= (L + tick) (1 + rho)", u64::from(timings.expiry_ms), expiry_least(timings))
-}
-
-/// Refuses a node whose own watchdog is slower than the cluster's timings assume.
-///
-/// # Errors
-/// `WatchdogTooSlow` with both times.
-pub fn check_watchdog(timings: &Timings, granted_ms: u32, driver: &Driver) -> Result<(), TimingError> {
-    let found_ms = reset_ms(granted_ms, driver.lateness_ms, timings.drift_ppm);
-    if found_ms <= timings.reset_ms { Ok(()) } else { Err(TimingError::WatchdogTooSlow { found_ms, allowed_ms: timings.reset_ms }) }
 }
 
 /// One line of the budget.

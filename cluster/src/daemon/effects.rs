@@ -281,7 +281,6 @@ fn shell_status(daemon: &Daemon) -> ShellStatus {
         devices,
         reset_ms: daemon.side.reset_ms(),
         watchdog: daemon.file.watchdog.clone(),
-        warnings: daemon.warnings.clone(),
     }
 }
 

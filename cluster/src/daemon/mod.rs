@@ -103,10 +103,8 @@ pub(crate) struct Daemon {
     completions: mpsc::UnboundedReceiver<(usize, Completion)>,
     side: DaemonSide,
     published: AsyncFd<std::os::fd::OwnedFd>,
-    boot: BootId,
     slot: SlotIndex,
     initial: Option<Configuration>,
-    warnings: Vec<String>,
     /// Number of the incarnation within this process, for the tags of disk work.
     epoch: u8,
     terminate: Signal,
@@ -124,7 +122,6 @@ impl Daemon {
         timing::check(&first.superblock.timings)?;
         let (slot, initial) = find_slot(&directory, &file, first)?;
         let side = page.daemon();
-        let boot = side.boot();
         let (sender, completions) = mpsc::unbounded_channel();
         let mut engines = Vec::new();
         for (index, device) in devices.iter().enumerate() {
@@ -134,8 +131,6 @@ impl Daemon {
             });
             engines.push(Engine::start(device.device.clone(), BackendChoice::Threads, sink)?);
         }
-        let warnings =
-            engines.iter().filter_map(|engine| engine.fallback_reason().map(|reason| format!("io_uring is not used: {reason}"))).collect();
         let event = side.published_event().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by the AsyncFd, always returns itself and stays open until the AsyncFd is dropped.
         let published = unsafe { AsyncFd::register(event)? };
@@ -148,10 +143,8 @@ impl Daemon {
             completions,
             side,
             published,
-            boot,
             slot,
             initial,
-            warnings,
             epoch: 0,
             terminate: signal(SignalKind::terminate())?,
             is_stopping: false,
@@ -230,7 +223,6 @@ impl Daemon {
                 SbdState::None | SbdState::Starting => {}
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            self.boot = self.side.boot();
         }
     }
 
@@ -263,14 +255,12 @@ impl Daemon {
 
     fn make_node(&mut self, beats: &[Beat], view: &ViewBody) -> Result<Node> {
         let first = self.devices.first().context("no device")?;
-        self.boot = self.side.boot();
+        let boot = self.side.boot();
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-        let me = Life { slot: self.slot, boot: self.boot, incarnation: Incarnation(incarnation) };
-        let carried_left = beats
-            .iter()
-            .find(|beat| beat.slot == self.slot)
-            .map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, self.boot, view));
+        let me = Life { slot: self.slot, boot, incarnation: Incarnation(incarnation) };
+        let carried_left =
+            beats.iter().find(|beat| beat.slot == self.slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, boot, view));
         let name = self.file.name.clone();
         let key = PillKey::new(self.key.bytes());
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));

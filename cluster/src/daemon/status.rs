@@ -29,8 +29,6 @@ pub struct ShellStatus {
     pub reset_ms: u32,
     /// `device` or `process`.
     pub watchdog: String,
-    /// Things that are not as they should be, one line each.
-    pub warnings: Vec<String>,
 }
 
 /// One device.
@@ -108,7 +106,7 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
                 "by": lives(membership, &gated.by),
             })).collect::<Vec<Value>>(),
         },
-        "warnings": warnings(membership, shell),
+        "warnings": warnings(membership),
     })
 }
 
@@ -116,9 +114,9 @@ fn names(membership: &MembershipStatus, chosen: impl Fn(&PeerStatus) -> bool) ->
     membership.peers.iter().filter(|peer| chosen(peer)).map(|peer| peer.name.as_str()).collect()
 }
 
-/// What the shell knows, and a network that does not carry what the disk shows.
-fn warnings(membership: &MembershipStatus, shell: &ShellStatus) -> Vec<String> {
-    let mut warnings = shell.warnings.clone();
+/// A network that does not carry what the disk shows.
+fn warnings(membership: &MembershipStatus) -> Vec<String> {
+    let mut warnings = Vec::new();
     let window_ms = u64::from(membership.view.configuration.timings.lease_ms);
     let others = || membership.peers.iter().filter(|peer| peer.slot != membership.me.slot);
     let beats = others().any(|peer| peer.beat_age_ms.is_some_and(|age| age < window_ms) && peer.state == NodeState::Member);

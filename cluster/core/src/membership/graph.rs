@@ -44,23 +44,6 @@ pub struct Choice {
 /// Chooses the clique that goes on; none when no eligible one exists.
 pub type Arbiter = fn(&ArbitrationInput) -> Option<Choice>;
 
-/// An arbiter for tests of this machine alone: everybody, if all hear each other.
-#[must_use]
-pub fn choose_whole(input: &ArbitrationInput) -> Option<Choice> {
-    let all: SlotSet = input.nodes.iter().map(|node| node.slot).collect();
-    let mut choice = Choice::default();
-    for node in &input.nodes {
-        let hears = input.edges.get(&node.slot).copied().unwrap_or_default();
-        let is_whole = all.iter().all(|slot| slot == node.slot || hears.contains(slot));
-        match (is_whole, node.is_member) {
-            (true, true) => choice.members.insert(node.slot),
-            (true, false) => choice.joiners.insert(node.slot),
-            (false, _) => {}
-        }
-    }
-    Some(choice)
-}
-
 impl Membership {
     /// Slots heard on the network within the detection time: by hellos, and by a stream with the same life that stands. Where only one
     /// of the two passes, nothing that needs the other could go on.

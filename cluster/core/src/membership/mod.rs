@@ -12,7 +12,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, choose_whole, quorum, total_votes};
+pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, quorum, total_votes};
 pub use proposal::{check_name, default_disk_votes};
 pub use status::{MembershipStatus, PeerStatus};
 
