@@ -55,7 +55,11 @@ impl Hello {
         let mut reader = Reader::new(bytes);
         let life = reader.life()?;
         let state = state_of(reader.u8()?)?;
-        let is_leaving = reader.u8()? == 1;
+        let is_leaving = match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         let view = ViewNumber(reader.u64()?);
         let recovered = ViewNumber(reader.u64()?);
         let mut hears = SlotSet::default();
@@ -174,7 +178,10 @@ fn put_life(bytes: &mut Vec<u8>, life: &Life) {
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    let length = text.len().min(usize::from(u16::MAX));
+    let mut length = text.len().min(usize::from(u16::MAX));
+    while !text.is_char_boundary(length) {
+        length -= 1;
+    }
     bytes.extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes());
     bytes.extend_from_slice(text.as_bytes().get(..length).unwrap_or_default());
 }
@@ -253,6 +260,9 @@ mod tests {
             is_leaving: true,
         };
         assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+        let mut neither = hello.encode();
+        neither[35] = 2;
+        assert_eq!(Hello::decode(&neither), None, "leaving is yes or no");
     }
 
     #[test]
@@ -272,6 +282,16 @@ mod tests {
         ] {
             assert_eq!(NodeMessage::decode(&message.encode()), Some(message));
         }
+    }
+
+    #[test]
+    fn a_text_too_long_for_its_length_is_cut_between_characters() {
+        let long: String = core::iter::repeat_n('\u{e9}', 40_000).collect();
+        let Some(NodeMessage::Answer(Err(cut))) = NodeMessage::decode(&NodeMessage::Answer(Err(long.clone())).encode()) else {
+            panic!("must decode")
+        };
+        assert_eq!(cut.len(), 65_534);
+        assert!(long.starts_with(&cut));
     }
 
     proptest! {

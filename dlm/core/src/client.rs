@@ -219,7 +219,8 @@ fn read_text(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
     if usize::from(length) > TEXT_BYTES_MAX {
         return Err(DecodeError::BadField { field: "text length", value: length.into() });
     }
-    Ok(String::from_utf8_lossy(reader.take(length.into())?).into_owned())
+    let text = core::str::from_utf8(reader.take(length.into())?);
+    text.map(String::from).map_err(|error| DecodeError::BadField { field: "text", value: error.valid_up_to() as u64 })
 }
 
 fn read_mode(reader: &mut Reader<'_>) -> Result<Mode, DecodeError> {
@@ -539,5 +540,7 @@ mod tests {
         };
         assert_eq!(back.len(), TEXT_BYTES_MAX);
         assert!(reason.starts_with(&back));
+        // One text has one encoding.
+        assert_eq!(ClientReply::decode(&[134, 1, 0, 0xff]), Err(DecodeError::BadField { field: "text", value: 0 }));
     }
 }

@@ -23,3 +23,4 @@ pub use bytes::DecodeError;
 pub use client::{ClientReply, ClientRequest};
 pub use mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 pub use service::{Input, LockService, Output, SessionInfo};
+pub use wire::rewrite_message;

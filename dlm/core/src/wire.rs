@@ -298,6 +298,17 @@ pub(crate) fn open_message(message: &[u8]) -> Result<(u64, &[u8]), DecodeError> 
     }
 }
 
+/// Reads a message and writes it again: the same bytes, for what is taken has one encoding. The daemon never needs this; checks
+/// from outside do, which cannot see records.
+///
+/// # Errors
+/// The bytes are no message of this version.
+pub fn rewrite_message(message: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let (view, bytes) = open_message(message)?;
+    let records = Record::read_all(bytes)?;
+    Ok(records.iter().fold(begin_message(view), |message, record| record.append(message)))
+}
+
 impl Record {
     /// Part of the rebuild: taken while recovery runs.
     pub(crate) fn is_recovery(&self) -> bool {
@@ -502,6 +513,7 @@ mod tests {
         let (view, bytes) = open_message(&message).unwrap();
         assert_eq!(view, 77);
         assert_eq!(Record::read_all(bytes), Ok(records));
+        assert_eq!(rewrite_message(&message), Ok(message));
     }
 
     #[test]
