@@ -239,7 +239,7 @@ impl NodeDirectory {
 }
 
 /// Writes a file of mode 600, whole or not at all.
-fn write_private(path: &Path, text: &str) -> Result<(), ConfigError> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), ConfigError> {
     let partial = path.with_extension("partial");
     let write = || {
         let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;

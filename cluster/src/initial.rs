@@ -4,7 +4,7 @@
 //! Does not: change a running cluster's configuration (views do).
 //! Called by: `init` and the daemon.
 
-use crate::config::NodeFile;
+use crate::config::{NodeFile, write_private};
 use anyhow::{Context, Result};
 use deadbolt_disk_format::{Configuration, NodeEntry, SlotIndex, Superblock};
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,8 @@ const fn one() -> u16 {
 /// # Errors
 /// The file cannot be written.
 pub fn write(path: &Path, wishes: &InitialWishes) -> Result<()> {
-    std::fs::write(path, toml::to_string(wishes)?).with_context(|| path.display().to_string())
+    // Whole or not at all: half a file would be other wishes.
+    Ok(write_private(path, &toml::to_string(wishes)?)?)
 }
 
 /// Reads the wishes and makes the first configuration of them.

@@ -39,6 +39,10 @@ const RECONNECT: Duration = Duration::from_millis(200);
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Connections that may be in their handshake at once.
 const HANDSHAKES_MAX: usize = 64;
+/// Longest sealed record before the other end has shown that it holds the key: kind, identification and tag.
+const FIRST_RECORD_BYTES_MAX: usize = 1 + LIFE_BYTES + 16;
+/// An identification: slot, boot, incarnation.
+const LIFE_BYTES: usize = 34;
 /// Longest datagram taken.
 const DATAGRAM_BYTES_MAX: usize = 1500;
 /// Messages of one connection that may wait for the socket.
@@ -300,13 +304,15 @@ struct Session {
 struct Reading {
     stream: OwnedReadHalf,
     opening: StreamHalf,
+    /// Longest sealed record taken now.
+    most: usize,
 }
 
 impl Reading {
     /// Reads one record: its kind and its payload.
     async fn record(&mut self) -> io::Result<(u8, Vec<u8>)> {
         let length = usize::try_from(self.stream.read_u32_le().await?).unwrap_or(usize::MAX);
-        if length > RECORD_BYTES_MAX {
+        if length > self.most {
             return Err(io::Error::other("record too long"));
         }
         let mut sealed = vec![0; length];
@@ -339,13 +345,13 @@ impl Session {
         }
         let (caller, callee) = if end == End::Caller { (own, theirs) } else { (theirs, own) };
         let (sealing, opening) = stream_halves(&identity.key, identity.cluster, end, &caller, &callee);
-        let mut session = Self { read: Reading { stream: reading, opening }, write: writing, sealing, peer: None };
-        session.write(0, &me.map_or_else(Vec::new, |life| life_bytes(&life))).await?;
+        let read = Reading { stream: reading, opening, most: FIRST_RECORD_BYTES_MAX };
+        let mut session = Self { read, write: writing, sealing, peer: None };
+        session.write(0, &encode_identification(me.as_ref())).await?;
         let (kind, payload) = session.read.record().await?;
-        if kind != 0 {
-            return Err(io::Error::other("no identification"));
-        }
-        session.peer = life_of(&payload);
+        let identified = decode_identification(&payload).filter(|_| kind == 0);
+        session.peer = identified.ok_or_else(|| io::Error::other("no identification"))?;
+        session.read.most = RECORD_BYTES_MAX;
         Ok(session)
     }
 
@@ -410,17 +416,25 @@ impl Session {
     }
 }
 
-fn life_bytes(life: &Life) -> Vec<u8> {
+/// The content of an identification; nothing for a holder of the key without a place.
+#[must_use]
+pub fn encode_identification(me: Option<&Life>) -> Vec<u8> {
+    let Some(life) = me else { return Vec::new() };
     let mut bytes = life.slot.0.to_le_bytes().to_vec();
     bytes.extend_from_slice(&life.boot.0);
     bytes.extend_from_slice(&life.incarnation.0);
     bytes
 }
 
-fn life_of(bytes: &[u8]) -> Option<Life> {
-    let bytes: &[u8; 34] = bytes.try_into().ok()?;
+/// Who the other end says that it is; the outer `None`: the bytes are no identification.
+#[must_use]
+pub fn decode_identification(bytes: &[u8]) -> Option<Option<Life>> {
+    if bytes.is_empty() {
+        return Some(None);
+    }
+    let bytes: &[u8; LIFE_BYTES] = bytes.try_into().ok()?;
     let slot = SlotIndex(u16::from_le_bytes([bytes[0], bytes[1]]));
-    Some(Life { slot, boot: BootId(bytes[2..18].try_into().ok()?), incarnation: Incarnation(bytes[18..34].try_into().ok()?) })
+    Some(Some(Life { slot, boot: BootId(bytes[2..18].try_into().ok()?), incarnation: Incarnation(bytes[18..34].try_into().ok()?) }))
 }
 
 #[cfg(test)]
@@ -499,6 +513,13 @@ mod tests {
                 let mut stream = TcpStream::connect(&address).await.unwrap();
                 let _ = stream.write_all(garbage).await;
             }
+            // Who has not shown the key yet makes the node wait for no long record.
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            let opening = [MAGIC.as_slice(), &[7; 16], &u32::try_from(FIRST_RECORD_BYTES_MAX + 1).unwrap().to_le_bytes()].concat();
+            stream.write_all(&opening).await.unwrap();
+            let mut answer = Vec::new();
+            let closed = tokio::time::timeout(HANDSHAKE / 2, stream.read_to_end(&mut answer)).await;
+            assert!(closed.is_ok(), "still open");
             let message = NodeMessage::RemoveNode { slot: SlotIndex(3) };
             let other = ClusterKey::draw().unwrap();
             assert!(request(&address, &other, ClusterUuid([1; 16]), &message).await.is_err());

@@ -94,9 +94,9 @@ async fn serve(stream: UnixStream, requests: mpsc::Sender<ControlRequest>) -> st
         if length == 0 {
             return Ok(());
         }
-        let answer = match serde_json::from_slice::<Value>(&line) {
+        let answer = match decode_line(&line) {
             Ok(request) => ask(&requests, request, uid).await,
-            Err(error) => failure(&format!("not a JSON object on one line: {error}")),
+            Err(refusal) => refusal,
         };
         let mut text = answer.to_string();
         text.push('\n');
@@ -110,6 +110,18 @@ async fn ask(requests: &mpsc::Sender<ControlRequest>, request: Value, uid: u32) 
         return failure("the daemon stops");
     }
     answer.await.unwrap_or_else(|_| failure("the daemon stopped before it could answer"))
+}
+
+/// The object of a line.
+///
+/// # Errors
+/// The refusal to be answered.
+pub fn decode_line(line: &[u8]) -> Result<Value, Value> {
+    match serde_json::from_slice::<Value>(line) {
+        Ok(request) if request.is_object() => Ok(request),
+        Ok(_) => Err(failure("not a JSON object on one line")),
+        Err(error) => Err(failure(&format!("not a JSON object on one line: {error}"))),
+    }
 }
 
 /// The object of a refusal.

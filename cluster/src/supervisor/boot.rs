@@ -88,15 +88,19 @@ pub(crate) fn read(directory: &Path) -> Result<Option<BootRecord>, SupervisorErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(SupervisorError::io("read", &path, source)),
     };
-    let bad = |found: String| SupervisorError::BootFile { path: path.clone(), found };
-    let record: BootRecord = serde_json::from_slice(&bytes).map_err(|error| bad(format!("bytes that do not decode: {error}")))?;
+    decode(&bytes).map(Some).map_err(|found| SupervisorError::BootFile { path, found })
+}
+
+/// Judges the file's bytes; the error says what was found instead.
+pub(crate) fn decode(bytes: &[u8]) -> Result<BootRecord, String> {
+    let record: BootRecord = serde_json::from_slice(bytes).map_err(|error| format!("bytes that do not decode: {error}"))?;
     if record.version != VERSION {
-        return Err(bad(format!("version {}, this program knows {VERSION}", record.version)));
+        return Err(format!("version {}, this program knows {VERSION}", record.version));
     }
-    if record.node.len() != 16 || record.boot().is_none() {
-        return Err(bad(format!("node {:?}, not 16 hexadecimal digits", record.node)));
+    if record.node.len() != 16 || !record.node.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(format!("node {:?}, not 16 hexadecimal digits", record.node));
     }
-    Ok(Some(record))
+    Ok(record)
 }
 
 /// The record of a directory that never had a life.
@@ -154,7 +158,10 @@ mod tests {
         let record = fresh(own_identity().unwrap()).unwrap();
         write(dir.path(), &record).unwrap();
         assert_eq!(read(dir.path()).unwrap().unwrap(), record);
-        for garbage in [&b""[..], b"\0\xff", b"{}", br#"{"version":9}"#] {
+        let text = String::from_utf8(fs::read(dir.path().join(BOOT_FILE)).unwrap()).unwrap();
+        // Signs count as digits for the parser of numbers, and would be two texts of one boot.
+        let signed = text.replace(&record.node, &format!("+{}", &record.node[1..]));
+        for garbage in [&b""[..], b"\0\xff", b"{}", br#"{"version":9}"#, signed.as_bytes()] {
             fs::write(dir.path().join(BOOT_FILE), garbage).unwrap();
             let error = read(dir.path()).unwrap_err().to_string();
             assert!(error.contains("boot"), "{error}");

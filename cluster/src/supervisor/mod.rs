@@ -56,6 +56,7 @@ use deadbolt_disk_format::{BootId, WatchdogKind};
 pub use keeper::{supervise, try_supervise};
 pub use namespace::check_pid_namespace;
 pub use process::{Holder, ProcessIdentity, is_descendant};
+pub use protocol::{TextKind, rewrite_text};
 pub use run_directory::{RunDirectory, sweep};
 
 /// Name of the socket in the node's directory.

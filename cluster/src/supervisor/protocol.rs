@@ -137,6 +137,38 @@ pub(crate) fn encode_line<T: Serialize>(value: &T) -> Vec<u8> {
     line
 }
 
+/// What a text of the supervisor may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TextKind {
+    /// The first line of a client.
+    Request,
+    /// A later line of a client.
+    Signal,
+    /// A line to a client.
+    Answer,
+    /// What the keeper tells the runner.
+    Order,
+    /// The file `boot`.
+    BootFile,
+}
+
+/// Reads a text and writes it again. The supervisor never needs this; checks from outside do, which cannot see the values.
+///
+/// # Errors
+/// The bytes are no such text.
+pub fn rewrite_text(kind: TextKind, bytes: &[u8]) -> Result<Vec<u8>, String> {
+    fn rewrite<T: Serialize + for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<Vec<u8>, String> {
+        serde_json::from_slice::<T>(bytes).map(|value| encode_line(&value)).map_err(|error| error.to_string())
+    }
+    match kind {
+        TextKind::Request => rewrite::<Request>(bytes),
+        TextKind::Signal => rewrite::<Forwarded>(bytes),
+        TextKind::Answer => rewrite::<Answer>(bytes),
+        TextKind::Order => rewrite::<Order>(bytes),
+        TextKind::BootFile => super::boot::decode(bytes).map(|record| encode_line(&record)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
