@@ -679,6 +679,12 @@ impl Node {
         self.membership.refuse_addition(name, addresses, occupied)
     }
 
+    /// The newest view that this node has learned.
+    #[must_use]
+    pub fn view(&self) -> &ViewBody {
+        &self.view
+    }
+
     /// This life.
     #[must_use]
     pub fn me(&self) -> Life {

@@ -1,0 +1,227 @@
+//! What: disk operations on their way: from a process, over its machine's path, to the device and back.
+//! Owns: when they land and when they answer; what becomes of them when their machine or process ends.
+//! Invariants: an operation of a machine that was reset lands within D of the reset or never; one of a process that was killed goes on; the
+//!   read of a write-then-read is issued after the write's completion.
+//! Does not: know what the bytes mean.
+//! Called by: sbd, daemon and clients of the world.
+
+use crate::{
+    disk::SECTOR_BYTES,
+    machine::Pid,
+    world::{Event, World},
+};
+use deadbolt_disk_format::ByteOffset;
+
+/// Whose an operation is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// sbd's disk thread.
+    Sbd(Pid),
+    /// The daemon, in one of its incarnations.
+    Daemon(Pid, u64),
+    /// A client.
+    Client(Pid),
+}
+
+/// What an operation does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Reads.
+    Read(ByteOffset, usize),
+    /// Writes.
+    Write(ByteOffset, Vec<u8>),
+    /// Writes, and reads when that is complete.
+    WriteThenRead(ByteOffset, Vec<u8>, ByteOffset, usize),
+    /// Reads a protected value.
+    ReadCell(usize),
+    /// Writes a protected value: where, what was read before, what to write.
+    WriteCell(usize, u64, u64),
+}
+
+/// An operation on its way.
+#[derive(Debug)]
+pub struct Operation {
+    pub(crate) machine: usize,
+    pub(crate) boot: u64,
+    pub(crate) owner: Owner,
+    pub(crate) device: usize,
+    pub(crate) tag: u64,
+    pub(crate) issued_ms: u64,
+    pub(crate) work: Work,
+    /// The write is done; the read is on its way.
+    pub(crate) has_written: bool,
+    pub(crate) is_landed: bool,
+    pub(crate) result: Result<Answer, ()>,
+}
+
+/// What came back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// Bytes; none for a write.
+    Bytes(Vec<u8>),
+    /// A protected value.
+    Cell(u64),
+}
+
+impl World {
+    /// Sends an operation on its way.
+    pub(crate) fn submit(&mut self, machine: usize, owner: Owner, device: usize, tag: u64, work: Work) {
+        self.next_operation += 1;
+        let number = self.next_operation;
+        let issued_ms = self.local_ms(machine);
+        let boot = self.machines[machine].boot_number;
+        let result = Ok(Answer::Bytes(Vec::new()));
+        let operation = Operation { machine, boot, owner, device, tag, issued_ms, work, has_written: false, is_landed: false, result };
+        self.operations.insert(number, operation);
+        self.travel(number);
+    }
+
+    /// Plans the landing, or lets the operation wait where the path hangs.
+    fn travel(&mut self, number: u64) {
+        let Some(operation) = self.operations.get(&number) else { return };
+        let (machine, device) = (operation.machine, operation.device);
+        let Some(path) = self.machines[machine].paths.get_mut(device) else { return };
+        if path.is_hung {
+            path.stuck.push(number);
+            return;
+        }
+        let span = self.options.disk_us / 2 + path.extra_us;
+        let span = self.random.range(span / 4 + 1, span + 1);
+        self.queue.after(span, Event::Land(number));
+    }
+
+    /// An operation reaches its device.
+    pub(crate) fn land(&mut self, number: u64) {
+        let Some(operation) = self.operations.get(&number) else { return };
+        let (machine, boot, device) = (operation.machine, operation.boot, operation.device);
+        if !self.machines[machine].is_on || self.machines[machine].boot_number != boot {
+            // Its fate was drawn when its machine was reset.
+            return;
+        }
+        if self.machines[machine].paths[device].is_hung {
+            // On its way when the path broke: it may be there already, and only its answer hangs.
+            if self.random.chance(500) {
+                self.take_effect(number);
+            }
+            self.machines[machine].paths[device].stuck.push(number);
+            return;
+        }
+        if self.machines[machine].paths[device].is_failing {
+            if self.random.chance(500) {
+                self.take_effect(number);
+            }
+            if let Some(operation) = self.operations.get_mut(&number) {
+                operation.result = Err(());
+                operation.is_landed = true;
+                operation.has_written = true;
+            }
+        } else {
+            self.take_effect(number);
+        }
+        let span = self.random.range(1, self.options.disk_us / 2 + 1);
+        self.queue.after(span, Event::Complete(number));
+    }
+
+    /// The operation does what it was sent for.
+    fn take_effect(&mut self, number: u64) {
+        let Some(mut operation) = self.operations.remove(&number) else { return };
+        let disk = &mut self.disks[operation.device];
+        match &operation.work {
+            Work::Read(offset, bytes) => operation.result = Ok(Answer::Bytes(disk.read(*offset, *bytes))),
+            Work::Write(offset, data) => disk.write(*offset, data),
+            Work::WriteThenRead(offset, data, _, _) if !operation.has_written => disk.write(*offset, data),
+            Work::WriteThenRead(_, _, offset, bytes) => operation.result = Ok(Answer::Bytes(disk.read(*offset, *bytes))),
+            Work::ReadCell(cell) => operation.result = Ok(Answer::Cell(disk.cell(*cell))),
+            Work::WriteCell(cell, before, value) => {
+                let found = disk.cell(*cell);
+                disk.set_cell(*cell, *value);
+                self.facts.cell_written(self.queue.now_us(), operation.machine, *cell, found, *before);
+            }
+        }
+        operation.is_landed = true;
+        self.facts.landed(self.queue.now_us(), operation.machine, operation.boot, operation.owner);
+        self.operations.insert(number, operation);
+    }
+
+    /// An operation's answer reaches its process.
+    pub(crate) fn complete(&mut self, number: u64) {
+        let Some(operation) = self.operations.get_mut(&number) else { return };
+        let (machine, boot, device) = (operation.machine, operation.boot, operation.device);
+        if !self.machines[machine].is_on || self.machines[machine].boot_number != boot {
+            self.operations.remove(&number);
+            return;
+        }
+        if self.machines[machine].paths[device].is_hung {
+            self.machines[machine].paths[device].stuck.push(number);
+            return;
+        }
+        if matches!(operation.work, Work::WriteThenRead(..)) && !operation.has_written {
+            operation.has_written = true;
+            operation.is_landed = false;
+            self.travel(number);
+            return;
+        }
+        if let Some(operation) = self.operations.remove(&number) {
+            self.answer(operation);
+        }
+    }
+
+    fn answer(&mut self, operation: Operation) {
+        let machine = operation.machine;
+        match operation.owner {
+            Owner::Sbd(pid) => self.sbd_completion(machine, pid, operation),
+            Owner::Daemon(pid, epoch) => self.daemon_completion(machine, pid, epoch, operation),
+            Owner::Client(pid) => self.client_completion(machine, pid, &operation),
+        }
+    }
+
+    /// Lets what waited on a path go on.
+    pub(crate) fn release(&mut self, machine: usize, device: usize) {
+        let Some(path) = self.machines[machine].paths.get_mut(device) else { return };
+        path.is_hung = false;
+        for number in std::mem::take(&mut path.stuck) {
+            match self.operations.get(&number) {
+                Some(operation) if operation.is_landed => self.queue.after(1, Event::Complete(number)),
+                Some(_) => self.travel(number),
+                None => {}
+            }
+        }
+    }
+
+    /// The machine's boot is over: what has left it lands within D, whole or torn, or never.
+    pub(crate) fn orphan_operations(&mut self, machine: usize) {
+        let boot = self.machines[machine].boot_number;
+        self.machines[machine].paths.iter_mut().for_each(|path| path.stuck.clear());
+        let delay_us = u64::from(self.timings.storage_delay_ms) * 1000;
+        let numbers: Vec<u64> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| operation.machine == machine && operation.boot == boot)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in numbers {
+            let Some(operation) = self.operations.get_mut(&number) else { continue };
+            let is_write = matches!(operation.work, Work::Write(..) | Work::WriteCell(..))
+                || (matches!(operation.work, Work::WriteThenRead(..)) && !operation.has_written);
+            if operation.is_landed || !is_write || self.random.chance(400) {
+                self.operations.remove(&number);
+                continue;
+            }
+            if let Work::Write(_, data) | Work::WriteThenRead(_, data, _, _) = &mut operation.work
+                && data.len() > SECTOR_BYTES
+                && self.random.chance(200)
+            {
+                let sectors = data.len() / SECTOR_BYTES;
+                data.truncate(self.random.index(sectors) * SECTOR_BYTES);
+            }
+            let span = self.random.below(delay_us);
+            self.queue.after(span, Event::LandLate(number));
+        }
+    }
+
+    /// What was on its way when its machine was reset lands.
+    pub(crate) fn land_late(&mut self, number: u64) {
+        self.take_effect(number);
+        self.operations.remove(&number);
+    }
+}

@@ -1,0 +1,25 @@
+//! What: whole clusters in one thread: the production machines of every node, and a simulated world around them.
+//! Owns: the world, its faults, the checkers of what must never happen.
+//! Invariants: a run is a function of seed, options and program; no clock, no file, no socket.
+//! Does not: contain a decision of the product: shells are imitated, machines are the real ones.
+//! Called by: `deadbolt-sim`, `deadbolt sim`, tests.
+
+pub mod check;
+pub mod client;
+pub mod clock;
+pub mod daemon;
+pub mod disk;
+pub mod fault;
+pub mod io;
+pub mod log;
+pub mod machine;
+pub mod net;
+pub mod options;
+pub mod queue;
+pub mod random;
+pub mod run;
+pub mod sbd;
+pub mod world;
+
+pub use options::Options;
+pub use run::{Outcome, run};

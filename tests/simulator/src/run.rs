@@ -1,0 +1,162 @@
+//! What: one run: a phase with faults, then a phase in which everything must come back.
+//! Owns: the two phases and their verdict.
+//! Invariants: a run is a function of seed, options and program.
+//! Does not: choose seeds or print.
+//! Called by: the runner, the tests.
+
+use crate::{
+    check::Violation,
+    options::Options,
+    world::{World, view_members},
+};
+use std::collections::HashSet;
+
+/// What a run showed.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// Its options.
+    pub options: Options,
+    /// Broken promises; none: all held.
+    pub violations: Vec<Violation>,
+    /// Hash of the event log.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Simulated time, us.
+    pub simulated_us: u64,
+    /// Locks granted.
+    pub granted: u64,
+    /// Views decided.
+    pub views: usize,
+    /// Fingerprints of distinct states.
+    pub states: HashSet<u64>,
+    /// Lines for people.
+    pub lines: Vec<String>,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(seed: u64, options: Options, is_tracing: bool) -> Outcome {
+    let mut world = World::new(seed, options.clone(), is_tracing);
+    world.power_on();
+    world.plan_fault();
+    let safety_us = options.safety_s * 1_000_000;
+    world.run_until(safety_us);
+    if world.violations().is_empty() && options.fault_gap_ms > 0 {
+        check_liveness(&mut world);
+    }
+    Outcome {
+        seed,
+        options,
+        violations: world.violations().to_vec(),
+        hash: world.log.hash(),
+        events: world.log.events(),
+        simulated_us: world.queue.now_us(),
+        granted: world.facts.granted,
+        views: world.facts.views.len(),
+        states: world.log.states().clone(),
+        lines: world.log.into_lines(),
+    }
+}
+
+/// Heals everything, and demands that all come together and every client is served.
+fn check_liveness(world: &mut World) {
+    world.note("--- calm: no fault begins any more");
+    world.is_calm = true;
+    world.heal_all();
+    let timings = world.timings;
+    // Every earlier life has to be proved gone; the slowest evidence is W + F + D of a starter, twice for one that is reset again.
+    let bound_us = 2 * u64::from(timings.expiry_ms + timings.freeze_ms + timings.storage_delay_ms + timings.lease_ms) * 1000
+        + world.options.reboot_ms * 1000
+        + 30_000_000;
+    let start_us = world.queue.now_us();
+    let mut converged_us = None;
+    while world.violations().is_empty() && world.queue.now_us() < start_us + bound_us {
+        let next_us = world.queue.now_us() + 500_000;
+        world.run_until(next_us);
+        if is_converged(world) {
+            converged_us = Some(world.queue.now_us());
+            break;
+        }
+    }
+    if !world.violations().is_empty() {
+        return;
+    }
+    if converged_us.is_none() {
+        let text = world.describe();
+        return world.add_violation("L3", format!("no common view {} s after the faults stopped: {text}", bound_us / 1_000_000));
+    }
+    check_service(world);
+}
+
+/// L1: every client that asks is answered.
+fn check_service(world: &mut World) {
+    let span_us = 20_000_000 + world.options.hold_ms * 1000 * 20 * world.options.nodes;
+    let before = world.facts.granted;
+    let end_us = world.queue.now_us() + span_us;
+    world.run_until(end_us);
+    if world.violations().is_empty() && world.options.clients > 0 && world.facts.granted == before {
+        let text = world.describe();
+        world.add_violation("L1", format!("no lock was granted for {} s in a healthy cluster: {text}", span_us / 1_000_000));
+    }
+}
+
+fn is_converged(world: &World) -> bool {
+    let count = world.machines.len();
+    let views: Vec<_> = world.machines.iter().filter_map(view_members).collect();
+    views.len() == count && views.iter().all(|members| members.len() == count && Some(members) == views.first())
+}
+
+impl World {
+    fn heal_all(&mut self) {
+        let ways: Vec<(usize, usize)> = self.network.cuts().copied().collect();
+        for (from, to) in ways {
+            while !self.network.is_open(from, to) {
+                self.heal(from, to);
+            }
+        }
+        self.options.net_loss = 0;
+        self.options.net_repeat = 0;
+        self.options.net_delay_us = 0;
+        for machine in 0..self.machines.len() {
+            for device in 0..self.disks.len() {
+                self.machines[machine].paths[device].extra_us = 0;
+                self.machines[machine].paths[device].is_failing = false;
+                self.release(machine, device);
+            }
+            for process in crate::machine::PROCESSES {
+                self.continue_process(machine, process);
+            }
+        }
+    }
+
+    /// Where everybody stands, for a report.
+    pub(crate) fn describe(&mut self) -> String {
+        let mut text = Vec::new();
+        for index in 0..self.machines.len() {
+            let now_ms = self.local_ms(index);
+            let machine = &self.machines[index];
+            let sbd = machine.sbd.as_ref().map(|sbd| sbd.lifeline.status());
+            let node = match machine.daemon.as_ref().map(|daemon| &daemon.stage) {
+                Some(crate::machine::Stage::Live(node)) => {
+                    let status = node.status(now_ms);
+                    format!(
+                        "{:?} in view {} of {} owed {}, register {:?}, blocked {:?}",
+                        status.membership.state,
+                        node.view().view,
+                        node.view().members.len(),
+                        node.view().owed.len(),
+                        status.register.phase,
+                        status.blocked
+                    )
+                }
+                Some(other) => format!("daemon {}", other.name()),
+                None => "no daemon".into(),
+            };
+            text.push(format!("{} (on: {}, sbd: {:?}): {node}", machine.name, machine.is_on, sbd.map(|status| status.phase)));
+        }
+        text.join("; ")
+    }
+}
