@@ -7,14 +7,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use deadbolt_disk::{Access, AlignedBuf, ByteOffset, Device, DeviceKind, IoError, OpenError};
+use deadbolt_disk::{Access, AlignedBuf, ByteOffset, Device, DeviceKind, IoError, OpenError, RawDevice};
 use deadbolt_disk_format::sbd::{Command, Mailbox, SBD_MINOR, SbdError, SbdHeader, SbdNode, Tail, area_bytes, mailbox_offset, node_offset};
 use deadbolt_disk_format::{NAME_BYTES_MAX, SLOTS_MAX, SlotIndex, SuperblockChoice, UNIT_BYTES, choose_superblock, read_superblocks};
 
 /// An SBD area.
-#[derive(Debug)]
 pub(crate) struct Area {
-    device: Device,
+    device: Box<dyn RawDevice>,
     sector_bytes: u32,
 }
 
@@ -64,14 +63,17 @@ pub(crate) fn is_same_name(one: &str, two: &str) -> bool {
 
 impl Area {
     pub(crate) fn open(path: &Path, access: Access, limit: Duration) -> Result<Self, AreaError> {
-        let device = Device::open_within(path, access, limit)?;
+        Ok(Self::of(Box::new(Device::open_within(path, access, limit)?)))
+    }
+
+    fn of(device: Box<dyn RawDevice>) -> Self {
         let sector_bytes = device.geometry().logical_sector_bytes;
         let mut area = Self { device, sector_bytes };
         // A file has no sector size of its own: the area's header says in which it was made.
         if area.device.geometry().kind == DeviceKind::File && sector_bytes == 512 && area.header_of(4096).is_ok() {
             area.sector_bytes = 4096;
         }
-        Ok(area)
+        area
     }
 
     fn read(&self, offset: u64, bytes: u64) -> Result<AlignedBuf, AreaError> {
@@ -102,7 +104,8 @@ impl Area {
         Ok(header)
     }
 
-    /// Writes a new area; answers its uuid. `said` is called with the uuid before anything is written.
+    /// Writes a new area. `said` is called before anything is written. No header stands while the slots are written: a half-made
+    /// area would otherwise show what stood there before as names and messages.
     pub(crate) fn create(&self, times: [u32; 4], uuid: [u8; 16], said: impl FnOnce()) -> Result<(), AreaError> {
         let device_bytes = self.device.geometry().size_bytes;
         let copies = read_superblocks(device_bytes, |offset| self.read(offset.0, 4096).ok().map(|buffer| buffer.to_vec()));
@@ -117,13 +120,13 @@ impl Area {
         let sector_bytes = self.sector_bytes;
         let slots = u8::try_from(SLOTS_MAX).unwrap_or(u8::MAX);
         let header = SbdHeader { slots, sector_bytes, watchdog_s, allocate_s, loop_s, msgwait_s, minor: SBD_MINOR, uuid };
-        self.write(0, &header.encode())?;
+        self.write(0, &vec![0; size(u64::from(sector_bytes))])?;
         for index in 0..SLOTS_MAX {
             let slot = SlotIndex(index);
             self.write(node_offset(slot, sector_bytes), &SbdNode::default().encode(sector_bytes))?;
             self.write(mailbox_offset(slot, sector_bytes), &Mailbox::default().encode(sector_bytes))?;
         }
-        Ok(())
+        self.write(0, &header.encode())
     }
 
     /// The slots in use.
@@ -181,6 +184,71 @@ impl Area {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deadbolt_disk::MemoryDevice;
+    use deadbolt_tests::crash::{Recorder, each_image};
+
+    const TIMES: [u32; 4] = [5, 0, 1, 10];
+
+    /// A device with room for the area and no more.
+    fn device_of(image: &[u8], sector_bytes: u32) -> MemoryDevice {
+        let device = MemoryDevice::new(size(area_bytes(sector_bytes)), sector_bytes);
+        device.overwrite(ByteOffset(0), image);
+        device
+    }
+
+    #[test]
+    fn an_area_cut_while_it_is_made_is_refused_or_whole() {
+        for sector_bytes in [512, 4096] {
+            // Over another area with a node and a pill for it, and over bytes that look like names.
+            let old = device_of(&[], sector_bytes);
+            let area = Area::of(Box::new(old.second_path()));
+            area.create(TIMES, [1; 16], || ()).unwrap();
+            area.claim_free("alpha", |_| ()).unwrap();
+            area.send("alpha", Command::Reset, "beta").unwrap();
+            for before in [old.contents(), [1, b'x', 0, 2].repeat(old.contents().len() / 4)] {
+                let recorder = Recorder::new(device_of(&before, sector_bytes));
+                let writes = recorder.writes();
+                Area::of(Box::new(recorder)).create(TIMES, [2; 16], || ()).unwrap();
+                let writes = writes.lock().unwrap();
+                let judge = |image: &[u8], moment: &deadbolt_tests::crash::Moment| {
+                    let area = Area::of(Box::new(device_of(image, sector_bytes)));
+                    match area.header() {
+                        Ok(header) if moment.complete == 0 => {
+                            assert_eq!((header.uuid, area.slots().unwrap().len()), ([1; 16], 1), "{moment}")
+                        }
+                        Ok(header) => {
+                            assert_eq!((header.uuid, moment.complete), ([2; 16], writes.len()), "{moment}");
+                            assert!(area.slots().unwrap().is_empty(), "{moment}");
+                        }
+                        Err(error) => {
+                            assert!(error.to_string().contains("sbd create"), "{moment}: {error}");
+                            assert!(
+                                area.slots().is_err() && area.find("alpha").is_err() && area.claim_free("gamma", |_| ()).is_err(),
+                                "{moment}"
+                            );
+                            assert!(moment.complete < writes.len(), "{moment}");
+                        }
+                    }
+                };
+                let images = each_image(&before, &writes, judge);
+                assert!(images > 511, "{images}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_is_claimed_and_a_message_sent_with_one_sector() {
+        let recorder = Recorder::new(device_of(&[], 512));
+        let writes = recorder.writes();
+        let area = Area::of(Box::new(recorder));
+        area.create(TIMES, [1; 16], || ()).unwrap();
+        let made = writes.lock().unwrap().len();
+        area.claim_free("alpha", |_| ()).unwrap();
+        area.send("alpha", Command::Test, "beta").unwrap();
+        let writes = writes.lock().unwrap();
+        let claimed: Vec<(u64, usize)> = writes[made..].iter().map(|write| (write.offset.0, write.data.len())).collect();
+        assert_eq!(claimed, [(512, 512), (1024, 512)]);
+    }
 
     #[test]
     fn names_are_compared_as_stock_does() {

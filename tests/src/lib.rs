@@ -4,4 +4,5 @@
 //! Does not: contain tests; these lie with the packages they test.
 //! Called by: the tests of every package.
 
+pub mod crash;
 pub mod hung_disk;
