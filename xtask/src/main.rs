@@ -6,9 +6,13 @@
 
 #![allow(clippy::print_stdout)] // A program for a person's terminal.
 
+mod fuzz;
 mod tidy;
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, bail};
 
@@ -16,6 +20,8 @@ const USAGE: &str = "usage: cargo xtask <verb>
 
 verbs:
   models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release
+  fuzz [TARGET] [SECONDS]
+                    run every fuzz target (or that one), each for 60 seconds (or that many); needs cargo-fuzz
   tidy              check that sources are ASCII, begin with their heads, are small, and carry no marks of unfinished work";
 
 fn main() -> anyhow::Result<()> {
@@ -24,6 +30,7 @@ fn main() -> anyhow::Result<()> {
     let rest: Vec<String> = arguments.collect();
     match verb.as_deref() {
         Some("models") => models(&rest),
+        Some("fuzz") => fuzz::fuzz(&root()?, &rest),
         Some("tidy") => tidy(),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
@@ -47,9 +54,12 @@ fn models(filter: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn root() -> anyhow::Result<PathBuf> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().context("the root of the workspace")
+}
+
 fn tidy() -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().context("the root of the workspace")?;
-    let (files, findings) = tidy::check_tree(&root)?;
+    let (files, findings) = tidy::check_tree(&root()?)?;
     for finding in &findings {
         println!("{finding}");
     }

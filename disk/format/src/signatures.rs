@@ -157,7 +157,7 @@ pub fn windows(device_bytes: u64) -> Vec<(u64, usize)> {
         if offset >= device_bytes {
             continue;
         }
-        let end = (offset + bytes as u64).min(device_bytes);
+        let end = offset.saturating_add(bytes as u64).min(device_bytes);
         match merged.last_mut() {
             Some((start, length)) if *start + *length as u64 >= offset => {
                 let new_end = end.max(*start + *length as u64);
