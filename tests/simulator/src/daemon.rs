@@ -372,7 +372,9 @@ impl World {
         place.daemon = None;
         place.page.ended = place.page.generation;
         if code == 0 || place.is_stopping {
-            if code != 0 {
+            if place.sbd.is_none() {
+                self.finish_stop(machine);
+            } else if code != 0 {
                 self.ask_sbd_to_stop(machine);
             }
         } else if place.page.holds {

@@ -139,7 +139,10 @@ impl World {
             }
         }
         operation.is_landed = true;
-        self.facts.landed(self.queue.now_us(), operation.machine, operation.boot, operation.owner);
+        let is_read = matches!(operation.work, Work::Read(..) | Work::ReadCell(_)) || operation.has_written;
+        if !is_read {
+            self.facts.landed(self.queue.now_us(), operation.machine, operation.boot, operation.owner);
+        }
         self.operations.insert(number, operation);
     }
 

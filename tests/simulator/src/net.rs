@@ -169,14 +169,15 @@ impl World {
             let Some(life) = daemon.life() else { return };
             ends.push(End { machine: index, pid: daemon.pid, life, is_open: true, arrives_us: 0, held: VecDeque::new() });
         }
-        let Ok(ends) = <[End; 2]>::try_from(ends) else { return };
+        let Ok(mut ends) = <[End; 2]>::try_from(ends) else { return };
         self.network.next += 1;
         let number = self.network.next;
-        self.network.connections.insert(number, Connection { ends });
-        for end in 0..2 {
-            let span = self.way_us();
-            self.queue.after(span, Event::Connected { connection: number, end });
+        for (index, end) in ends.iter_mut().enumerate() {
+            // No frame overtakes the handshake.
+            end.arrives_us = self.queue.now_us() + self.way_us();
+            self.queue.at(end.arrives_us, Event::Connected { connection: number, end: index });
         }
+        self.network.connections.insert(number, Connection { ends });
     }
 
     fn end_of(&mut self, connection: u64, end: usize) -> Option<&mut End> {
@@ -196,7 +197,12 @@ impl World {
 
     /// A connection stands for one end.
     pub(crate) fn connected(&mut self, connection: u64, end: usize) {
-        let (Some(machine), Some(peer)) = (self.is_current(connection, end), self.peer_of(connection, end)) else { return };
+        let Some(peer) = self.peer_of(connection, end) else { return };
+        let Some(machine) = self.is_current(connection, end) else {
+            // Who was called has ended meanwhile: its machine answers with a reset.
+            let gone = self.end_of(connection, end).map(|end| end.machine);
+            return self.break_connection(connection, gone);
+        };
         if self.machines[machine].is_stopped(Process::Daemon) {
             return self.defer(machine, Process::Daemon, Event::Connected { connection, end });
         }

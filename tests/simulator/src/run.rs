@@ -143,11 +143,12 @@ impl World {
                 Some(crate::machine::Stage::Live(node)) => {
                     let status = node.status(now_ms);
                     format!(
-                        "{:?} in view {} of {} owed {}, register {:?}, blocked {:?}",
+                        "{:?} in view {} of {} owed {}, hears {:?}, register {:?}, blocked {:?}",
                         status.membership.state,
                         node.view().view,
                         node.view().members.len(),
                         node.view().owed.len(),
+                        status.membership.peers.iter().filter(|peer| peer.is_heard).map(|peer| peer.slot.0).collect::<Vec<_>>(),
                         status.register.phase,
                         status.blocked
                     )

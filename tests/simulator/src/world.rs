@@ -353,6 +353,7 @@ impl World {
         }
         self.note(&format!("{}: boot {} ends", self.machines[machine].name, self.machines[machine].boot_number));
         self.switch_off(machine);
+        self.machines[machine].is_stopping = false;
         let span = self.random.range(100, self.options.reboot_ms.max(100)) * 1000;
         self.queue.after(span, Event::MachineStarts { machine });
     }
