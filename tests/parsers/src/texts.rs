@@ -50,6 +50,6 @@ pub fn check_key_text(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match ClusterKey::parse(text) {
         Ok(key) => assert_eq!(key.to_text(), text.trim().to_ascii_lowercase()),
-        Err(error) => assert!(text.len() < 8 || !error.to_string().contains(text.trim()), "the refusal shows what may be a secret"),
+        Err(error) => assert!(text.trim().len() < 8 || !error.to_string().contains(text.trim()), "the refusal shows what may be a secret"),
     }
 }
