@@ -200,6 +200,8 @@ pub struct Node {
     last_stream: u64,
     /// Lives with which messages were lost.
     lost_streams: BTreeSet<Life>,
+    /// Lives that were in a view and are not any more.
+    past: BTreeSet<Life>,
     nodes: Vec<NodeEntry>,
     view: ViewBody,
     lease_end_ms: u64,
@@ -257,6 +259,7 @@ impl Node {
             channels: BTreeMap::new(),
             last_stream: 0,
             lost_streams: BTreeSet::new(),
+            past: BTreeSet::new(),
             nodes: Vec::new(),
             view: ViewBody::default(),
             lease_end_ms: 0,
@@ -344,11 +347,11 @@ impl Node {
         self.finish_abandoning(now_ms);
     }
 
-    /// The view knows that this life is out: nothing it says matters any more.
+    /// This life was in a view and is not any more: nothing it says matters. A life that no view has named yet is not out, also where an
+    /// earlier life of its slot is still a member: after a total loss nobody else is there to come together with.
     fn is_out(&self, peer: &Life) -> bool {
-        let is_superseded = self.view.members.iter().any(|member| member.slot == peer.slot && member != peer);
         let was_removed = self.view.owed.iter().any(|owed| owed.life == *peer) || self.view.released.iter().any(|gone| gone.life == *peer);
-        is_superseded || was_removed
+        was_removed || self.past.contains(peer)
     }
 
     fn handle_connected(&mut self, peer: Life) {
@@ -559,7 +562,8 @@ impl Node {
             self.outputs.push_back(NodeOutput::Follow(self.nodes.clone()));
         }
         if body.view > self.view.view {
-            self.view = body.clone();
+            let before = std::mem::replace(&mut self.view, body.clone());
+            self.past.extend(before.members.into_iter().filter(|life| !body.members.contains(life)));
             self.drop_channels();
             for peer in self.peers() {
                 self.send(peer, &NodeMessage::Decided(body.view));

@@ -29,6 +29,8 @@ const FAST_POLL_MS: u64 = 50;
 const CYCLE_GAP_MS: u64 = 5;
 /// Least polls between two rewrites of the own name on one device. Chosen: a device that loses them is not busied in every cycle.
 const NAME_GAP_POLLS: u64 = 4;
+/// Stands for the daemon of an earlier sbd of this boot: its "held nothing" is repeated until a new daemon has spoken. Daemons count from 1.
+const IDLE_BEFORE: u64 = 0;
 /// How often the own place is read back. Chosen: often enough to notice a clone within a lease.
 const OWN_CHECK_MS: u64 = 1000;
 /// The reset is not held up by the acknowledgement for longer than this, nor for less: room for one write on a healthy device.
@@ -332,10 +334,11 @@ impl Lifeline {
             OpeningStep::Wait => {}
             OpeningStep::Read => self.read_missing(now_ms),
             OpeningStep::Refuse(reason) => self.refuse(reason),
-            OpeningStep::Begin { beat, part } => {
+            OpeningStep::Begin { beat, part, is_idle } => {
                 self.beat = beat;
                 if self.part.number == 0 {
                     self.part = *part;
+                    self.idle = is_idle.then_some(IDLE_BEFORE);
                 }
                 self.phase = Phase::Arming { is_asked: false };
                 self.progress.begin(now_ms);

@@ -21,7 +21,7 @@ pub(crate) enum OpeningStep {
     Wait,
     Read,
     Refuse(RefuseReason),
-    Begin { beat: u64, part: Box<DaemonPart> },
+    Begin { beat: u64, part: Box<DaemonPart>, is_idle: bool },
 }
 
 #[derive(Clone, Debug)]
@@ -128,10 +128,12 @@ impl Opening {
         self.go_on()
     }
 
-    /// A life of the same boot leaves its daemon's last words standing until a new daemon has read them.
+    /// A life of the same boot leaves its daemon's last words standing until a new daemon has read them, and with them that it held nothing.
     fn begin(&mut self, boot: BootId) -> OpeningStep {
-        let carried = self.first.as_ref().filter(|beat| beat.boot == boot).map(|beat| DaemonPart { number: 0, ..beat.daemon.clone() });
+        let own = self.first.as_ref().filter(|beat| beat.boot == boot);
+        let carried = own.map(|beat| DaemonPart { number: 0, ..beat.daemon.clone() });
+        let is_idle = own.is_some_and(|beat| beat.is_idle);
         let beat = self.first.as_ref().map_or(0, |beat| beat.beat);
-        OpeningStep::Begin { beat, part: Box::new(carried.unwrap_or_default()) }
+        OpeningStep::Begin { beat, part: Box::new(carried.unwrap_or_default()), is_idle }
     }
 }

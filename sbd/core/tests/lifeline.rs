@@ -783,6 +783,25 @@ fn nothing_begins_beside_a_life_that_may_still_live() {
 }
 
 #[test]
+fn a_daemon_that_held_nothing_stays_proved_over_a_restart_of_sbd() {
+    let mut world = World::new(config(1));
+    world.own[0] = Some(Beat { is_idle: true, ..beat_of(BOOT, 40, NodeState::Member, true) });
+    world.start();
+    world.run(1000);
+    let own = world.own[0].clone().unwrap();
+    assert!(own.is_idle && own.daemon.incarnation == Incarnation([7; 16]) && own.beat > 40);
+    world.publish(1, 2, NodeState::Joining);
+    world.run(300);
+    assert!(!world.own[0].as_ref().unwrap().is_idle, "the new daemon has spoken");
+
+    let mut next = World::new(config(1));
+    next.own[0] = Some(Beat { is_idle: true, ..beat_of(BootId([5; 16]), 40, NodeState::Member, true) });
+    next.start();
+    next.run(1000);
+    assert!(!next.own[0].as_ref().unwrap().is_idle, "another boot says nothing of the one before");
+}
+
+#[test]
 fn opening_tries_again_and_needs_a_majority() {
     let mut world = World::new(config(3));
     world.health = vec![Health::Broken, Health::Broken, Health::Fine(5)];

@@ -116,6 +116,7 @@ options! {
     power_all: "weight", 0..=100, Rarely(200, 1, 3), "Faults: all machines lose power at once.";
     reset_fails: "permille", 0..=1000, Rarely(200, 1, 1000), "Resets that do nothing, so that the watchdog has to fire.";
     reboot_ms: "ms", 0..=1_000_000, One(&[100, 3000, 30_000]), "Longest time that a machine is off before it starts again.";
+    disk_votes: "votes", 0..=8, One(&[0, 0, 0, 1]), "Votes of the disk; 0: nodes - 1.";
 }
 
 impl Options {

@@ -148,7 +148,12 @@ impl World {
                         node.view().view,
                         node.view().members.len(),
                         node.view().owed.len(),
-                        status.membership.peers.iter().filter(|peer| peer.is_heard).map(|peer| peer.slot.0).collect::<Vec<_>>(),
+                        status
+                            .membership
+                            .peers
+                            .iter()
+                            .map(|peer| (peer.slot.0, peer.is_heard, peer.beat_age_ms, peer.verdict))
+                            .collect::<Vec<_>>(),
                         status.register.phase,
                         status.blocked
                     )
@@ -158,6 +163,7 @@ impl World {
             };
             text.push(format!("{} (on: {}, sbd: {:?}): {node}", machine.name, machine.is_on, sbd.map(|status| status.phase)));
         }
-        text.join("; ")
+        let cuts: Vec<_> = self.network.cuts().collect();
+        format!("{}; cuts {cuts:?}", text.join("; "))
     }
 }

@@ -153,8 +153,8 @@ impl World {
         });
         let configuration = Configuration {
             version: 1,
-            disk_votes: default_disk_votes(count),
-            disk_votes_pinned: false,
+            disk_votes: if options.disk_votes == 0 { default_disk_votes(count) } else { u16::try_from(options.disk_votes).unwrap_or(1) },
+            disk_votes_pinned: options.disk_votes > 0,
             format_level: 1,
             timings,
             nodes: nodes.collect(),
