@@ -6,9 +6,43 @@
 
 use crate::{
     machine::{PROCESSES, Process},
+    plan::Plan,
+    random::{Random, mix},
     world::{Event, World},
 };
 use deadbolt_cluster::node::NodeInput;
+use std::collections::BTreeSet;
+
+/// When faults come and which of them happen. Each draws from a generator of its own: leaving one out moves no other.
+#[derive(Debug)]
+pub struct Faults {
+    schedule: Random,
+    own: Random,
+    number: u64,
+    only: Option<BTreeSet<u64>>,
+}
+
+impl Faults {
+    /// Those of a plan.
+    #[must_use]
+    pub fn new(plan: &Plan) -> Self {
+        let schedule = plan.random(0xfa17);
+        Self { own: schedule.clone(), schedule, number: 0, only: plan.faults.clone() }
+    }
+
+    /// How many have come so far, those left out included.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.number
+    }
+
+    /// The next fault; does it happen?
+    fn begin(&mut self) -> bool {
+        self.number += 1;
+        self.own = self.schedule.fork();
+        self.only.as_ref().is_none_or(|only| only.contains(&self.number))
+    }
+}
 
 /// How a fault ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +63,7 @@ pub enum Ending {
 
 type Inject = fn(&mut World);
 
+/// New ones go to the end, so that seeds keep theirs.
 const FAULTS: &[(&str, Inject)] = &[
     ("cut", World::inject_cut),
     ("cut_one_way", World::inject_cut_one_way),
@@ -54,7 +89,7 @@ impl World {
     /// Plans the next fault.
     pub(crate) fn plan_fault(&mut self) {
         if self.options.fault_gap_ms > 0 {
-            let span = self.random.below(2 * self.options.fault_gap_ms * 1000 + 1);
+            let span = self.faults.schedule.below(2 * self.options.fault_gap_ms * 1000 + 1);
             self.queue.after(span, Event::Fault);
         }
     }
@@ -64,24 +99,33 @@ impl World {
         if self.is_calm {
             return;
         }
-        let weight = |name: &str| self.options.get(name).unwrap_or(0);
-        let total: u64 = FAULTS.iter().map(|(name, _)| weight(name)).sum();
-        let mut drawn = self.random.below(total);
-        let chosen = FAULTS.iter().find(|(name, _)| {
-            let weight = self.options.get(name).unwrap_or(0);
-            let is_it = drawn < weight;
-            drawn = drawn.saturating_sub(weight);
-            is_it
-        });
-        if let Some((_, inject)) = chosen {
-            inject(self);
+        if self.faults.begin() {
+            self.inject_one();
+            self.remember_state();
         }
-        self.remember_state();
         self.plan_fault();
     }
 
+    fn inject_one(&mut self) {
+        // Each kind draws as many lots as it weighs, and the smallest of all lots wins: without one kind the others stay what they are.
+        let lots = self.faults.own.next();
+        let lot = |number: usize, name: &str| {
+            let mut random = Random::new(mix(lots ^ number as u64));
+            (0..self.options.get(name).unwrap_or(0)).map(|_| random.next()).min()
+        };
+        let kinds = FAULTS.iter().enumerate();
+        let chosen = kinds.filter_map(|(number, (name, inject))| Some((lot(number, name)?, inject))).min_by_key(|(lot, _)| *lot);
+        if let Some((_, inject)) = chosen {
+            inject(self);
+        }
+    }
+
+    fn note_fault(&mut self, text: &str) {
+        self.note(&format!("fault {}: {text}", self.faults.number));
+    }
+
     fn span_us(&mut self) -> u64 {
-        self.random.range(1, self.options.fault_ms * 1000)
+        self.faults.own.range(1, self.options.fault_ms * 1000)
     }
 
     fn ends(&mut self, ending: Ending) {
@@ -90,11 +134,11 @@ impl World {
     }
 
     fn some_machine(&mut self) -> usize {
-        self.random.index(self.machines.len())
+        self.faults.own.index(self.machines.len())
     }
 
     fn some_device(&mut self) -> usize {
-        self.random.index(self.disks.len())
+        self.faults.own.index(self.disks.len())
     }
 
     fn cut_all(&mut self, ways: &[(usize, usize)]) {
@@ -103,11 +147,11 @@ impl World {
 
     fn inject_cut(&mut self) {
         let count = self.machines.len();
-        let side: Vec<bool> = (0..count).map(|_| self.random.chance(500)).collect();
+        let side: Vec<bool> = (0..count).map(|_| self.faults.own.chance(500)).collect();
         let ways: Vec<(usize, usize)> =
             (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).filter(|(a, b)| side[*a] != side[*b]).collect();
         let names: Vec<&str> = (0..count).filter(|index| side[*index]).map(|index| self.machines[index].name.as_str()).collect();
-        self.note(&format!("fault: {{{}}} cut off from the others", names.join(" ")));
+        self.note_fault(&format!("{{{}}} cut off from the others", names.join(" ")));
         self.cut_all(&ways);
         self.ends(Ending::Heal(ways));
     }
@@ -119,25 +163,25 @@ impl World {
 
     fn inject_cut_one_way(&mut self) {
         let ways = self.one_way();
-        self.note(&format!("fault: one way is cut: {ways:?}"));
+        self.note_fault(&format!("one way is cut: {ways:?}"));
         self.cut_all(&ways);
         self.ends(Ending::Heal(ways));
     }
 
     fn inject_flap(&mut self) {
         let mut ways = self.one_way();
-        if self.random.chance(500) {
+        if self.faults.own.chance(500) {
             ways.extend(ways.clone().into_iter().map(|(from, to)| (to, from)));
         }
-        let times = u32::try_from(self.random.range(2, 20)).unwrap_or(2);
-        self.note(&format!("fault: flaps {times} times: {ways:?}"));
+        let times = u32::try_from(self.faults.own.range(2, 20)).unwrap_or(2);
+        self.note_fault(&format!("flaps {times} times: {ways:?}"));
         self.cut_all(&ways);
         self.ends(Ending::Flap(ways, times));
     }
 
     fn inject_clog(&mut self) {
         let count = self.machines.len();
-        self.note("fault: every way is clogged and opened again");
+        self.note_fault("every way is clogged and opened again");
         for from in 0..count {
             for to in (0..count).filter(|to| *to != from) {
                 self.cut(from, to);
@@ -148,22 +192,22 @@ impl World {
 
     fn inject_slow(&mut self) {
         let (machine, device) = (self.some_machine(), self.some_device());
-        let extra_us = self.random.below(self.options.stall_ms * 1000);
-        self.note(&format!("fault: {}: device {device} takes up to {} ms more", self.machines[machine].name, extra_us / 1000));
+        let extra_us = self.faults.own.below(self.options.stall_ms * 1000);
+        self.note_fault(&format!("{}: device {device} takes up to {} ms more", self.machines[machine].name, extra_us / 1000));
         self.machines[machine].paths[device].extra_us = extra_us;
         self.ends(Ending::Quicken(machine, device));
     }
 
     fn inject_hang(&mut self) {
         let (machine, device) = (self.some_machine(), self.some_device());
-        self.note(&format!("fault: {}: device {device} hangs", self.machines[machine].name));
+        self.note_fault(&format!("{}: device {device} hangs", self.machines[machine].name));
         self.machines[machine].paths[device].is_hung = true;
         self.ends(Ending::Release(machine, device));
     }
 
     fn inject_hang_all(&mut self) {
         let device = self.some_device();
-        self.note(&format!("fault: device {device} hangs for all"));
+        self.note_fault(&format!("device {device} hangs for all"));
         for machine in 0..self.machines.len() {
             self.machines[machine].paths[device].is_hung = true;
             self.ends(Ending::Release(machine, device));
@@ -172,31 +216,31 @@ impl World {
 
     fn inject_error(&mut self) {
         let (machine, device) = (self.some_machine(), self.some_device());
-        self.note(&format!("fault: {}: device {device} answers with errors", self.machines[machine].name));
+        self.note_fault(&format!("{}: device {device} answers with errors", self.machines[machine].name));
         self.machines[machine].paths[device].is_failing = true;
         self.ends(Ending::Mend(machine, device));
     }
 
     fn inject_crash(&mut self) {
         let machine = self.some_machine();
-        self.note(&format!("fault: {} loses power", self.machines[machine].name));
+        self.note_fault(&format!("{} loses power", self.machines[machine].name));
         self.end_machine(machine);
     }
 
     fn inject_power_all(&mut self) {
-        self.note("fault: all lose power");
+        self.note_fault("all lose power");
         (0..self.machines.len()).for_each(|machine| self.end_machine(machine));
     }
 
     fn inject_kill_daemon(&mut self) {
         let machine = self.some_machine();
-        self.note(&format!("fault: {}: the daemon is killed", self.machines[machine].name));
+        self.note_fault(&format!("{}: the daemon is killed", self.machines[machine].name));
         self.exit_daemon(machine, crate::daemon::EXIT_KILLED);
     }
 
     fn inject_kill_sbd(&mut self) {
         let machine = self.some_machine();
-        self.note(&format!("fault: {}: sbd is killed", self.machines[machine].name));
+        self.note_fault(&format!("{}: sbd is killed", self.machines[machine].name));
         let is_process = self.options.process_watchdog == 1;
         let place = &mut self.machines[machine];
         if place.sbd.is_none() {
@@ -217,14 +261,14 @@ impl World {
     fn inject_kill_client(&mut self) {
         let machine = self.some_machine();
         let pids: Vec<u64> = self.machines[machine].clients.keys().copied().collect();
-        if let Some(pid) = pids.get(self.random.index(pids.len())).copied() {
-            self.note(&format!("fault: {}: client {pid} is killed", self.machines[machine].name));
+        if let Some(pid) = pids.get(self.faults.own.index(pids.len())).copied() {
+            self.note_fault(&format!("{}: client {pid} is killed", self.machines[machine].name));
             self.kill_client(machine, pid);
         }
     }
 
     fn pause(&mut self, machine: usize, processes: &[Process]) {
-        self.note(&format!("fault: {}: {processes:?} stopped", self.machines[machine].name));
+        self.note_fault(&format!("{}: {processes:?} stopped", self.machines[machine].name));
         if processes.contains(&Process::Feeder) {
             self.stop_feeder(machine);
         }
@@ -254,8 +298,8 @@ impl World {
 
     fn inject_stop(&mut self) {
         let machine = self.some_machine();
-        self.note(&format!("fault: {} is stopped cleanly", self.machines[machine].name));
-        let restart_ms = self.random.range(100, self.options.reboot_ms.max(100));
+        self.note_fault(&format!("{} is stopped cleanly", self.machines[machine].name));
+        let restart_ms = self.faults.own.range(100, self.options.reboot_ms.max(100));
         let place = &mut self.machines[machine];
         if !place.is_on || place.is_stopping || place.is_stopped(Process::Daemon) {
             return;

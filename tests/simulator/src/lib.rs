@@ -15,11 +15,18 @@ pub mod log;
 pub mod machine;
 pub mod net;
 pub mod options;
+pub mod panics;
+pub mod plan;
+pub mod program;
 pub mod queue;
 pub mod random;
+pub mod report;
 pub mod run;
+pub mod runner;
 pub mod sbd;
+pub mod shrink;
 pub mod world;
 
 pub use options::Options;
+pub use plan::Plan;
 pub use run::{Outcome, run};

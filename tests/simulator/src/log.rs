@@ -60,15 +60,9 @@ impl Log {
         self.events
     }
 
-    /// Distinct states so far.
+    /// The fingerprints of distinct states, and the lines kept.
     #[must_use]
-    pub fn states(&self) -> &HashSet<u64> {
-        &self.states
-    }
-
-    /// The lines kept.
-    #[must_use]
-    pub fn into_lines(self) -> Vec<String> {
-        self.lines.into()
+    pub fn into_parts(self) -> (HashSet<u64>, Vec<String>) {
+        (self.states, self.lines.into())
     }
 }

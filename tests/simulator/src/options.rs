@@ -20,6 +20,20 @@ pub enum Draw {
     One(&'static [u64]),
 }
 
+impl fmt::Display for Draw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(value) => write!(f, "{value}"),
+            Self::Even(low, high) => write!(f, "{low}-{high}"),
+            Self::Rarely(permille, low, high) => write!(f, "{low}-{high} in {permille} permille"),
+            Self::One(values) => {
+                let values: Vec<String> = values.iter().map(u64::to_string).collect();
+                write!(f, "one of {}", values.join(" "))
+            }
+        }
+    }
+}
+
 /// One option.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionInfo {
@@ -163,10 +177,15 @@ impl Options {
         if number < info.low || number > info.high {
             return Err(format!("{name} is {number}; it must be from {} to {} {}", info.low, info.high, info.unit));
         }
+        self.put(name, number);
+        Ok(())
+    }
+
+    /// Sets one option to a value within its range.
+    pub(crate) fn put(&mut self, name: &str, number: u64) {
         if let Some(slot) = self.slot(name) {
             *slot = number;
         }
-        Ok(())
     }
 
     /// The options in which this set differs from another, as `name=value`.

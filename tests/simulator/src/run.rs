@@ -6,7 +6,8 @@
 
 use crate::{
     check::Violation,
-    options::Options,
+    panics::caught,
+    plan::Plan,
     world::{World, view_members},
 };
 use std::collections::HashSet;
@@ -14,16 +15,16 @@ use std::collections::HashSet;
 /// What a run showed.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The seed.
-    pub seed: u64,
-    /// Its options.
-    pub options: Options,
+    /// What was run.
+    pub plan: Plan,
     /// Broken promises; none: all held.
     pub violations: Vec<Violation>,
     /// Hash of the event log.
     pub hash: u64,
     /// Events.
     pub events: u64,
+    /// Faults that came, those left out included.
+    pub faults: u64,
     /// Simulated time, us.
     pub simulated_us: u64,
     /// Locks granted.
@@ -36,28 +37,35 @@ pub struct Outcome {
     pub lines: Vec<String>,
 }
 
-/// Runs a seed.
+/// Runs a plan. A panic is a broken promise, too.
 #[must_use]
-pub fn run(seed: u64, options: Options, is_tracing: bool) -> Outcome {
-    let mut world = World::new(seed, options.clone(), is_tracing);
-    world.power_on();
-    world.plan_fault();
-    let safety_us = options.safety_s * 1_000_000;
-    world.run_until(safety_us);
-    if world.violations().is_empty() && options.fault_gap_ms > 0 {
-        check_liveness(&mut world);
+pub fn run(plan: &Plan, is_tracing: bool) -> Outcome {
+    let mut world = World::new(plan, is_tracing);
+    if let Some(text) = caught(&plan.to_string(), || both_phases(&mut world)) {
+        world.add_violation("panic", text);
     }
+    let (hash, events) = (world.log.hash(), world.log.events());
+    let (states, lines) = std::mem::take(&mut world.log).into_parts();
     Outcome {
-        seed,
-        options,
+        plan: plan.clone(),
         violations: world.violations().to_vec(),
-        hash: world.log.hash(),
-        events: world.log.events(),
+        hash,
+        events,
+        faults: world.faults.count(),
         simulated_us: world.queue.now_us(),
         granted: world.facts.granted,
         views: world.facts.views.len(),
-        states: world.log.states().clone(),
-        lines: world.log.into_lines(),
+        states,
+        lines,
+    }
+}
+
+fn both_phases(world: &mut World) {
+    world.power_on();
+    world.plan_fault();
+    world.run_until(world.options.safety_s * 1_000_000);
+    if world.violations().is_empty() && world.options.fault_gap_ms > 0 {
+        check_liveness(world);
     }
 }
 

@@ -8,11 +8,13 @@ use crate::{
     check::{Facts, Violation},
     clock::Clock,
     disk::Disk,
+    fault::Faults,
     io::Operation,
     log::Log,
     machine::{Machine, Page, Path, Pid, Process, SbdState},
     net::Network,
     options::Options,
+    plan::Plan,
     queue::Queue,
     random::{Random, mix},
 };
@@ -108,6 +110,7 @@ pub struct World {
     pub(crate) pill_key: PillKey,
     pub(crate) queue: Queue<Event>,
     pub(crate) random: Random,
+    pub(crate) faults: Faults,
     pub(crate) disks: Vec<Disk>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) network: Network,
@@ -135,8 +138,9 @@ impl World {
     /// # Panics
     /// Never for options within their ranges: their times can be derived.
     #[must_use]
-    pub fn new(seed: u64, options: Options, is_tracing: bool) -> Self {
-        let mut random = Random::new(seed ^ 0x5eed);
+    pub fn new(plan: &Plan, is_tracing: bool) -> Self {
+        let options = plan.options.clone();
+        let mut random = plan.random(0x5eed);
         let stall_ms = u32::try_from(options.stall_ms).unwrap_or(u32::MAX);
         let timings = derive(&Wishes::stall(stall_ms)).expect("the range of the option is that of the timing");
         let count = usize::try_from(options.nodes).unwrap_or(1);
@@ -170,6 +174,7 @@ impl World {
             pill_key: PillKey::new(&[0x5e; 32]),
             queue: Queue::default(),
             random,
+            faults: Faults::new(plan),
             disks,
             machines,
             network: Network::default(),
