@@ -23,6 +23,7 @@ pub fn main_from(arguments: Vec<OsString>) -> u8 {
         Some("deadboltd") => return deadbolt_cluster::program::main_from(arguments),
         Some("sbd") => return deadbolt_sbd::main_from(arguments),
         Some("fsck-deadbolt" | "fsck.deadbolt") => return deadbolt_fsck::main_from(arguments.into_iter().skip(1)),
+        Some("deadbolt-sim") => return deadbolt_simulator::program::main_from(arguments.into_iter().skip(1)),
         _ => {}
     }
     end_with_the_reader();

@@ -20,6 +20,7 @@ const USAGE: &str = "usage: cargo xtask <verb>
 
 verbs:
   models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release
+  sim [ARGUMENT]... run 20000 seeds of the simulator, or what these arguments of deadbolt-sim say, optimised
   fuzz [TARGET] [SECONDS]
                     run every fuzz target (or that one), each for 60 seconds (or that many); needs cargo-fuzz
   tidy              check that sources are ASCII, begin with their heads, are small, and carry no marks of unfinished work";
@@ -30,6 +31,7 @@ fn main() -> anyhow::Result<()> {
     let rest: Vec<String> = arguments.collect();
     match verb.as_deref() {
         Some("models") => models(&rest),
+        Some("sim") => sim(&rest),
         Some("fuzz") => fuzz::fuzz(&root()?, &rest),
         Some("tidy") => tidy(),
         Some("help" | "--help" | "-h") => {
@@ -42,8 +44,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn models(filter: &[String]) -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = cargo()
         .args(["run", "--quiet", "--release", "--package", "deadbolt-models", "--bin", "models", "--", "--full"])
         .args(filter)
         .status()
@@ -52,6 +53,24 @@ fn models(filter: &[String]) -> anyhow::Result<()> {
         bail!("the models did not give their expected verdicts ({status})");
     }
     Ok(())
+}
+
+/// What a simulation runs if nothing is said.
+const SEEDS: [&str; 2] = ["--seeds", "20000"];
+
+fn sim(arguments: &[String]) -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--profile", "sim", "--package", "deadbolt-simulator", "--bin", "deadbolt-sim", "--"]);
+    if arguments.is_empty() { command.args(SEEDS) } else { command.args(arguments) };
+    let status = command.status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("the simulator did not end with \"every promise held\" ({status})");
+    }
+    Ok(())
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 fn root() -> anyhow::Result<PathBuf> {

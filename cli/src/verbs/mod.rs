@@ -82,9 +82,11 @@ enum Verb {
     /// Detach a device that `attach` made
     Detach(attach::DetachArguments),
     /// Check a device (also installed as fsck.deadbolt)
-    Fsck(FsckArguments),
+    Fsck(PassedOn),
     /// Watch three nodes share a disk, lose their network and a node, and lose no update; exit 0 only if everything held
     Demo(demo::DemoArguments),
+    /// Simulate whole clusters under faults, by seeds (the program deadbolt-sim); touches no disk and no network
+    Sim(PassedOn),
     #[command(hide = true)]
     DemoWorker(demo::worker::WorkerArguments),
     #[command(hide = true)]
@@ -92,8 +94,9 @@ enum Verb {
 }
 
 #[derive(Debug, Args)]
-struct FsckArguments {
-    /// Arguments of fsck-deadbolt
+#[command(disable_help_flag = true)]
+struct PassedOn {
+    /// Arguments of that program; --help lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -197,6 +200,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Attach(arguments) => attach::attach(&arguments),
         Verb::Detach(arguments) => attach::detach(&arguments),
         Verb::Fsck(arguments) => return deadbolt_fsck::main_from(arguments.arguments),
+        Verb::Sim(arguments) => return deadbolt_simulator::program::main_from(arguments.arguments),
         Verb::Demo(arguments) => return demo::run(&arguments),
         Verb::DemoWorker(arguments) => demo::worker::run(&arguments),
         Verb::DemoRelay(arguments) => demo::relay::run(&arguments),

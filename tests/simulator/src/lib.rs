@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod disk;
 pub mod fault;
 pub mod io;
+pub mod kept;
 pub mod log;
 pub mod machine;
 pub mod net;

@@ -7,7 +7,7 @@
 use crate::{
     Options, Plan,
     plan::{PROGRAM, parse_faults},
-    report,
+    report, run,
     runner::{Batch, all_cores, run_batch, run_checked},
     shrink::shrink,
 };
@@ -150,12 +150,16 @@ impl Arguments {
     fn run_shrink(&self, seed: u64) -> u8 {
         let end = Instant::now() + Duration::from_secs(self.shrink_seconds);
         let outcome = run_checked(&self.plan(seed), false, false);
-        let Some(shrunk) = shrink(outcome, end, &mut |plan| show(&format!("smaller: {plan}"))) else {
+        let Some(shrunk) = shrink(outcome, end, &mut |plan| run(plan, false)) else {
             show("every promise held: there is nothing to shrink");
             return 0;
         };
         show(&report::run(&shrunk.outcome, LINES_SHOWN));
-        show(&format!("{} runs tried, {}", shrunk.tries, if shrunk.is_complete { "nothing smaller was found" } else { "the time is over" }));
+        show(&format!(
+            "{} runs tried, {}",
+            shrunk.tries,
+            if shrunk.is_complete { "nothing smaller was found" } else { "the time is over" }
+        ));
         EXIT_BROKEN
     }
 

@@ -4,7 +4,7 @@
 //! Does not: print.
 //! Called by: the program.
 
-use crate::{Options, Outcome, Plan, options::OPTIONS, run};
+use crate::{Options, Outcome, Plan, options::OPTIONS};
 use std::time::Instant;
 
 /// What decides when faults come; without it there are none.
@@ -29,13 +29,13 @@ struct Search<'a> {
     end: Instant,
     best: Outcome,
     tries: u64,
-    say: &'a mut dyn FnMut(&Plan),
+    run: &'a mut dyn FnMut(&Plan) -> Outcome,
 }
 
-/// Looks for a small run that breaks the promise that this one broke first; tells of each smaller one. `None`: it broke none.
-pub fn shrink(outcome: Outcome, end: Instant, say: &mut dyn FnMut(&Plan)) -> Option<Shrunk> {
+/// Looks for a small run that breaks the promise that this one broke first; `None`: it broke none.
+pub fn shrink(outcome: Outcome, end: Instant, run: &mut dyn FnMut(&Plan) -> Outcome) -> Option<Shrunk> {
     let promise = outcome.violations.first()?.promise;
-    let mut search = Search { promise, end, best: outcome, tries: 0, say };
+    let mut search = Search { promise, end, best: outcome, tries: 0, run };
     loop {
         let before = search.best.plan.clone();
         search.drop_faults();
@@ -59,11 +59,10 @@ impl Search<'_> {
             return false;
         }
         self.tries += 1;
-        let outcome = run(plan, false);
+        let outcome = (self.run)(plan);
         let is_it = outcome.violations.iter().any(|violation| violation.promise == self.promise);
         if is_it {
             self.best = outcome;
-            (self.say)(plan);
         }
         is_it
     }
@@ -133,6 +132,60 @@ fn minimize<T: Clone>(mut items: Vec<T>, mut still: impl FnMut(&[T]) -> bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::Violation;
+    use std::{collections::BTreeSet, time::Duration};
+
+    /// A run that breaks a promise if its plan is as bad as that.
+    fn imagined(plan: &Plan, is_bad: bool) -> Outcome {
+        let violation = Violation { promise: "S1", what: String::new(), at_us: 0 };
+        Outcome {
+            plan: plan.clone(),
+            violations: if is_bad { vec![violation] } else { Vec::new() },
+            hash: 0,
+            events: 0,
+            faults: 30,
+            simulated_us: 0,
+            granted: 0,
+            views: 0,
+            states: std::collections::HashSet::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn what_is_left_is_what_the_failure_needs() {
+        let needed = BTreeSet::from([7, 19]);
+        let mut run = |plan: &Plan| {
+            let has_faults = plan.faults.as_ref().is_none_or(|faults| needed.is_subset(faults));
+            let options = &plan.options;
+            imagined(plan, has_faults && options.nodes >= 2 && options.crash > 0 && options.safety_s >= 13 && options.fault_gap_ms > 0)
+        };
+        let mut plan = Plan::new(4, false);
+        for setting in ["nodes=5", "crash=6", "cut=2", "safety_s=50", "fault_gap_ms=500"] {
+            plan.options.set(setting).unwrap();
+        }
+        let shrunk = shrink(run(&plan), soon(), &mut run).unwrap();
+        assert!(shrunk.is_complete);
+        assert_eq!(shrunk.outcome.plan.faults, Some(needed.clone()));
+        let mut expected = Options::calm();
+        for setting in ["nodes=2", "crash=6", "safety_s=13", "fault_gap_ms=500"] {
+            expected.set(setting).unwrap();
+        }
+        assert_eq!(shrunk.outcome.plan.options, expected);
+    }
+
+    #[test]
+    fn without_time_or_failure_nothing_is_tried() {
+        let plan = Plan::new(4, false);
+        let mut run = |_: &Plan| unreachable!("nothing is to be run");
+        let shrunk = shrink(imagined(&plan, true), Instant::now(), &mut run).unwrap();
+        assert_eq!((shrunk.tries, shrunk.is_complete, shrunk.outcome.plan), (0, false, plan.clone()));
+        assert!(shrink(imagined(&plan, false), soon(), &mut run).is_none());
+    }
 
     #[test]
     fn minimize_finds_what_is_needed() {
