@@ -108,7 +108,9 @@ impl Membership {
         self.observer.watched(life.slot).and_then(|watched| watched.beat.as_ref()).map_or_else(SlotSet::default, |beat| beat.daemon.hears)
     }
 
-    /// Lives that may be in the next view: members with a fresh beat of the same life, and those who ask to be let in.
+    /// Lives that carry the next view: members with a fresh beat of the same life, and those who ask to be let in. The latter's votes
+    /// count also where an earlier life of them has to be released first; else a member that lost too many others could never release
+    /// them, though all of them have come back.
     fn candidates(&self) -> Vec<(Life, bool)> {
         let body = &self.known.body;
         let mut candidates = Vec::new();
@@ -123,7 +125,7 @@ impl Membership {
                 Some(NodeState::Member | NodeState::Joining) => !self.forced.contains(&life),
                 Some(NodeState::None | NodeState::Left | NodeState::Condemned) | None => false,
             };
-            if is_willing && (is_member || self.may_be_let_in(&life)) {
+            if is_willing && (is_member || !self.is_restart() || self.may_be_let_in(&life)) {
                 candidates.push((life, is_member));
             }
         }
@@ -162,7 +164,13 @@ impl Membership {
         let candidates = self.candidates();
         let lives: BTreeMap<SlotIndex, Life> = candidates.iter().map(|(life, _)| (life.slot, *life)).collect();
         let input = self.arbitration(&candidates);
-        (self.setup.arbiter)(&input).map(|choice| (choice, lives))
+        let mut choice = (self.setup.arbiter)(&input)?;
+        for (slot, life) in &lives {
+            if choice.joiners.contains(*slot) && !self.may_be_let_in(life) {
+                choice.joiners.remove(*slot);
+            }
+        }
+        Some((choice, lives))
     }
 
     fn arbitration(&self, candidates: &[(Life, bool)]) -> ArbitrationInput {

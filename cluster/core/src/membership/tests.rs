@@ -31,16 +31,17 @@ struct World {
     cut: Vec<(usize, usize)>,
     fenced: Vec<Evidence>,
     resets: usize,
+    disk_votes: u16,
 }
 
 fn timings() -> Timings {
     derive(&Wishes::stall(1000)).unwrap()
 }
 
-fn configuration(nodes: u16) -> Configuration {
+fn configuration(nodes: u16, disk_votes: u16) -> Configuration {
     Configuration {
         version: 1,
-        disk_votes: default_disk_votes(usize::from(nodes)),
+        disk_votes,
         disk_votes_pinned: false,
         format_level: 1,
         timings: timings(),
@@ -71,8 +72,9 @@ fn largest(input: &ArbitrationInput) -> Option<Choice> {
 }
 
 impl World {
-    fn new(nodes: usize) -> Self {
+    fn new(nodes: usize, disk_votes: u16) -> Self {
         let mut world = Self {
+            disk_votes,
             now_ms: 1000,
             places: Vec::new(),
             beats: BTreeMap::new(),
@@ -118,7 +120,7 @@ impl World {
             timings: timings(),
             carried_left,
             first_number: self.now_ms * 1000,
-            initial: (slot == 0 && self.views.is_empty()).then(|| configuration(nodes as u16)),
+            initial: (slot == 0 && self.views.is_empty()).then(|| configuration(nodes as u16, self.disk_votes)),
             arbiter: largest,
         };
         let mut machine = Membership::new(setup, self.now_ms);
@@ -291,7 +293,11 @@ impl World {
     }
 
     fn whole(nodes: usize) -> Self {
-        let mut world = Self::new(nodes);
+        Self::whole_with(nodes, default_disk_votes(nodes))
+    }
+
+    fn whole_with(nodes: usize, disk_votes: u16) -> Self {
+        let mut world = Self::new(nodes, disk_votes);
         let all: Vec<u16> = (0..nodes as u16).collect();
         world.run_until(10_000, "everybody in", |world| world.members() == all);
         world.run_until(5000, "everybody knows", |world| world.places.iter().all(|place| place.part.state == NodeState::Member));
@@ -314,6 +320,18 @@ fn three_nodes_form_a_cluster() {
     let world = World::whole(3);
     assert_eq!(world.views[0].reason, ViewReason::Initial);
     assert_eq!(world.views.last().unwrap().reason, ViewReason::Join);
+}
+
+#[test]
+fn who_has_come_back_makes_the_quorum_that_releases_its_earlier_life() {
+    // Votes 3 + 1, quorum 3: the member that is left has 2 with the disk.
+    let mut world = World::whole_with(3, 1);
+    for slot in [1, 2] {
+        world.reset(slot);
+    }
+    world.run_until(20_000, "all in again", |world| {
+        world.evidence(1).is_some() && world.evidence(2).is_some() && world.members() == [0, 1, 2]
+    });
 }
 
 #[test]
