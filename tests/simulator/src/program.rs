@@ -65,13 +65,13 @@ struct Arguments {
     #[arg(long)]
     calm: bool,
     /// Let only the faults with these numbers happen ("none": none)
-    #[arg(long, value_name = "3,17", value_parser = parse_faults, requires = "seed")]
+    #[arg(long, value_name = "3,17", value_parser = parse_faults, conflicts_with_all = ["seeds", "hours"])]
     faults: Option<BTreeSet<u64>>,
     /// Print every line of the run, not only the last ones
-    #[arg(long, requires = "seed")]
+    #[arg(long, conflicts_with_all = ["seeds", "hours"])]
     trace: bool,
     /// Look for a smaller run that breaks the same promise, and print its replay line
-    #[arg(long, requires = "seed", conflicts_with_all = ["trace", "json"])]
+    #[arg(long, conflicts_with_all = ["seeds", "hours", "trace", "json", "twice"])]
     shrink: bool,
     /// Look no longer than this
     #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "shrink")]

@@ -18,7 +18,7 @@ fn after<'a>(text: &'a str, word: &str) -> &'a str {
 
 #[test]
 fn the_replay_line_of_a_run_replays_it() {
-    let (code, text) = ran("deadbolt-sim --seed 3 --calm --set safety_s=5 --set clients=1 --set fault_gap_ms=500 --set crash=1 --faults 2");
+    let (code, text) = ran("deadbolt-sim --seed 3 --calm --set safety_s=5 --set fault_gap_ms=500 --set crash=1 --faults 2");
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("fault 2: ") && !text.contains("fault 1: "), "{text}");
     let line = after(&text, "replay: ");
