@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
+pub mod devices;
 pub mod lifeline;
 pub mod register;
 pub mod removal;
+pub mod slots;
+pub mod start;
 
 /// States a quick search may visit; a model above it belongs into the full horizons.
 pub const QUICK_STATES_MAX: usize = 2_000_000;
@@ -246,7 +249,8 @@ fn judge_holds(figures: &str, outcome: &Outcome) -> Result<String, String> {
 /// Every case of every model, in the order of the report.
 pub fn all_cases() -> Vec<Case> {
     // Each model's module adds its line here.
-    [lifeline::cases(), register::cases(), removal::cases()].into_iter().flatten().collect()
+    let parts = [lifeline::cases(), register::cases(), removal::cases(), devices::cases(), slots::cases(), start::cases()];
+    parts.into_iter().flatten().collect()
 }
 
 /// Runs every case and panics with all wrong verdicts together.

@@ -35,3 +35,13 @@ fn hung_daemon_rules_hold() {
 fn hung_daemon_mistakes_are_found() {
     assert_cases(&lifeline::hung_mistakes());
 }
+
+#[test]
+fn numbered_byte_rules_hold() {
+    assert_cases(&lifeline::numbered_rules());
+}
+
+#[test]
+fn numbered_byte_mistakes_are_found() {
+    assert_cases(&lifeline::numbered_mistakes());
+}

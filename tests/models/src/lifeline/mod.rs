@@ -1,4 +1,5 @@
-//! What: the models of a node's life: lease, watchdog and observer; pill and acknowledgement; a hung daemon beside a living sbd.
+//! What: the models of a node's life: lease, watchdog and observer; pill and acknowledgement; a hung daemon beside a living sbd; its
+//!   numbered bytes.
 //! Owns: the list of their cases.
 //! Invariants: every case is named once.
 //! Does not: model the view register or recovery; see the sibling modules.
@@ -8,6 +9,7 @@ use crate::Case;
 
 mod hung;
 mod lease;
+mod numbered;
 mod pill;
 
 /// The rules of lease, watchdog and observer.
@@ -40,7 +42,19 @@ pub fn hung_mistakes() -> Vec<Case> {
     hung::mistakes()
 }
 
+/// The rules of the daemon's numbered bytes.
+pub fn numbered_rules() -> Vec<Case> {
+    numbered::rules()
+}
+
+/// The mistakes planted there.
+pub fn numbered_mistakes() -> Vec<Case> {
+    numbered::mistakes()
+}
+
 /// Every case of the lifeline.
 pub fn cases() -> Vec<Case> {
-    [lease_rules(), lease_mistakes(), pill_rules(), pill_mistakes(), hung_rules(), hung_mistakes()].into_iter().flatten().collect()
+    let lived = [lease_rules(), lease_mistakes(), pill_rules(), pill_mistakes()];
+    let said = [hung_rules(), hung_mistakes(), numbered_rules(), numbered_mistakes()];
+    lived.into_iter().chain(said).flatten().collect()
 }

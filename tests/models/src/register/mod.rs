@@ -12,11 +12,11 @@ use given_up::{GivenUp, When};
 use model::{Mistake, Register, Units};
 
 /// Two decided values for one view number.
-const S1: &str = "S1: one decided value per view number";
+pub(crate) const S1: &str = "S1: one decided value per view number";
 /// A view number on the disk that falls.
 const S4: &str = "S4: a record never goes back to an earlier view";
 /// Who must learn finds what to learn.
-const LEARNS: &str = "who reads a later ballot finds the record of the view before it";
+pub(crate) const LEARNS: &str = "who reads a later ballot finds the record of the view before it";
 /// A number that somebody acts in and the next one does not name.
 const DISOWNED: &str = "who acts in a view is named by the next one, and all who act agree";
 /// A decision of a living node that the next number does not name.
@@ -64,6 +64,11 @@ pub fn cases() -> Vec<Case> {
         mistake("register: crash, one unit", S1, Register { units: Units::One, crashes: 1, ..base() }),
         mistake("register: crash, two in turn", S1, Register { units: Units::InTurn, crashes: 1, ..base() }),
         mistake("register: crash, two in turn, own unit re-checked", S1, Register { units: Units::InTurnRechecked, crashes: 1, ..base() }),
+        mistake(
+            "register: a ghost counted as rejected while it has erased a ballot",
+            S1,
+            Register { units: Units::InTurnGhostRejected, crashes: 1, ..base() },
+        ),
         Case::holds("register: one crash, both units written", move |scale| {
             search(Register { units: Units::Both, crashes: 1, ..base() }, scale)
         }),

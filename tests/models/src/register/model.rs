@@ -25,6 +25,8 @@ pub(crate) enum Units {
     InTurn,
     /// Two in turn, own units read again with every scan; the new life votes at once.
     InTurnRechecked,
+    /// Two in turn; the new life votes at once; whoever reads a late write of an earlier life knows it and passes over it.
+    InTurnGhostRejected,
     /// Both units are written before a vote counts; the new life votes at once.
     Both,
 }
@@ -447,6 +449,11 @@ impl Model for Register {
             Action::Restart(i) => self.restart(&mut state, i),
             Action::LandOrphan(index) => {
                 let (owner, write) = state.orphans.remove(index);
+                let write = match write {
+                    // What it says counts for nobody; what it landed on is erased all the same.
+                    Write::Vote { unit, .. } if self.units == Units::InTurnGhostRejected => Write::Vote { unit, ballot: Ballot::default() },
+                    write => write,
+                };
                 Self::land(&mut state, usize::from(owner), write);
             }
             Action::DropOrphan(index) => {

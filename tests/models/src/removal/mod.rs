@@ -4,17 +4,17 @@
 //! Does not: hold any protocol code of the daemons.
 //! Called by: tests/removal.rs, `crate::all_cases`.
 
-mod model;
+pub(crate) mod model;
 
 use crate::{Case, search};
 use model::{Mistake, Removal};
 
 /// Two incompatible grants.
-const S2: &str = "S2: no lock is granted while an older holder may still act";
+pub(crate) const S2: &str = "S2: no lock is granted while an older holder may still act";
 /// Recovery too early.
-const S3: &str = "S3: recovery only after every owed is gone";
+pub(crate) const S3: &str = "S3: recovery only after every owed is gone";
 /// Rule 0 of what is proposed.
-const NO_STEAL: &str = "no view is decided from outside while a member may still act";
+pub(crate) const NO_STEAL: &str = "no view is decided from outside while a member may still act";
 /// *Left* is not lost.
 const PROVABLE: &str = "who left stays provable until a view has released it";
 
@@ -62,6 +62,9 @@ pub fn cases() -> Vec<Case> {
         planted("removal: left names the node only", S2, two(Mistake::LeftNamesNodeOnly)),
         planted("removal: left survived by its own incarnation", S2, two(Mistake::LeftSurvived)),
         planted("removal: locks taken while left is in the air", S2, two(Mistake::LeftInTheAirGrants)),
+        Case::holds("removal: left recorded before the last ballot is complete", |scale| {
+            search(Removal { is_folded: true, ..two(Mistake::LeftBeforeLastBallot) }, scale)
+        }),
         planted("removal: left overwritten by the next incarnation", PROVABLE, two(Mistake::LeftOverwritten)),
         Case::holds("removal: a removed holder content with left", |scale| {
             let nodes = scale.pick(2, 3);

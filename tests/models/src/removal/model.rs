@@ -1,4 +1,5 @@
-//! What: members, removal, *left*, the owed and recovery over several views, restarts of daemons and resets of machines.
+//! What: members, removal, *left*, the owed and recovery over several views, restarts of daemons, resets of machines, losses of
+//!   power and freezes.
 //! Owns: one EX lock, the lives that hold it, the decided view, one proposal in the air, evidence as facts of the machine.
 //! Invariants: everything is asynchronous: a node learns, leaves, is reset or comes back at any later time; evidence is
 //!   true of the machine when it is used, and stays true. Grants inside one view know all holders of that view.
@@ -46,6 +47,10 @@ pub(crate) enum Mistake {
     LeftInTheAirGrants,
     /// The next incarnation's beat does not carry the *left* of the one before.
     LeftOverwritten,
+    /// *Left* is recorded while an own proposal is in the air.
+    LeftBeforeLastBallot,
+    /// Who starts takes a member's silence of W for its end while a freeze runs.
+    FreezeForgotten,
     /// A removed life that still holds something proposes when the members are gone or left.
     SurvivorContentWithLeft,
 }
@@ -58,6 +63,10 @@ pub(crate) struct Removal {
     pub(crate) views: u8,
     /// Resets that no removal asked for.
     pub(crate) crashes: u8,
+    /// Losses of power that end every machine at once.
+    pub(crate) losses: u8,
+    /// The members may lose the disk together and live on by a freeze.
+    pub(crate) may_freeze: bool,
     /// Boots of one machine.
     pub(crate) boots: u8,
     /// Incarnations of one boot.
@@ -71,7 +80,18 @@ pub(crate) struct Removal {
 
 impl Default for Removal {
     fn default() -> Self {
-        Self { nodes: 3, views: 3, crashes: 1, boots: 2, incarnations: 2, is_folded: false, mistake: Mistake::None, only: None }
+        Self {
+            nodes: 3,
+            views: 3,
+            crashes: 1,
+            losses: 0,
+            may_freeze: false,
+            boots: 2,
+            incarnations: 2,
+            is_folded: false,
+            mistake: Mistake::None,
+            only: None,
+        }
     }
 }
 
@@ -124,6 +144,8 @@ struct Machine {
     is_recovered: bool,
     /// Incarnations of this boot whose clients hold the lock, as bits.
     holding: u8,
+    /// Lives without the disk, by everybody's consent: writes no beat, reads and proposes nothing.
+    is_frozen: bool,
     /// A holder's commands are still under way after the machine's reset (less than D ago).
     is_draining: bool,
     /// On the disk: the life that recorded *left* or *held nothing*.
@@ -151,6 +173,7 @@ pub(crate) struct State {
     proposal: Option<Proposal>,
     machines: [Machine; NODES_MAX],
     crashes: u8,
+    losses: u8,
     /// Recovery began while a removed life was not gone.
     has_recovered_early: bool,
     /// A view was decided against members who could still act, by somebody who was not one.
@@ -185,6 +208,12 @@ pub(crate) enum Action {
     RestartDaemon(usize),
     /// Crash, own reset or pill; the last two only after a removal.
     Reset(usize),
+    /// Every machine loses power.
+    LosePower,
+    /// Every member has lost the disk and consents to live on.
+    Freeze,
+    /// The path of a frozen member is back; it beats again.
+    Thaw(usize),
     /// D is over.
     Drain(usize),
     PowerOn(usize),
@@ -221,15 +250,29 @@ impl Machine {
     fn is_acting(&self) -> bool {
         self.is_up && self.stage != Stage::Doomed
     }
+
+    fn reaches_disk(&self) -> bool {
+        self.is_acting() && !self.is_frozen
+    }
+
+    /// The machine ends; what its clients had under way goes on until D is over.
+    fn end(&mut self) {
+        *self = Self { boot: self.boot, is_draining: self.is_draining || self.holding != 0, ..Self::default() };
+    }
 }
 
 impl State {
     fn is_member(&self, i: usize) -> bool {
         let machine = &self.machines[i];
-        machine.is_acting()
+        machine.reaches_disk()
             && machine.stage == Stage::Member
             && machine.known.number == self.latest.number
             && self.latest.members[i] == Some(machine.life())
+    }
+
+    /// Is a reset of this machine called for?
+    fn is_asked(&self, i: usize) -> bool {
+        self.is_removed(i) || self.machines[i].stage == Stage::Doomed || self.machines[i].is_frozen
     }
 
     /// A view has named this life and the newest one does not.
@@ -318,11 +361,13 @@ impl Removal {
     fn restart(&self, state: &State, i: usize) -> Option<View> {
         let machine = &state.machines[i];
         let is_survivor = machine.stage == Stage::Removed;
-        if !machine.is_acting() || machine.known.number != state.latest.number || !(is_survivor || machine.stage == Stage::Outsider) {
+        if !machine.reaches_disk() || machine.known.number != state.latest.number || !(is_survivor || machine.stage == Stage::Outsider) {
             return None;
         }
+        let is_believed = |j: usize| self.mistake == Mistake::FreezeForgotten && state.machines[j].is_frozen;
         let proves = |j: usize, life: Life| {
             self.mistake == Mistake::OutsiderProposes
+                || is_believed(j)
                 || if is_survivor && self.mistake != Mistake::SurvivorContentWithLeft {
                     self.is_ended(state, j, life)
                 } else {
@@ -339,6 +384,9 @@ impl Removal {
         }
         for j in 0..self.nodes {
             self.expel(state, &mut view, j);
+            if is_believed(j) {
+                view.owed[j] = None;
+            }
         }
         // An earlier life of the own node, still owed, keeps this one out.
         if view.owed[i].is_some_and(|owed| owed.life != machine.life() && !self.is_gone(state, i, owed.life)) {
@@ -439,10 +487,10 @@ impl Removal {
     fn may_leave(&self, state: &State, i: usize) -> bool {
         let machine = &state.machines[i];
         let is_own = state.proposal.is_some_and(|proposal| proposal.by == i && proposal.life == machine.life());
-        machine.is_up
+        machine.reaches_disk()
             && matches!(machine.stage, Stage::Member | Stage::Removed)
             && (machine.holding == 0 || self.mistake == Mistake::LeftWhileHolding)
-            && !is_own
+            && (!is_own || self.mistake == Mistake::LeftBeforeLastBallot)
     }
 
     fn land_left(state: &mut State, i: usize) {
@@ -476,10 +524,8 @@ impl Removal {
     }
 
     fn reset(state: &mut State, i: usize) {
-        let is_asked = state.is_removed(i) || state.machines[i].stage == Stage::Doomed;
-        state.crashes += u8::from(!is_asked);
-        let machine = &mut state.machines[i];
-        *machine = Machine { boot: machine.boot, is_draining: machine.is_draining || machine.holding != 0, ..Machine::default() };
+        state.crashes += u8::from(!state.is_asked(i));
+        state.machines[i].end();
     }
 
     fn power_on(state: &mut State, i: usize) {
@@ -522,15 +568,15 @@ impl Removal {
         };
         let is_terminal = matches!(machine.stage, Stage::Leaving | Stage::Left);
         let is_mine = machine.holding & bit(machine.incarnation) != 0;
-        when(machine.is_acting() && !is_terminal && machine.known.number < state.latest.number, Action::Learn(i));
+        when(machine.reaches_disk() && !is_terminal && machine.known.number < state.latest.number, Action::Learn(i));
         when(self.may_recover(state, i), Action::Recover(i));
         when(self.may_grant(state, i), Action::Grant(i));
         when(machine.is_acting() && is_mine, Action::Unlock(i));
         when(self.may_leave(state, i), Action::Leave(i));
         when(machine.is_up && machine.stage == Stage::Leaving, Action::LandLeft(i));
-        when(machine.is_acting() && machine.incarnation < self.incarnations, Action::RestartDaemon(i));
-        let may_reset = state.crashes < self.crashes || state.is_removed(i) || machine.stage == Stage::Doomed;
-        when(machine.is_up && may_reset, Action::Reset(i));
+        when(machine.reaches_disk() && machine.incarnation < self.incarnations, Action::RestartDaemon(i));
+        when(machine.is_frozen, Action::Thaw(i));
+        when(machine.is_up && (state.crashes < self.crashes || state.is_asked(i)), Action::Reset(i));
         when(machine.is_draining, Action::Drain(i));
         when(!machine.is_up && machine.boot < self.boots, Action::PowerOn(i));
     }
@@ -591,7 +637,7 @@ impl Model for Removal {
                 ..Machine::default()
             };
         }
-        vec![State { latest: view, proposal: None, machines, crashes: 0, has_recovered_early: false, is_stolen: false }]
+        vec![State { latest: view, proposal: None, machines, crashes: 0, losses: 0, has_recovered_early: false, is_stolen: false }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -601,6 +647,13 @@ impl Model for Removal {
         }
         for i in 0..self.nodes {
             self.life_actions(state, i, actions);
+        }
+        if state.losses < self.losses && state.machines.iter().any(|machine| machine.is_up) {
+            actions.push(Action::LosePower);
+        }
+        let mut members = (0..self.nodes).filter(|i| state.latest.members[*i].is_some());
+        if self.may_freeze && members.all(|i| state.is_member(i)) {
+            actions.push(Action::Freeze);
         }
     }
 
@@ -616,6 +669,15 @@ impl Model for Removal {
             Action::LandLeft(i) => Self::land_left(&mut state, i),
             Action::RestartDaemon(i) => self.restart_daemon(&mut state, i),
             Action::Reset(i) => Self::reset(&mut state, i),
+            Action::LosePower => {
+                state.losses += 1;
+                state.machines.iter_mut().filter(|machine| machine.is_up).for_each(Machine::end);
+            }
+            Action::Freeze => {
+                let members = state.machines.iter_mut().zip(state.latest.members).filter(|(_, member)| member.is_some());
+                members.for_each(|(machine, _)| machine.is_frozen = true);
+            }
+            Action::Thaw(i) => state.machines[i].is_frozen = false,
             Action::Drain(i) => state.machines[i].is_draining = false,
             Action::PowerOn(i) => Self::power_on(&mut state, i),
             proposal => state.proposal = Some(self.propose(before, &proposal)?),
@@ -666,10 +728,23 @@ impl Model for Removal {
                         && state.machines[proposal.by].holding != 0
                 })
             }),
-            Property::sometimes("a life that left comes back under a new incarnation", |_, state: &State| {
-                state.machines.iter().any(|machine| machine.has_left != 0 && machine.stage == Stage::Member)
-            }),
         ]);
+        if self.incarnations > 1 {
+            properties.push(Property::sometimes("a life that left comes back under a new incarnation", |_, state: &State| {
+                state.machines.iter().any(|machine| machine.has_left != 0 && machine.stage == Stage::Member)
+            }));
+        }
+        if self.losses > 0 {
+            properties.push(Property::sometimes("locks are granted again after power was lost", |_, state: &State| {
+                state.losses > 0 && state.machines.iter().any(|machine| machine.is_recovered && machine.holding != 0)
+            }));
+        }
+        if self.may_freeze {
+            properties.push(Property::sometimes("a frozen member holds a lock while another node waits outside", |_, state: &State| {
+                let is_held = state.machines.iter().any(|machine| machine.is_frozen && machine.holding != 0);
+                is_held && state.machines.iter().any(|machine| machine.is_up && machine.stage == Stage::Outsider)
+            }));
+        }
         properties
     }
 }
