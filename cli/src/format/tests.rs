@@ -1,5 +1,5 @@
 //! What: the format function on devices in memory and on image files.
-//! Owns: a device that keeps a log of its writes.
+//! Owns: one log for the writes of several devices.
 //! Invariants: no test needs root, and none leaves a file.
 //! Does not: test the plan's cuts in every sector; disk/format does.
 //! Called by: cargo test.
@@ -10,33 +10,13 @@ use deadbolt_disk_format::sbd::SbdHeader;
 use deadbolt_disk_format::{
     Beat, BootId, DaemonPart, Incarnation, Place, Rule, SuperblockChoice, WatchdogKind, choose_superblock, read_superblocks,
 };
+use deadbolt_tests::crash::{Recorder, Write, land};
 use std::sync::{Arc, Mutex};
 
 const SIZE: usize = 16 << 20;
 
-/// Writes in order: place and data.
-type Log = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
-
-struct Logged {
-    device: MemoryDevice,
-    log: Log,
-}
-
-impl RawDevice for Logged {
-    fn geometry(&self) -> &Geometry {
-        self.device.geometry()
-    }
-    fn is_writable(&self) -> bool {
-        true
-    }
-    fn read_at(&self, offset: ByteOffset, buffer: &mut AlignedBuf) -> Result<(), IoError> {
-        self.device.read_at(offset, buffer)
-    }
-    fn write_at(&self, offset: ByteOffset, buffer: &AlignedBuf) -> Result<(), IoError> {
-        self.log.lock().unwrap().push((offset.0, buffer.to_vec()));
-        self.device.write_at(offset, buffer)
-    }
-}
+/// Writes in order.
+type Log = Arc<Mutex<Vec<Write>>>;
 
 fn timings() -> Timings {
     Timings { stall_ms: 1000, poll_ms: 20, watchdog_ms: 1000, lease_ms: 80, expiry_ms: 100, storage_delay_ms: 500, ..Timings::default() }
@@ -45,9 +25,9 @@ fn options() -> FormatOptions {
     FormatOptions::new("/dev/a", "trial", 3, timings())
 }
 fn target(name: &str, device: MemoryDevice) -> (Target, Log) {
-    let log = Log::default();
-    let logged = Logged { device, log: Arc::clone(&log) };
-    (Target { path: name.into(), device: Box::new(logged), _claim: None }, log)
+    let recorder = Recorder::new(device);
+    let log = recorder.writes();
+    (Target { path: name.into(), device: Box::new(recorder), _claim: None }, log)
 }
 fn choice(image: &[u8]) -> SuperblockChoice {
     let copies = read_superblocks(image.len() as u64, |offset| {
@@ -89,7 +69,7 @@ fn an_empty_device_becomes_an_empty_cluster() {
         assert_eq!((superblock.device, superblock.device_number, superblock.device_count), (report.devices[0].device, 0, 1));
         assert_eq!((superblock.cluster.0[6] >> 4, superblock.cluster.0[8] >> 6), (4, 2));
         let last = log.lock().unwrap().last().cloned().unwrap();
-        assert_eq!((last.0, last.1.len()), (2 << 20, 4096));
+        assert_eq!((last.offset.0, last.data.len()), (2 << 20, 4096));
         let header = SbdHeader::decode(&device.contents()[..512], sector).unwrap();
         assert_eq!((header.watchdog_s, header.msgwait_s, header.uuid), (1, 2, superblock.device.0));
     }
@@ -98,17 +78,9 @@ fn an_empty_device_becomes_an_empty_cluster() {
 #[test]
 fn three_devices_cut_after_every_write_are_never_a_whole_cluster() {
     let devices: Vec<_> = (0..3).map(|_| MemoryDevice::new(SIZE, 512)).collect();
-    let shared = Log::default();
-    let targets: Vec<_> = devices
-        .iter()
-        .enumerate()
-        .map(|(number, device)| {
-            let logged = Logged { device: device.second_path(), log: Log::default() };
-            (Target { path: format!("/dev/{number}").into(), device: Box::new(logged), _claim: None }, number)
-        })
-        .collect();
     // One log for all three: the order across devices matters.
-    struct Numbered(Box<dyn RawDevice>, u64, Log);
+    let shared: Arc<Mutex<Vec<(usize, Write)>>> = Arc::default();
+    struct Numbered(MemoryDevice, usize, Arc<Mutex<Vec<(usize, Write)>>>);
     impl RawDevice for Numbered {
         fn geometry(&self) -> &Geometry {
             self.0.geometry()
@@ -120,27 +92,23 @@ fn three_devices_cut_after_every_write_are_never_a_whole_cluster() {
             self.0.read_at(offset, buffer)
         }
         fn write_at(&self, offset: ByteOffset, buffer: &AlignedBuf) -> Result<(), IoError> {
-            self.2.lock().unwrap().push((offset.0 | (self.1 << 60), buffer.to_vec()));
+            self.2.lock().unwrap().push((self.1, Write { offset, data: buffer.to_vec() }));
             self.0.write_at(offset, buffer)
         }
     }
-    let targets: Vec<_> = targets
-        .into_iter()
-        .map(|(target, number)| Target {
-            device: Box::new(Numbered(target.device, number as u64, Arc::clone(&shared))),
-            path: target.path,
-            _claim: None,
-        })
-        .collect();
+    let target = |(number, device): (usize, &MemoryDevice)| {
+        let device = Box::new(Numbered(device.second_path(), number, Arc::clone(&shared)));
+        Target { path: format!("/dev/{number}").into(), device, _claim: None }
+    };
+    let targets: Vec<_> = devices.iter().enumerate().map(target).collect();
     let report = format_targets(&options(), &targets).unwrap();
     let log = shared.lock().unwrap();
     let mut images = vec![vec![0; SIZE]; 3];
-    for (number, (place, data)) in log.iter().enumerate() {
+    for (number, (device, write)) in log.iter().enumerate() {
         let good = images.iter().filter(|image| matches!(choice(image), SuperblockChoice::Agreed { .. })).count();
         // Only the last three writes, one per device, make devices good.
         assert_eq!(good, (number + 3).saturating_sub(log.len()), "after {number} of {} writes", log.len());
-        let start = usize::try_from(place & ((1 << 60) - 1)).unwrap();
-        images[usize::try_from(place >> 60).unwrap()][start..start + data.len()].copy_from_slice(data);
+        land(&mut images[*device], write, None);
     }
     for (number, image) in images.iter().enumerate() {
         let SuperblockChoice::Agreed { superblock, .. } = choice(image) else { panic!() };
@@ -257,14 +225,16 @@ fn an_interrupted_format_is_simply_run_again() {
     let device = MemoryDevice::new(SIZE, 512);
     let (first, log) = target("/dev/a", device.second_path());
     format_targets(&options(), &[first]).unwrap();
-    let cut = MemoryDevice::new(SIZE, 512);
     let log = log.lock().unwrap();
-    for (place, data) in &log[..log.len() - 1] {
-        cut.overwrite(ByteOffset(*place), data);
+    for complete in 1..log.len() {
+        let cut = MemoryDevice::new(SIZE, 512);
+        for write in &log[..complete] {
+            cut.overwrite(write.offset, &write.data);
+        }
+        assert!(matches!(choice(&cut.contents()), SuperblockChoice::Unfinished { .. }), "after {complete} writes");
+        format_targets(&options(), &[target("/dev/a", cut.second_path()).0]).unwrap();
+        assert!(matches!(choice(&cut.contents()), SuperblockChoice::Agreed { .. }), "after {complete} writes");
     }
-    assert!(matches!(choice(&cut.contents()), SuperblockChoice::Unfinished { .. }));
-    format_targets(&options(), &[target("/dev/a", cut.second_path()).0]).unwrap();
-    assert!(matches!(choice(&cut.contents()), SuperblockChoice::Agreed { .. }));
 }
 
 #[test]
