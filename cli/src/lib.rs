@@ -41,3 +41,24 @@ fn end_with_the_reader() {
     // SAFETY: the default action of a signal runs no code of ours.
     let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_programs_run_under_their_names_and_verbs() {
+        // Wrong usage: 125 of the front door, 2 of the simulator, 16 of the checker.
+        for (line, code) in [
+            ("deadbolt nothing", 125),
+            ("deadbolt sim", 2),
+            ("/usr/bin/deadbolt-sim", 2),
+            ("deadbolt sim --list-options", 0),
+            ("deadbolt sim --help", 0),
+            ("deadbolt fsck", 16),
+            ("/sbin/fsck.deadbolt", 16),
+        ] {
+            assert_eq!(main_from(line.split(' ').map(OsString::from).collect()), code, "{line}");
+        }
+    }
+}
