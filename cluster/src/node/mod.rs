@@ -190,6 +190,18 @@ pub enum NodeOutput {
     Log(String),
 }
 
+/// A mistake that tests plant.
+#[cfg(feature = "planted")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlantedMistake {
+    /// In the membership machine.
+    Membership(membership::planted::Mistake),
+    /// In the view register.
+    Register(register::planted::Mistake),
+    /// In the lock service.
+    Locks(locks::Mistake),
+}
+
 /// One node. See the module's head.
 pub struct Node {
     setup: NodeSetup,
@@ -275,6 +287,16 @@ impl Node {
             blocked: None,
             permit: false,
             setup,
+        }
+    }
+
+    /// Plants a mistake into one of the node's machines.
+    #[cfg(feature = "planted")]
+    pub fn plant(&mut self, mistake: PlantedMistake) {
+        match mistake {
+            PlantedMistake::Membership(mistake) => self.membership.plant(mistake),
+            PlantedMistake::Register(mistake) => self.register.plant(mistake),
+            PlantedMistake::Locks(mistake) => self.locks.plant(mistake),
         }
     }
 

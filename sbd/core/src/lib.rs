@@ -15,6 +15,8 @@ mod lifeline;
 mod mailbox;
 mod name;
 mod opening;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod progress;
 mod verdict;
 mod words;

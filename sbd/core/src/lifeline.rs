@@ -79,6 +79,8 @@ pub struct Lifeline {
     is_supervisor_silent: bool,
     has_refused_stop: bool,
     is_stop_asked: bool,
+    #[cfg(feature = "planted")]
+    mistake: Option<crate::planted::Mistake>,
 }
 
 impl Lifeline {
@@ -110,7 +112,20 @@ impl Lifeline {
             is_supervisor_silent: false,
             has_refused_stop: false,
             is_stop_asked: false,
+            #[cfg(feature = "planted")]
+            mistake: None,
         }
+    }
+
+    /// Plants a mistake.
+    #[cfg(feature = "planted")]
+    pub fn plant(&mut self, mistake: crate::planted::Mistake) {
+        self.mistake = Some(mistake);
+    }
+
+    #[cfg(feature = "planted")]
+    fn has_mistake(&self, mistake: crate::planted::Mistake) -> bool {
+        self.mistake == Some(mistake)
     }
 
     /// Takes in one event. `now_ms` never falls.
@@ -338,6 +353,8 @@ impl Lifeline {
                 self.beat = beat;
                 if self.part.number == 0 {
                     self.part = *part;
+                    #[cfg(feature = "planted")]
+                    let is_idle = is_idle && !self.has_mistake(crate::planted::Mistake::HeldNothingForgotten);
                     self.idle = is_idle.then_some(IDLE_BEFORE);
                 }
                 self.phase = Phase::Arming { is_asked: false };
@@ -511,6 +528,12 @@ impl Lifeline {
             return;
         }
         let lease_end_ms = cycle.issued_ms + u64::from(self.config.timings.lease_ms);
+        #[cfg(feature = "planted")]
+        let lease_end_ms = if self.has_mistake(crate::planted::Mistake::LeaseFromCompletion) {
+            now_ms + lease_end_ms - cycle.issued_ms
+        } else {
+            lease_end_ms
+        };
         if cycle.issued_ms < self.armed_ms {
             return;
         }
@@ -521,6 +544,8 @@ impl Lifeline {
         let before_ms = self.lease_end_ms.replace(lease_end_ms);
         let cycle_ms = now_ms.saturating_sub(cycle.issued_ms);
         let number = self.completed_part.as_ref().map_or(0, |part| part.number);
+        #[cfg(feature = "planted")]
+        let number = if self.has_mistake(crate::planted::Mistake::SaidWhenHandedOver) { self.part.number } else { number };
         self.outputs.push_back(Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms });
     }
 
@@ -738,6 +763,13 @@ impl Lifeline {
         if !matches!(self.phase, Phase::Arming { .. } | Phase::Living) {
             return;
         }
+        #[cfg(feature = "planted")]
+        let verdict = match verdict {
+            DaemonVerdict::DiedHolding if self.has_mistake(crate::planted::Mistake::DeadHolderIsIdle) => {
+                DaemonVerdict::Idle { generation: words.generation }
+            }
+            verdict => verdict,
+        };
         match verdict {
             DaemonVerdict::Running => self.absent_since_ms = None,
             DaemonVerdict::Absent => self.handle_absent(now_ms),

@@ -57,6 +57,11 @@ impl World {
 
     /// What a daemon does while it does not live: waits, or ends.
     pub(crate) fn daemon_looks(&mut self, machine: usize, pid: Pid) {
+        let is_drained = |outstanding: usize| outstanding == 0;
+        #[cfg(feature = "planted")]
+        let is_early = self.has_shell_mistake(crate::planted::Shell::StartTooEarly);
+        #[cfg(feature = "planted")]
+        let is_drained = |outstanding: usize| is_early || is_drained(outstanding);
         let place = &mut self.machines[machine];
         let Some(daemon) = place.daemon.as_mut().filter(|daemon| daemon.pid == pid) else { return };
         let state = place.page.state;
@@ -66,7 +71,7 @@ impl World {
                 SbdState::None => {}
                 SbdState::Condemned | SbdState::Stopped => return self.exit_daemon(machine, 1),
             },
-            Stage::Drain if daemon.outstanding == 0 => return self.begin_incarnation(machine),
+            Stage::Drain if is_drained(daemon.outstanding) => return self.begin_incarnation(machine),
             Stage::Finish if state == SbdState::Stopped => return self.exit_daemon(machine, 0),
             Stage::Zombie { code } if daemon.outstanding == 0 => return self.daemon_reaped(machine, code),
             Stage::Live(_) => return,
@@ -95,6 +100,8 @@ impl World {
         daemon.said = None;
         let is_stopping = daemon.is_stopping;
         daemon.stage = Stage::Live(Box::new(Node::new(setup, now_ms)));
+        #[cfg(feature = "planted")]
+        self.plant_into_node(machine);
         self.facts.incarnation_begins(machine, me);
         self.node_give(machine, NodeInput::Start);
         if is_stopping {
@@ -102,6 +109,15 @@ impl World {
         }
         self.ring_daemon(machine);
         self.start_clients(machine);
+    }
+
+    #[cfg(feature = "planted")]
+    fn plant_into_node(&mut self, machine: usize) {
+        if let Some(crate::planted::Planted::Node(mistake)) = self.mistake()
+            && let Some(node) = self.machines[machine].daemon.as_mut().and_then(Daemon::node)
+        {
+            node.plant(mistake);
+        }
     }
 
     fn node_setup(&mut self, machine: usize, now_ms: u64) -> NodeSetup {
@@ -394,7 +410,10 @@ impl World {
         if !place.is_on || place.boot_number != boot || place.daemon.is_some() || place.is_stopping || place.sbd.is_none() {
             return;
         }
-        if place.page.idle_generation >= place.page.generation {
+        let is_recorded = place.page.idle_generation >= place.page.generation;
+        #[cfg(feature = "planted")]
+        let is_recorded = is_recorded || self.has_shell_mistake(crate::planted::Shell::RestartWithoutRecord);
+        if is_recorded {
             self.start_daemon(machine);
         } else {
             self.queue.after(LOOK_US, Event::RestartDaemon { machine, boot });

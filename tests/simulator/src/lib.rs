@@ -18,6 +18,8 @@ pub mod net;
 pub mod options;
 pub mod panics;
 pub mod plan;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod program;
 pub mod queue;
 pub mod random;

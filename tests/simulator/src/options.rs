@@ -131,6 +131,7 @@ options! {
     reset_fails: "permille", 0..=1000, Rarely(200, 1, 1000), "Resets that do nothing, so that the watchdog has to fire.";
     reboot_ms: "ms", 0..=1_000_000, One(&[100, 3000, 30_000]), "Longest time that a machine is off before it starts again.";
     disk_votes: "votes", 0..=8, One(&[0, 0, 0, 1]), "Votes of the disk; 0: nodes - 1.";
+    mistake: "number", 0..=99, Fixed(0), "Planted mistake (docs/simulator.md); only in builds with the feature planted.";
 }
 
 impl Options {

@@ -53,10 +53,25 @@ impl World {
             legacy: LegacyPills::Accept,
             absence_ms: ABSENCE_MS,
         };
-        let lifeline = Lifeline::new(config);
+        let lifeline = self.new_lifeline(config);
         self.machines[machine].sbd = Some(Sbd { pid, lifeline, turn_at_us: 0, is_woken: false, answer: None, reset_due: None });
         self.sbd_give(machine, Input::Start);
         self.sbd_turn(machine);
+    }
+
+    #[cfg(feature = "planted")]
+    fn new_lifeline(&self, config: LifelineConfig) -> Lifeline {
+        let mut lifeline = Lifeline::new(config);
+        if let Some(crate::planted::Planted::Lifeline(mistake)) = self.mistake() {
+            lifeline.plant(mistake);
+        }
+        lifeline
+    }
+
+    #[cfg(not(feature = "planted"))]
+    #[allow(clippy::unused_self, reason = "the same face as with planted mistakes")]
+    fn new_lifeline(&self, config: LifelineConfig) -> Lifeline {
+        Lifeline::new(config)
     }
 
     pub(crate) fn watchdog_kind(&self) -> WatchdogKind {
@@ -353,10 +368,15 @@ impl World {
     /// One turn of the feeding thread; it may be stopped between its check and its feed.
     pub(crate) fn feeder_turn(&mut self, machine: usize, pid: Pid) {
         let now_ms = self.local_ms(machine);
+        #[cfg(feature = "planted")]
+        let has_no_margin = self.has_shell_mistake(crate::planted::Shell::FeedToTheEnd);
         let place = &mut self.machines[machine];
         let Some(feeder) = place.feeder.as_mut().filter(|feeder| feeder.pid == pid) else { return };
+        let margin_ms = feeder.reset_ms;
+        #[cfg(feature = "planted")]
+        let margin_ms = if has_no_margin { 0 } else { margin_ms };
         let is_leased =
-            feed_verdict(now_ms * NS_PER_MS, feeder.lease_end_ms * NS_PER_MS, feeder.reset_ms) == FeedVerdict::Feed || feeder.is_checked;
+            feed_verdict(now_ms * NS_PER_MS, feeder.lease_end_ms * NS_PER_MS, margin_ms) == FeedVerdict::Feed || feeder.is_checked;
         let Some(watchdog) = place.watchdog.as_mut() else { return };
         let full_ms = feeder.reset_ms;
         let (late_ms, drift_ppm) = (self.timings.lateness_ms, self.timings.drift_ppm);

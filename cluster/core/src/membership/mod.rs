@@ -7,6 +7,8 @@
 
 mod fencing;
 mod graph;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod proposal;
 mod status;
 #[cfg(test)]
@@ -249,6 +251,8 @@ pub struct Membership {
     pub(crate) additions: VecDeque<NodeEntryWish>,
     pub(crate) removals: BTreeSet<SlotIndex>,
     pub(crate) outputs: VecDeque<Output>,
+    #[cfg(feature = "planted")]
+    mistake: Option<planted::Mistake>,
 }
 
 /// A node to be added, before it has a slot.
@@ -291,6 +295,8 @@ impl Membership {
             additions: VecDeque::new(),
             removals: BTreeSet::new(),
             outputs: VecDeque::new(),
+            #[cfg(feature = "planted")]
+            mistake: None,
             setup,
         }
     }
@@ -418,7 +424,10 @@ impl Membership {
 
     /// This life was a member and the decided view is without it.
     fn handle_removed(&mut self, now_ms: u64) {
-        if self.holds {
+        let holds = self.holds;
+        #[cfg(feature = "planted")]
+        let holds = holds && !self.has_mistake(planted::Mistake::LeftWhileHolding);
+        if holds {
             self.role = Role::Condemned;
             self.outputs.push_back(Output::Journal(format!("removed by view {} while holding locks", self.known.body.view)));
             self.condemn(now_ms);
@@ -448,7 +457,10 @@ impl Membership {
     }
 
     fn handle_register_quiet(&mut self) {
-        if self.role == Role::Leaving && !self.holds {
+        let holds = self.holds;
+        #[cfg(feature = "planted")]
+        let holds = holds && !self.has_mistake(planted::Mistake::LeftWhileHolding);
+        if self.role == Role::Leaving && !holds {
             self.role = Role::Recording { number: self.number + 1 };
             self.publish();
         }
@@ -465,6 +477,8 @@ impl Membership {
             self.outputs.push_back(Output::Journal(format!("left after view {}", self.known.body.view)));
             self.outputs.push_back(next);
         }
+        #[cfg(feature = "planted")]
+        let published = if self.has_mistake(planted::Mistake::HoldsSaidEarly) { self.holds_number } else { published };
         if self.holds_said != Some(self.holds) && published >= self.holds_number && self.holds_number > 0 {
             self.holds_said = Some(self.holds);
             self.outputs.push_back(Output::HoldsPublished(self.holds));
@@ -542,10 +556,17 @@ impl Membership {
     }
 
     pub(crate) fn judge(&self, life: &Life, now_ms: u64) -> Verdict {
-        self.evidences.judge(life, &self.observer, self.timings(), self.witness_of(life), now_ms)
+        let timings = *self.timings();
+        #[cfg(feature = "planted")]
+        let timings = self.spoiled(timings);
+        self.evidences.judge(life, &self.observer, &timings, self.witness_of(life), now_ms)
     }
 
     pub(crate) fn evidence_of(&self, life: &Life, now_ms: u64) -> Option<Evidence> {
+        #[cfg(feature = "planted")]
+        if let Some(evidence) = self.false_evidence(life) {
+            return Some(evidence);
+        }
         match self.judge(life, now_ms) {
             Verdict::Gone(evidence) => Some(evidence),
             Verdict::MayLive | Verdict::GoneAt { .. } => None,

@@ -128,7 +128,10 @@ impl Membership {
             return self.initial_body();
         }
         let members = self.known.body.members.clone();
-        if !members.iter().all(|life| self.evidence_of(life, now_ms).is_some()) {
+        let is_gone = |life: &Life| self.evidence_of(life, now_ms).is_some();
+        #[cfg(feature = "planted")]
+        let is_gone = |life: &Life| is_gone(life) || self.has_mistake(super::planted::Mistake::OutsiderProposes);
+        if !members.iter().all(is_gone) {
             return None;
         }
         let (choice, lives) = self.choose()?;
@@ -175,6 +178,10 @@ impl Membership {
                 }),
                 None => owed.push(entry),
             }
+        }
+        #[cfg(feature = "planted")]
+        if self.has_mistake(super::planted::Mistake::OwedForgotten) {
+            owed.retain(|entry| entry.removed_in == view);
         }
         owed.sort_by_key(|entry| (entry.life.slot, entry.removed_in));
         released.sort_by_key(|entry| entry.life.slot);

@@ -16,7 +16,7 @@ use deadbolt_disk_format::types::Life;
 
 impl LockService {
     pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags), is_lookup: bool) {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         let is_lookup = is_lookup || (self.mistake == Some(super::Mistake::HomeJudgesAll) && self.home(&key) == self.me);
         if self.mastered.contains_key(&key) {
             if is_lookup {
@@ -27,7 +27,7 @@ impl LockService {
             self.operate(owner, |resource, _, gate, out| resource.request(entry, gate, out));
         } else if is_lookup && self.home(&key) == self.me {
             let master = *self.directory.entry(key).or_insert(owner.life);
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             let master = if self.mistake == Some(super::Mistake::TwoMasters) { owner.life } else { master };
             self.send(owner.life, Record::MasterIs { key, master, counter: self.share_counter, is_taken: false });
         } else {
@@ -112,7 +112,7 @@ impl LockService {
         if self.directory.get(key) == Some(&from) {
             self.directory.remove(key);
         }
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         if self.mistake == Some(super::Mistake::TokenReset) {
             return;
         }

@@ -179,19 +179,30 @@ struct Holds {
 }
 
 /// A planted mistake, so that the tests can prove that they would see it.
-#[cfg(test)]
+#[cfg(any(test, feature = "planted"))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mistake {
+pub enum Mistake {
+    /// Grants in a lockspace that an owed node had joined.
     GrantBeforeGone,
+    /// Takes messages of an older view.
     AcceptOldView,
+    /// Reports no waiting requests to a new master.
     ForgetWaiter,
+    /// Counts tokens from the start again.
     TokenReset,
+    /// Keeps a value block valid that a dead writer may have written.
     KeepDeadLvb,
+    /// Grants before every member has reported.
     GrantWithoutRebuild,
+    /// Calls every rebuilt value block valid.
     TrustRebuiltLvb,
+    /// Takes a member that has said nothing for one that joined nothing.
     UnknownIsNothing,
+    /// Lets the home answer with the asker instead of the master.
     TwoMasters,
+    /// Lets the home judge requests that another node masters.
     HomeJudgesAll,
+    /// Takes an answer of a node that was not asked.
     TakeAnyAnswer,
 }
 
@@ -229,7 +240,7 @@ pub struct LockService {
     loopback: VecDeque<Record>,
     outbox: BTreeMap<Life, Vec<u8>>,
     outputs: VecDeque<Output>,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "planted"))]
     pub(crate) mistake: Option<Mistake>,
 }
 
@@ -264,9 +275,15 @@ impl LockService {
             loopback: VecDeque::new(),
             outbox: BTreeMap::new(),
             outputs: VecDeque::new(),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             mistake: None,
         }
+    }
+
+    /// Plants a mistake.
+    #[cfg(any(test, feature = "planted"))]
+    pub fn plant(&mut self, mistake: Mistake) {
+        self.mistake = Some(mistake);
     }
 
     /// Takes an input; the outputs are polled afterwards.
@@ -363,7 +380,7 @@ impl LockService {
     fn gated_by(&self, lockspace: u32) -> impl Iterator<Item = Life> + '_ {
         self.view.owed.iter().map(|owed| owed.life).filter(move |life| match self.joins.get(life) {
             Some(joined) => joined.contains(&lockspace),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             None if self.mistake == Some(Mistake::UnknownIsNothing) => false,
             None => true,
         })
@@ -371,7 +388,7 @@ impl LockService {
 
     fn gate(&self, lockspace: u32) -> Gate {
         let is_gated = self.gated_by(lockspace).next().is_some();
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         let is_gated = is_gated && self.mistake != Some(Mistake::GrantBeforeGone);
         let may_grant = self.is_running() && self.may_grant && !is_gated;
         Gate { now_ms: self.now_ms, view: self.view.number, may_grant }
@@ -397,7 +414,7 @@ impl LockService {
             return self.future.push_back((from, view, message.to_vec()));
         }
         let is_old = view < self.view.number;
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         let is_old = is_old && self.mistake != Some(Mistake::AcceptOldView);
         if is_old || !self.view.is_member || !self.is_member(&from) {
             return;

@@ -94,12 +94,12 @@ impl LockService {
         let may_be_stale = last.number != 0 && (view.number != last.number + 1 || !last.is_member);
         self.owners.retain(|owner, _| is_kept(&owner.life));
         for mastered in self.mastered.values_mut() {
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             let was_invalid = mastered.resource.lvb.is_invalid;
             mastered.resource.retain_lives(is_kept);
             mastered.resource.lvb.is_invalid |= may_be_stale;
             mastered.resource.begin_recovery();
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             if self.mistake == Some(super::Mistake::KeepDeadLvb) {
                 mastered.resource.lvb.is_invalid = was_invalid;
             }
@@ -168,7 +168,7 @@ impl LockService {
             let (key, pid, op, granted, token, lvb) = (lock.key, lock.pid, lock.op, lock.granted, lock.token, lock.lvb);
             reports.push(Report { key, lock: *id, pid, op, granted, token, lvb, pending });
         }
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         if self.mistake == Some(super::Mistake::ForgetWaiter) {
             reports.retain(|report| report.granted.is_some());
         }
@@ -209,7 +209,7 @@ impl LockService {
             Record::MasterEnd => {
                 recovery.masters_ended.insert(from);
                 let is_done = |life: &Life| recovery.masters_ended.contains(life);
-                #[cfg(test)]
+                #[cfg(any(test, feature = "planted"))]
                 let is_done = |life: &Life| is_done(life) || self.mistake == Some(super::Mistake::GrantWithoutRebuild);
                 if self.view.members.iter().all(is_done) {
                     self.finish_recovery();
@@ -289,7 +289,7 @@ impl LockService {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "planted"))]
     fn mistaken(&self, mut resource: Resource) -> Resource {
         resource.lvb.is_invalid &= self.mistake != Some(super::Mistake::TrustRebuiltLvb);
         resource
@@ -310,7 +310,7 @@ impl LockService {
             mastered.firm = self.view.number;
         } else {
             let resource = Resource::rebuild(reports, gate, &mut out);
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             let resource = self.mistaken(resource);
             self.mastered.insert(key, Mastered { resource, firm: self.view.number });
         }

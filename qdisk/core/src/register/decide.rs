@@ -5,8 +5,8 @@
 //! Does not: touch bytes; see the disk work.
 //! Called by: the register.
 
-#[cfg(test)]
-use super::tests::Mistake;
+#[cfg(any(test, feature = "planted"))]
+use super::planted::Mistake;
 use super::work::BAD_SCANS_MAX;
 use super::{Fetch, Goal, Known, Output, Proposal, ProposalError, Register, RegisterBlock, Spoken};
 use alloc::vec::Vec;
@@ -227,7 +227,7 @@ impl Register {
         self.drop_lost_proposal(known);
         self.forget_values();
         self.restored.retain(|ballot| ballot.view > known.view);
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         if self.has_mistake(Mistake::BallotBeforeRecord) {
             let value = self.values.get(&known.digest).and_then(|value| ViewBody::decode_value(value).ok());
             let (body, digest, later) = (value.unwrap_or_default(), known.digest, known.view);
@@ -255,7 +255,7 @@ impl Register {
     fn after_record(&mut self) {
         let Some(known) = self.known else { return };
         let latest = self.latest_ballot();
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         let latest = if self.has_mistake(Mistake::ActWithoutScan) { known.view } else { latest };
         if latest > known.next() {
             return self.begin(Goal::Survey);
@@ -323,7 +323,7 @@ impl Register {
         let view = self.spoken.view;
         let ballots = self.ballots_read();
         let latest = ballots.iter().chain(&self.restored).map(|seen| seen.view).max().unwrap_or_default();
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         let latest = if self.has_mistake(Mistake::LaterReadAsEmpty) { view } else { latest };
         if latest > view {
             // Decided without this node: there is a record of it.
@@ -344,7 +344,7 @@ impl Register {
         let mut accepted: Vec<_> = accepted.filter(|(number, _)| *number != 0).collect();
         accepted.sort_unstable();
         accepted.dedup();
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         if self.has_mistake(Mistake::OwnValueFirst) {
             accepted.clear();
         }
@@ -363,7 +363,7 @@ impl Register {
         self.misses = 0;
         self.spoken.accepted = ballot;
         self.spoken.digest = digest;
-        #[cfg(test)]
+        #[cfg(any(test, feature = "planted"))]
         if self.has_mistake(Mistake::RecordBeforeDecided) {
             return self.learn(Known { view: self.spoken.view, digest });
         }

@@ -8,6 +8,8 @@
 mod decide;
 mod lane;
 mod own;
+#[cfg(any(test, feature = "planted"))]
+pub mod planted;
 mod scan;
 mod work;
 
@@ -325,8 +327,8 @@ pub struct Register {
     reported: Vec<(usize, ByteOffset, RegisterBlock)>,
     outputs: VecDeque<Output>,
     now_ms: u64,
-    #[cfg(test)]
-    mistake: Option<tests::Mistake>,
+    #[cfg(any(test, feature = "planted"))]
+    mistake: Option<planted::Mistake>,
 }
 
 /// The own block of Disk Paxos.
@@ -366,7 +368,7 @@ impl Register {
             reported: Vec::new(),
             outputs: VecDeque::new(),
             now_ms: 0,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "planted"))]
             mistake: None,
             config,
         }
@@ -452,8 +454,14 @@ impl Register {
         }
     }
 
-    #[cfg(test)]
-    fn has_mistake(&self, mistake: tests::Mistake) -> bool {
+    #[cfg(any(test, feature = "planted"))]
+    fn has_mistake(&self, mistake: planted::Mistake) -> bool {
         self.mistake == Some(mistake)
+    }
+
+    /// Plants a mistake.
+    #[cfg(any(test, feature = "planted"))]
+    pub fn plant(&mut self, mistake: planted::Mistake) {
+        self.mistake = Some(mistake);
     }
 }

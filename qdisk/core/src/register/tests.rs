@@ -5,33 +5,11 @@
 //! Does not: use real time or files.
 //! Called by: `cargo test`.
 
+use super::planted::Mistake;
 use super::*;
 use alloc::{format, string::String, vec};
 use deadbolt_disk_format::{BootId, Incarnation, Place, UNIT_BYTES, ViewRecord, decode_body_place, types::Configuration};
 use std::{eprintln, println};
-
-/// Mistakes that the checkers must find.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mistake {
-    /// A vote unit reused for a later view is read as empty.
-    LaterReadAsEmpty,
-    /// The own value is proposed although another was accepted.
-    OwnValueFirst,
-    /// The ballot goes out before the body that it names.
-    BodyAfterBallot,
-    /// The record is written after the first phase.
-    RecordBeforeDecided,
-    /// A ballot goes out before the record of the view below it.
-    BallotBeforeRecord,
-    /// Places are written although own units name them.
-    PlaceReused,
-    /// A new life forgets what the life before it promised and accepted.
-    ForgetPromise,
-    /// A later ballot does not keep a node from acting.
-    ActWithoutScan,
-    /// A life starts while writes of the life before it may still land (a mistake of the caller).
-    StartTooEarly,
-}
 
 /// What a checker found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -86,8 +86,8 @@ impl Register {
     }
 
     fn body_step(&mut self, device: usize, digest: Digest) -> Option<Step> {
-        #[cfg(test)]
-        if self.has_mistake(super::tests::Mistake::PlaceReused) {
+        #[cfg(any(test, feature = "planted"))]
+        if self.has_mistake(super::planted::Mistake::PlaceReused) {
             return Some(Step::WriteBody { place: 0, digest });
         }
         if let Some(place) = self.lanes[device].free_place() {
@@ -103,9 +103,9 @@ impl Register {
         if self.lanes[device].progress.is_cast {
             return Some(Step::ReadVotes);
         }
-        #[cfg(test)]
-        let has_mistake = self.has_mistake(super::tests::Mistake::BallotBeforeRecord);
-        #[cfg(not(test))]
+        #[cfg(any(test, feature = "planted"))]
+        let has_mistake = self.has_mistake(super::planted::Mistake::BallotBeforeRecord);
+        #[cfg(not(any(test, feature = "planted")))]
         let has_mistake = false;
         match self.record_step(device) {
             Some(step) if !has_mistake => Some(step),
@@ -119,8 +119,8 @@ impl Register {
         let place = match (spoken.digest, lane.place_of(&spoken.digest)) {
             (Digest::NONE, _) => 0,
             (_, Some(place)) => place,
-            #[cfg(test)]
-            (_, None) if self.has_mistake(super::tests::Mistake::BodyAfterBallot) => lane.free_place()?,
+            #[cfg(any(test, feature = "planted"))]
+            (_, None) if self.has_mistake(super::planted::Mistake::BodyAfterBallot) => lane.free_place()?,
             (digest, None) => return self.body_step(device, digest),
         };
         let ballot = Ballot {
@@ -374,8 +374,8 @@ impl Register {
             self.sequence = self.sequence.max(ballot.sequence);
             self.ballot_round = self.ballot_round.max(ballot.entered / 256);
         }
-        #[cfg(test)]
-        if self.has_mistake(super::tests::Mistake::ForgetPromise) {
+        #[cfg(any(test, feature = "planted"))]
+        if self.has_mistake(super::planted::Mistake::ForgetPromise) {
             return;
         }
         let newest = if ballots[0].sequence > ballots[1].sequence { ballots[0] } else { ballots[1] };
