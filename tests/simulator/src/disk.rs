@@ -4,6 +4,7 @@
 //! Does not: know nodes, or when something happens; paths and delays are the world's.
 //! Called by: the world.
 
+use crate::random::Random;
 use deadbolt_disk_format::{
     BootId, ByteOffset, ClusterUuid, DeviceUuid, Layout, SlotIndex, Superblock, Timings, UNIT_BYTES,
     fresh::Fresh,
@@ -132,6 +133,15 @@ impl Disk {
             }
             at += piece.len() as u64;
             rest = after;
+        }
+    }
+
+    /// Lets some sectors of a write land, in no order, and the others not.
+    pub fn write_torn(&mut self, offset: ByteOffset, data: &[u8], random: &mut Random) {
+        for (number, sector) in (0u64..).zip(data.chunks(SECTOR_BYTES)) {
+            if random.chance(500) {
+                self.write(ByteOffset(offset.0 + number * SECTOR_BYTES as u64), sector);
+            }
         }
     }
 

@@ -6,7 +6,6 @@
 //! Called by: sbd, daemon and clients of the world.
 
 use crate::{
-    disk::SECTOR_BYTES,
     machine::Pid,
     world::{Event, World},
 };
@@ -38,6 +37,30 @@ pub enum Work {
     WriteCell(usize, u64, u64),
 }
 
+impl Work {
+    /// Does its first stage change the device?
+    fn is_write(&self) -> bool {
+        matches!(self, Self::Write(..) | Self::WriteThenRead(..) | Self::WriteCell(..))
+    }
+}
+
+/// What happens to one operation, once.
+#[derive(Clone, Debug)]
+pub struct Mishap {
+    pub(crate) kind: MishapKind,
+    /// How late it is, us.
+    pub(crate) span_us: u64,
+}
+
+/// In which way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MishapKind {
+    /// It lands at once and answers late.
+    LateAnswer,
+    /// It lands late.
+    LateLanding,
+}
+
 /// An operation on its way.
 #[derive(Debug)]
 pub struct Operation {
@@ -51,7 +74,16 @@ pub struct Operation {
     /// The write is done; the read is on its way.
     pub(crate) has_written: bool,
     pub(crate) is_landed: bool,
+    /// Only some sectors of its write land: the machine lost its power in the middle.
+    pub(crate) is_torn: bool,
     pub(crate) result: Result<Answer, ()>,
+}
+
+impl Operation {
+    /// Is its next effect a change of the device?
+    fn writes_next(&self) -> bool {
+        self.work.is_write() && !self.has_written
+    }
 }
 
 /// What came back.
@@ -71,7 +103,8 @@ impl World {
         let issued_ms = self.local_ms(machine);
         let boot = self.machines[machine].boot_number;
         let result = Ok(Answer::Bytes(Vec::new()));
-        let operation = Operation { machine, boot, owner, device, tag, issued_ms, work, has_written: false, is_landed: false, result };
+        let operation =
+            Operation { machine, boot, owner, device, tag, issued_ms, work, has_written: false, is_landed: false, is_torn: false, result };
         self.operations.insert(number, operation);
         self.travel(number);
     }
@@ -81,7 +114,7 @@ impl World {
         let Some(operation) = self.operations.get(&number) else { return };
         let (machine, device) = (operation.machine, operation.device);
         let Some(path) = self.machines[machine].paths.get_mut(device) else { return };
-        if path.is_hung {
+        if path.hangs > 0 {
             path.stuck.push(number);
             return;
         }
@@ -94,11 +127,12 @@ impl World {
     pub(crate) fn land(&mut self, number: u64) {
         let Some(operation) = self.operations.get(&number) else { return };
         let (machine, boot, device) = (operation.machine, operation.boot, operation.device);
-        if !self.machines[machine].is_on || self.machines[machine].boot_number != boot {
-            // Its fate was drawn when its machine was reset.
+        // Else its fate was drawn when its machine was reset.
+        let is_there = self.machines[machine].is_on && self.machines[machine].boot_number == boot;
+        if !is_there || self.step(machine) {
             return;
         }
-        if self.machines[machine].paths[device].is_hung {
+        if self.machines[machine].paths[device].hangs > 0 {
             // On its way when the path broke: it may be there already, and only its answer hangs.
             if self.random.chance(500) {
                 self.take_effect(number);
@@ -106,20 +140,54 @@ impl World {
             self.machines[machine].paths[device].stuck.push(number);
             return;
         }
-        if self.machines[machine].paths[device].is_failing {
-            if self.random.chance(500) {
-                self.take_effect(number);
-            }
-            if let Some(operation) = self.operations.get_mut(&number) {
-                operation.result = Err(());
-                operation.is_landed = true;
-                operation.has_written = true;
-            }
+        let mishap = self.machines[machine].paths[device].mishaps.pop();
+        if let Some(Mishap { kind: MishapKind::LateLanding, span_us }) = mishap {
+            return self.queue.after(span_us, Event::Land(number));
+        }
+        if self.fails(number) {
+            self.fail_operation(number);
         } else {
             self.take_effect(number);
         }
         let span = self.random.range(1, self.options.disk_us / 2 + 1);
+        let span = mishap.map_or(span, |mishap| mishap.span_us);
         self.queue.after(span, Event::Complete(number));
+        // Or it is there, and nobody on the machine has heard of it.
+        self.step(machine);
+    }
+
+    fn fails(&self, number: u64) -> bool {
+        self.operations.get(&number).is_some_and(|operation| {
+            let path = &self.machines[operation.machine].paths[operation.device];
+            if operation.writes_next() { path.fails_writes } else { path.fails_reads }
+        })
+    }
+
+    /// It fails with its effect, without, or with a part of it.
+    fn fail_operation(&mut self, number: u64) {
+        let fate = self.random.below(4);
+        if let Some(operation) = self.operations.get_mut(&number) {
+            operation.is_torn = fate == 0;
+        }
+        if fate < 2 {
+            self.take_effect(number);
+        }
+        if let Some(operation) = self.operations.get_mut(&number) {
+            operation.result = Err(());
+            operation.is_landed = true;
+            operation.has_written = true;
+        }
+    }
+
+    /// Counts a step of a machine towards its crash at a step; true: it has just lost its power.
+    pub(crate) fn step(&mut self, machine: usize) -> bool {
+        let Some(left) = self.machines[machine].crash_at_step.filter(|_| self.machines[machine].is_on) else { return false };
+        self.machines[machine].crash_at_step = Some(left - 1).filter(|left| *left > 0);
+        if left > 1 {
+            return false;
+        }
+        self.end_machine(machine);
+        true
     }
 
     /// The operation does what it was sent for.
@@ -127,9 +195,15 @@ impl World {
         let Some(mut operation) = self.operations.remove(&number) else { return };
         let disk = &mut self.disks[operation.device];
         match &operation.work {
+            Work::Write(offset, data) | Work::WriteThenRead(offset, data, _, _) if operation.writes_next() => {
+                if operation.is_torn {
+                    disk.write_torn(*offset, data, &mut self.random);
+                } else {
+                    disk.write(*offset, data);
+                }
+            }
+            Work::Write(..) => {}
             Work::Read(offset, bytes) => operation.result = Ok(Answer::Bytes(disk.read(*offset, *bytes))),
-            Work::Write(offset, data) => disk.write(*offset, data),
-            Work::WriteThenRead(offset, data, _, _) if !operation.has_written => disk.write(*offset, data),
             Work::WriteThenRead(_, _, offset, bytes) => operation.result = Ok(Answer::Bytes(disk.read(*offset, *bytes))),
             Work::ReadCell(cell) => operation.result = Ok(Answer::Cell(disk.cell(*cell))),
             Work::WriteCell(cell, before, value) => {
@@ -148,23 +222,27 @@ impl World {
 
     /// An operation's answer reaches its process.
     pub(crate) fn complete(&mut self, number: u64) {
-        let Some(operation) = self.operations.get_mut(&number) else { return };
+        let Some(operation) = self.operations.get(&number) else { return };
         let (machine, boot, device) = (operation.machine, operation.boot, operation.device);
+        let has_read_left = matches!(operation.work, Work::WriteThenRead(..)) && !operation.has_written;
         if !self.machines[machine].is_on || self.machines[machine].boot_number != boot {
             self.operations.remove(&number);
             return;
         }
-        if self.machines[machine].paths[device].is_hung {
+        if self.step(machine) {
+            return;
+        }
+        if self.machines[machine].paths[device].hangs > 0 {
             self.machines[machine].paths[device].stuck.push(number);
             return;
         }
-        if matches!(operation.work, Work::WriteThenRead(..)) && !operation.has_written {
-            operation.has_written = true;
-            operation.is_landed = false;
+        if has_read_left {
+            if let Some(operation) = self.operations.get_mut(&number) {
+                operation.has_written = true;
+                operation.is_landed = false;
+            }
             self.travel(number);
-            return;
-        }
-        if let Some(operation) = self.operations.remove(&number) {
+        } else if let Some(operation) = self.operations.remove(&number) {
             self.answer(operation);
         }
     }
@@ -178,10 +256,13 @@ impl World {
         }
     }
 
-    /// Lets what waited on a path go on.
+    /// One hang of a path ends; after the last, what waited goes on.
     pub(crate) fn release(&mut self, machine: usize, device: usize) {
         let Some(path) = self.machines[machine].paths.get_mut(device) else { return };
-        path.is_hung = false;
+        path.hangs = path.hangs.saturating_sub(1);
+        if path.hangs > 0 {
+            return;
+        }
         for number in std::mem::take(&mut path.stuck) {
             match self.operations.get(&number) {
                 Some(operation) if operation.is_landed => self.queue.after(1, Event::Complete(number)),
@@ -204,19 +285,11 @@ impl World {
             .collect();
         for number in numbers {
             let Some(operation) = self.operations.get_mut(&number) else { continue };
-            let is_write = matches!(operation.work, Work::Write(..) | Work::WriteCell(..))
-                || (matches!(operation.work, Work::WriteThenRead(..)) && !operation.has_written);
-            if operation.is_landed || !is_write || self.random.chance(400) {
+            if operation.is_landed || !operation.writes_next() || self.random.chance(400) {
                 self.operations.remove(&number);
                 continue;
             }
-            if let Work::Write(_, data) | Work::WriteThenRead(_, data, _, _) = &mut operation.work
-                && data.len() > SECTOR_BYTES
-                && self.random.chance(200)
-            {
-                let sectors = data.len() / SECTOR_BYTES;
-                data.truncate(self.random.index(sectors) * SECTOR_BYTES);
-            }
+            operation.is_torn = self.random.chance(200);
             let span = self.random.below(delay_us);
             self.queue.after(span, Event::LandLate(number));
         }

@@ -4,7 +4,7 @@
 //! Does not: decide or move; `sbd.rs`, `daemon.rs` and `client.rs` do.
 //! Called by: the world.
 
-use crate::{client::Client, clock::Clock};
+use crate::{client::Client, clock::Clock, io::Mishap};
 use deadbolt_cluster::{node::Node, seal::DatagramSealer};
 use deadbolt_disk_format::{BootId, DaemonPart, Life, NodeEntry, SlotIndex};
 use deadbolt_sbd_core::{Lifeline, ResetCommand};
@@ -107,13 +107,22 @@ pub struct Feeder {
 /// The watchdog; it lives until the machine's end.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// Local time at which it fires.
+    /// Local time at which it would fire if it were exact.
     pub(crate) fires_ms: u64,
     pub(crate) granted_ms: u32,
-    /// How late it is in this boot, ms.
-    pub(crate) late_ms: u32,
+    /// The shortest time that it grants.
+    pub(crate) shortest_ms: u32,
+    /// How much later it fires in this boot, ms; less than 0: earlier.
+    pub(crate) late_ms: i64,
     /// Number of the newest planned look at it.
     pub(crate) look: u64,
+}
+
+impl Watchdog {
+    /// Local time at which it fires.
+    pub(crate) fn due_ms(&self) -> u64 {
+        self.fires_ms.saturating_add_signed(self.late_ms)
+    }
 }
 
 /// What the daemon is at.
@@ -185,13 +194,18 @@ impl Daemon {
 /// A path from a machine to a device.
 #[derive(Debug, Default, Clone)]
 pub struct Path {
-    pub(crate) is_hung: bool,
-    /// Operations fail, with effect or without.
-    pub(crate) is_failing: bool,
+    /// How many hangs have not ended.
+    pub(crate) hangs: u32,
+    /// Reads fail.
+    pub(crate) fails_reads: bool,
+    /// Writes fail, with effect, without, or with a part of it.
+    pub(crate) fails_writes: bool,
     /// Extra time per operation, us.
     pub(crate) extra_us: u64,
     /// Operations that wait for the path.
     pub(crate) stuck: Vec<u64>,
+    /// What happens to the next operations, one each.
+    pub(crate) mishaps: Vec<Mishap>,
 }
 
 /// A machine.
@@ -218,6 +232,8 @@ pub struct Machine {
     /// A clean stop is under way, or was done.
     pub(crate) is_stopping: bool,
     pub(crate) restart_ms: u64,
+    /// It loses its power at so many steps of its disk and network work from now.
+    pub(crate) crash_at_step: Option<u64>,
 }
 
 impl Machine {

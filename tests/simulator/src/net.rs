@@ -1,6 +1,6 @@
 //! What: the network: datagrams that get lost, connections that break, ways that are cut.
 //! Owns: which directions are cut; the connections and what is on its way on them.
-//! Invariants: a connection delivers in order or breaks; a datagram passes the production seal.
+//! Invariants: a connection delivers in order or breaks, and nothing of one connection on another; a datagram passes the production seal.
 //! Does not: order or repeat messages across connections (the channel does).
 //! Called by: the world.
 
@@ -16,7 +16,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Pause between two tries to connect.
 const RECONNECT_US: u64 = 200_000;
 /// Old datagrams kept for replay.
-const REPLAY_KEPT: usize = 64;
+const REPLAY_KEPT: usize = 256;
+/// Once there are so many, one in so many new ones takes the place of any kept one, so that some stay for long.
+const REPLAY_TURNOVER: u64 = 8;
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ struct End {
     is_open: bool,
     /// When the last frame sent to this end arrives.
     arrives_us: u64,
+    /// Frames on their way to this end, in order: one event of arrival for each.
+    coming: VecDeque<Frame>,
     /// Frames to this end that wait for a cut to heal.
     held: VecDeque<Frame>,
 }
@@ -45,7 +49,7 @@ pub struct Network {
     connections: BTreeMap<u64, Connection>,
     next: u64,
     /// Old datagrams: to whom, bytes.
-    pub(crate) old: VecDeque<(usize, Vec<u8>)>,
+    old: Vec<(usize, Vec<u8>)>,
 }
 
 impl Network {
@@ -88,17 +92,31 @@ impl World {
         if self.options.net_delay_us > 0 {
             span += self.random.below(self.options.net_delay_us);
         }
-        if self.options.net_repeat > 0 {
-            if self.random.chance(self.options.net_repeat) {
-                let later = span + self.random.below(2_000_000);
-                self.queue.after(later, Event::Datagram { machine: to, frame: frame.clone() });
-            }
-            self.network.old.push_back((to, frame.clone()));
-            if self.network.old.len() > REPLAY_KEPT {
-                self.network.old.pop_front();
-            }
+        if self.random.chance(self.options.net_repeat) {
+            let later = span + self.random.below(2_000_000);
+            self.queue.after(later, Event::Datagram { machine: to, frame: frame.clone() });
         }
+        self.replay(to, &frame);
         self.queue.after(span, Event::Datagram { machine: to, frame });
+    }
+
+    /// Somebody who has listened sends an old datagram again, to whom it was meant for or to another.
+    fn replay(&mut self, to: usize, frame: &[u8]) {
+        if self.options.net_replay == 0 {
+            return;
+        }
+        let kept = &mut self.network.old;
+        if kept.len() < REPLAY_KEPT {
+            kept.push((to, frame.to_vec()));
+        } else if self.random.below(REPLAY_TURNOVER) == 0 {
+            kept[self.random.index(REPLAY_KEPT)] = (to, frame.to_vec());
+        }
+        if self.random.chance(self.options.net_replay) {
+            let (to, frame) = self.network.old[self.random.index(self.network.old.len())].clone();
+            let machine = if self.random.chance(100) { self.random.index(self.machines.len()) } else { to };
+            let span = self.way_us();
+            self.queue.after(span, Event::Datagram { machine, frame });
+        }
     }
 
     /// A datagram arrives.
@@ -109,6 +127,9 @@ impl World {
         if self.machines[machine].is_stopped(Process::Daemon) {
             // The socket's buffer.
             return self.defer(machine, Process::Daemon, Event::Datagram { machine, frame });
+        }
+        if self.step(machine) {
+            return;
         }
         let Some(sealer) = self.machines[machine].daemon.as_mut().and_then(|daemon| daemon.sealer.as_mut()) else { return };
         let Some((from, incarnation, payload)) = sealer.open(&frame) else { return };
@@ -167,7 +188,15 @@ impl World {
         for index in [machine, target] {
             let Some(daemon) = self.machines[index].daemon.as_ref() else { return };
             let Some(life) = daemon.life() else { return };
-            ends.push(End { machine: index, pid: daemon.pid, life, is_open: true, arrives_us: 0, held: VecDeque::new() });
+            ends.push(End {
+                machine: index,
+                pid: daemon.pid,
+                life,
+                is_open: true,
+                arrives_us: 0,
+                coming: VecDeque::new(),
+                held: VecDeque::new(),
+            });
         }
         let Ok(mut ends) = <[End; 2]>::try_from(ends) else { return };
         self.network.next += 1;
@@ -236,18 +265,23 @@ impl World {
             return;
         }
         end.arrives_us = end.arrives_us.max(now_us + span);
+        end.coming.push_back(frame);
         let at_us = end.arrives_us;
-        self.queue.at(at_us, Event::Frame { connection, end: to, frame });
+        self.queue.at(at_us, Event::Frame { connection, end: to });
     }
 
     /// A frame arrives.
-    pub(crate) fn frame(&mut self, connection: u64, end: usize, frame: Frame) {
+    pub(crate) fn frame(&mut self, connection: u64, end: usize) {
         let (Some(machine), Some(peer)) = (self.is_current(connection, end), self.peer_of(connection, end)) else { return };
         if self.machines[machine].is_stopped(Process::Daemon) {
-            return self.defer(machine, Process::Daemon, Event::Frame { connection, end, frame });
+            return self.defer(machine, Process::Daemon, Event::Frame { connection, end });
         }
+        if self.step(machine) {
+            return;
+        }
+        let frame = self.end_of(connection, end).and_then(|end| end.coming.pop_front());
         let known = self.machines[machine].daemon.as_ref().and_then(|daemon| daemon.connections.get(&peer).copied());
-        if known == Some(connection) {
+        if let Some(frame) = frame.filter(|_| known == Some(connection)) {
             self.node_give(machine, NodeInput::Frame(peer, frame));
         }
     }

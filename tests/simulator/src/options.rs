@@ -132,6 +132,19 @@ options! {
     reboot_ms: "ms", 0..=1_000_000, One(&[100, 3000, 30_000]), "Longest time that a machine is off before it starts again.";
     disk_votes: "votes", 0..=8, One(&[0, 0, 0, 1]), "Votes of the disk; 0: nodes - 1.";
     mistake: "number", 0..=99, Fixed(0), "Planted mistake (docs/simulator.md); only in builds with the feature planted.";
+    net_replay: "permille", 0..=1000, Rarely(300, 1, 300), "Datagrams after which an old one comes again, of any age, at times to another node.";
+    cut_pair: "weight", 0..=100, Even(0, 5), "Faults: both directions between two nodes are cut.";
+    disk_read_error: "weight", 0..=100, Even(0, 5), "Faults: a node's path to a device fails to read.";
+    disk_write_error: "weight", 0..=100, Even(0, 5), "Faults: a node's path to a device fails to write, with effect, without, or with a part of it.";
+    disk_hang_for_ever: "weight", 0..=100, Rarely(300, 1, 2), "Faults: a node's path to a device hangs until the end of all faults, across boots.";
+    path_loss: "weight", 0..=100, Even(0, 5), "Faults: a node loses every path at once.";
+    disk_lost_for_all: "weight", 0..=100, Rarely(100, 1, 3), "Faults: all nodes lose all devices, for less or for more than a freeze may last.";
+    disk_late: "weight", 0..=100, Even(0, 5), "Faults: some operations land at once and answer late; others overtake them.";
+    disk_stray: "weight", 0..=100, Even(0, 5), "Faults: some operations land late; others overtake them.";
+    crash_at_step: "weight", 0..=100, Even(0, 10), "Faults: a machine loses power when something has just landed, come back or arrived.";
+    wall_jump: "weight", 0..=100, Even(0, 5), "Faults: a wall clock is set to any time.";
+    clock_rate: "weight", 0..=100, Even(0, 5), "Faults: a clock goes on at another rate within drift_ppm.";
+    watchdog_driver: "driver", 0..=4, Even(0, 4), "Watchdog device: 0 as late as the process watchdog, 1 softdog, 2 i6300esb, 3 iTCO_wdt, 4 unknown.";
 }
 
 impl Options {

@@ -72,8 +72,7 @@ fn both_phases(world: &mut World) {
 /// Heals everything, and demands that all come together and every client is served.
 fn check_liveness(world: &mut World) {
     world.note("--- calm: no fault begins any more");
-    world.is_calm = true;
-    world.heal_all();
+    world.end_all_faults();
     let timings = world.timings;
     // Every earlier life has to be proved gone; the slowest evidence is W + F + D of a starter, twice for one that is reset again.
     let bound_us = 2 * u64::from(timings.expiry_ms + timings.freeze_ms + timings.storage_delay_ms + timings.lease_ms) * 1000
@@ -118,28 +117,6 @@ fn is_converged(world: &World) -> bool {
 }
 
 impl World {
-    fn heal_all(&mut self) {
-        let ways: Vec<(usize, usize)> = self.network.cuts().copied().collect();
-        for (from, to) in ways {
-            while !self.network.is_open(from, to) {
-                self.heal(from, to);
-            }
-        }
-        self.options.net_loss = 0;
-        self.options.net_repeat = 0;
-        self.options.net_delay_us = 0;
-        for machine in 0..self.machines.len() {
-            for device in 0..self.disks.len() {
-                self.machines[machine].paths[device].extra_us = 0;
-                self.machines[machine].paths[device].is_failing = false;
-                self.release(machine, device);
-            }
-            for process in crate::machine::PROCESSES {
-                self.continue_process(machine, process);
-            }
-        }
-    }
-
     /// Where everybody stands, for a report.
     pub(crate) fn describe(&mut self) -> String {
         let mut text = Vec::new();

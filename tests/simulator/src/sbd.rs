@@ -289,13 +289,15 @@ impl World {
 
     fn arm(&mut self, machine: usize) {
         let timings = self.timings;
-        let late_ms = u32::try_from(self.random.below(u64::from(timings.lateness_ms) + 1)).unwrap_or(0);
+        let spread_ms = u64::from(timings.earliness_ms) + u64::from(timings.lateness_ms);
+        let late_ms = i64::try_from(self.random.below(spread_ms + 1)).unwrap_or(0) - i64::from(timings.earliness_ms);
+        let shortest_ms = self.driver.least_ms;
         let now_ms = self.local_ms(machine);
         let pid = self.new_pid();
         let granted_ms = timings.watchdog_ms;
         let reset_ms = reset_ms_of(granted_ms, timings.lateness_ms, timings.drift_ppm);
         let place = &mut self.machines[machine];
-        place.watchdog = Some(Watchdog { fires_ms: now_ms + u64::from(granted_ms), granted_ms, late_ms, look: 0 });
+        place.watchdog = Some(Watchdog { fires_ms: now_ms + u64::from(granted_ms), granted_ms, shortest_ms, late_ms, look: 0 });
         place.feeder = Some(Feeder { pid, lease_end_ms: 0, order: Order::Feed, reset_ms, is_checked: false });
         self.watch_watchdog(machine);
         self.queue.after(1, Event::FeederTurn { machine, pid });
@@ -385,7 +387,7 @@ impl World {
             Order::Retire => {
                 let mut reset_ms = full_ms;
                 if is_leased {
-                    watchdog.granted_ms = watchdog.granted_ms.min(1000);
+                    watchdog.granted_ms = watchdog.granted_ms.min(watchdog.shortest_ms);
                     watchdog.fires_ms = now_ms + u64::from(watchdog.granted_ms);
                     reset_ms = reset_ms_of(watchdog.granted_ms, late_ms, drift_ppm).min(full_ms);
                 }
@@ -429,7 +431,7 @@ impl World {
         let clock = place.clock;
         let Some(watchdog) = &mut place.watchdog else { return };
         watchdog.look += 1;
-        let at_us = clock.when(now_us, watchdog.fires_ms + u64::from(watchdog.late_ms));
+        let at_us = clock.when(now_us, watchdog.due_ms());
         let (look, boot) = (watchdog.look, place.boot_number);
         self.queue.at(at_us, Event::Watchdog { machine, boot, look });
     }
@@ -439,7 +441,7 @@ impl World {
         let now_ms = self.local_ms(machine);
         let place = &self.machines[machine];
         let Some(watchdog) = place.watchdog.as_ref().filter(|watchdog| place.boot_number == boot && watchdog.look == look) else { return };
-        if now_ms >= watchdog.fires_ms + u64::from(watchdog.late_ms) {
+        if now_ms >= watchdog.due_ms() {
             self.note(&format!("{}: the watchdog fires", place.name));
             self.end_machine(machine);
         } else {

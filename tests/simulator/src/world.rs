@@ -20,9 +20,8 @@ use crate::{
 };
 use deadbolt_cluster::seal::ClusterKey;
 use deadbolt_cluster_core::{
-    channel::Frame,
     membership::default_disk_votes,
-    timing::{Wishes, derive},
+    timing::{DRIVERS, Driver, UNKNOWN_DRIVER, Wishes, derive},
 };
 use deadbolt_disk_format::{ClusterUuid, Configuration, Life, NodeEntry, SlotIndex, Timings};
 use deadbolt_dlm_core::{ClientReply, ClientRequest};
@@ -50,7 +49,7 @@ pub enum Event {
     Datagram { machine: usize, frame: Vec<u8> },
     Connect { machine: usize, pid: Pid, epoch: u64 },
     Connected { connection: u64, end: usize },
-    Frame { connection: u64, end: usize, frame: Frame },
+    Frame { connection: u64, end: usize },
     Broken { connection: u64, end: usize },
     CutLasts { from: usize, to: usize },
     ClientTurn { machine: usize, pid: Pid },
@@ -83,7 +82,7 @@ impl Event {
             Self::Datagram { machine, frame } => (15, *machine as u64, frame.len() as u64),
             Self::Connect { machine, pid, .. } => (16, *machine as u64, *pid),
             Self::Connected { connection, end } => (17, *connection, *end as u64),
-            Self::Frame { connection, end, .. } => (18, *connection, *end as u64),
+            Self::Frame { connection, end } => (18, *connection, *end as u64),
             Self::Broken { connection, end } => (19, *connection, *end as u64),
             Self::CutLasts { from, to } => (20, *from as u64, *to as u64),
             Self::ClientTurn { machine, pid } => (21, *machine as u64, *pid),
@@ -111,6 +110,8 @@ pub struct World {
     pub(crate) queue: Queue<Event>,
     pub(crate) random: Random,
     pub(crate) faults: Faults,
+    /// Of the watchdogs.
+    pub(crate) driver: Driver,
     pub(crate) disks: Vec<Disk>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) network: Network,
@@ -142,7 +143,8 @@ impl World {
         let options = plan.options.clone();
         let mut random = plan.random(0x5eed);
         let stall_ms = u32::try_from(options.stall_ms).unwrap_or(u32::MAX);
-        let timings = derive(&Wishes::stall(stall_ms)).expect("the range of the option is that of the timing");
+        let driver = driver_of(&options);
+        let timings = derive(&Wishes { driver, ..Wishes::stall(stall_ms) }).expect("the range of the option is that of the timing");
         let count = usize::try_from(options.nodes).unwrap_or(1);
         let names: Vec<String> = (0..count).map(|index| format!("n{}", index + 1)).collect();
         let cluster = ClusterUuid([0xc1; 16]);
@@ -175,6 +177,7 @@ impl World {
             queue: Queue::default(),
             random,
             faults: Faults::new(plan),
+            driver,
             disks,
             machines,
             network: Network::default(),
@@ -254,7 +257,7 @@ impl World {
             Event::Datagram { machine, frame } => self.datagram(machine, frame),
             Event::Connect { machine, pid, epoch } => self.connect(machine, pid, epoch),
             Event::Connected { connection, end } => self.connected(connection, end),
-            Event::Frame { connection, end, frame } => self.frame(connection, end, frame),
+            Event::Frame { connection, end } => self.frame(connection, end),
             Event::Broken { connection, end } => self.broken(connection, end),
             Event::CutLasts { from, to } => self.cut_lasts(from, to),
             Event::ClientTurn { machine, pid } => self.client_turn(machine, pid),
@@ -424,7 +427,10 @@ impl World {
             let bits = [machine.is_on, machine.page.holds, machine.page.lease_end_ms > 0, machine.page.state == SbdState::Condemned];
             let bits = bits.iter().fold(0, |sum, bit| sum << 1 | u64::from(*bit));
             let stopped = machine.stopped.keys().fold(0u64, |sum, process| sum | 1 << (*process as u64));
-            let paths = machine.paths.iter().fold(0, |sum, path| sum << 2 | u64::from(path.is_hung) << 1 | u64::from(path.is_failing));
+            let paths = machine
+                .paths
+                .iter()
+                .fold(0, |sum, path| sum << 2 | u64::from(path.hangs > 0) << 1 | u64::from(path.fails_reads || path.fails_writes));
             let doing = machine.clients.values().fold(0u64, |sum, client| sum.wrapping_mul(5) + client.doing.number());
             sum = mix(sum ^ view ^ sbd << 24 ^ bits << 32 ^ stopped << 40 ^ paths << 48 ^ mix(doing));
         }
@@ -445,6 +451,11 @@ impl World {
         self.note(&format!("*** {promise}: {what}"));
         self.violations.push(Violation { promise, what, at_us: self.queue.now_us() });
     }
+}
+
+fn driver_of(options: &Options) -> Driver {
+    let number = if options.process_watchdog == 1 { 0 } else { usize::try_from(options.watchdog_driver).unwrap_or(0) };
+    DRIVERS.get(number).copied().unwrap_or(UNKNOWN_DRIVER)
 }
 
 /// The slot of a machine's node.
@@ -475,6 +486,7 @@ fn new_machine(random: &mut Random, options: &Options, index: usize, name: &str)
         wall_offset_ms: random.below(2_000_000_000_000),
         is_stopping: false,
         restart_ms: 1000,
+        crash_at_step: None,
     }
 }
 

@@ -1,0 +1,203 @@
+//! What: what goes wrong, and how it ends.
+//! Owns: when faults come, the choice of their kinds by weight, the end of each, the end of all.
+//! Invariants: every fault that ends by itself is ended; in the calm phase none begins.
+//! Does not: know what a fault should lead to.
+//! Called by: the world.
+
+mod clocks;
+mod machines;
+mod network;
+mod paths;
+
+use crate::{
+    machine::{PROCESSES, Process},
+    plan::Plan,
+    random::{Random, mix},
+    world::{Event, World},
+};
+use std::collections::BTreeSet;
+
+/// When faults come and which of them happen. Each draws from a generator of its own: leaving one out moves no other.
+#[derive(Debug)]
+pub struct Faults {
+    schedule: Random,
+    own: Random,
+    number: u64,
+    only: Option<BTreeSet<u64>>,
+}
+
+impl Faults {
+    /// Those of a plan.
+    #[must_use]
+    pub fn new(plan: &Plan) -> Self {
+        let schedule = plan.random(0xfa17);
+        Self { own: schedule.clone(), schedule, number: 0, only: plan.faults.clone() }
+    }
+
+    /// How many have come so far, those left out included.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.number
+    }
+
+    /// The next fault; does it happen?
+    fn begin(&mut self) -> bool {
+        self.number += 1;
+        self.own = self.schedule.fork();
+        self.only.as_ref().is_none_or(|only| only.contains(&self.number))
+    }
+}
+
+/// How a fault ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// These directions heal.
+    Heal(Vec<(usize, usize)>),
+    /// It goes on: these directions are cut (again).
+    Cut(Vec<(usize, usize)>),
+    /// A path answers again.
+    Release(usize, usize),
+    /// A path is quick again.
+    Quicken(usize, usize),
+    /// A path works again.
+    Mend(usize, usize),
+    /// Processes continue.
+    Continue(usize, Vec<Process>),
+}
+
+type Inject = fn(&mut World);
+
+/// New ones go to the end, so that seeds keep theirs.
+const FAULTS: &[(&str, Inject)] = &[
+    ("cut", World::inject_cut),
+    ("cut_one_way", World::inject_cut_one_way),
+    ("flap", World::inject_flap),
+    ("clog", World::inject_clog),
+    ("disk_slow", World::inject_slow),
+    ("disk_hang", World::inject_hang),
+    ("disk_hang_all", World::inject_hang_all),
+    ("disk_error", World::inject_error),
+    ("crash", World::inject_crash),
+    ("kill_daemon", World::inject_kill_daemon),
+    ("kill_sbd", World::inject_kill_sbd),
+    ("kill_client", World::inject_kill_client),
+    ("pause_node", World::inject_pause_node),
+    ("pause_daemon", World::inject_pause_daemon),
+    ("pause_sbd", World::inject_pause_sbd),
+    ("pause_feeder", World::inject_pause_feeder),
+    ("stop_node", World::inject_stop),
+    ("power_all", World::inject_power_all),
+    ("cut_pair", World::inject_cut_pair),
+    ("disk_read_error", World::inject_read_error),
+    ("disk_write_error", World::inject_write_error),
+    ("disk_hang_for_ever", World::inject_hang_for_ever),
+    ("path_loss", World::inject_path_loss),
+    ("disk_lost_for_all", World::inject_lost_for_all),
+    ("disk_late", World::inject_late),
+    ("disk_stray", World::inject_stray),
+    ("crash_at_step", World::inject_crash_at_step),
+    ("wall_jump", World::inject_wall_jump),
+    ("clock_rate", World::inject_clock_rate),
+];
+
+impl World {
+    /// Plans the next fault.
+    pub(crate) fn plan_fault(&mut self) {
+        if self.options.fault_gap_ms > 0 {
+            let span = self.faults.schedule.below(2 * self.options.fault_gap_ms * 1000 + 1);
+            self.queue.after(span, Event::Fault);
+        }
+    }
+
+    /// Lets one fault happen, and plans the next.
+    pub(crate) fn inject(&mut self) {
+        if self.is_calm {
+            return;
+        }
+        if self.faults.begin() {
+            self.inject_one();
+            self.remember_state();
+        }
+        self.plan_fault();
+    }
+
+    fn inject_one(&mut self) {
+        // Each kind draws as many lots as it weighs, and the smallest of all lots wins: without one kind the others stay what they are.
+        let lots = self.faults.own.next();
+        let lot = |number: usize, name: &str| {
+            let mut random = Random::new(mix(lots ^ number as u64));
+            (0..self.options.get(name).unwrap_or(0)).map(|_| random.next()).min()
+        };
+        let kinds = FAULTS.iter().enumerate();
+        let chosen = kinds.filter_map(|(number, (name, inject))| Some((lot(number, name)?, inject))).min_by_key(|(lot, _)| *lot);
+        if let Some((_, inject)) = chosen {
+            inject(self);
+        }
+    }
+
+    fn note_fault(&mut self, text: &str) {
+        self.note(&format!("fault {}: {text}", self.faults.number));
+    }
+
+    fn span_us(&mut self) -> u64 {
+        self.faults.own.range(1, self.options.fault_ms * 1000)
+    }
+
+    fn ends(&mut self, ending: Ending) {
+        let span = self.span_us();
+        self.ends_after(span, ending);
+    }
+
+    fn ends_after(&mut self, span_us: u64, ending: Ending) {
+        self.queue.after(span_us, Event::FaultEnds(ending));
+    }
+
+    fn some_machine(&mut self) -> usize {
+        self.faults.own.index(self.machines.len())
+    }
+
+    /// Two different machines; none where there is only one.
+    fn some_pair(&mut self) -> Option<(usize, usize)> {
+        let count = self.machines.len();
+        let first = self.some_machine();
+        (count > 1).then(|| (first, (first + 1 + self.faults.own.index(count - 1)) % count))
+    }
+
+    fn some_device(&mut self) -> usize {
+        self.faults.own.index(self.disks.len())
+    }
+
+    /// A fault ends.
+    pub(crate) fn end_fault(&mut self, ending: Ending) {
+        match ending {
+            Ending::Heal(ways) => ways.into_iter().for_each(|(from, to)| self.heal(from, to)),
+            Ending::Cut(ways) if !self.is_calm => self.cut_all(&ways),
+            Ending::Cut(_) => {}
+            Ending::Release(machine, device) => self.release(machine, device),
+            Ending::Quicken(machine, device) => self.machines[machine].paths[device].extra_us = 0,
+            Ending::Mend(machine, device) => self.mend(machine, device),
+            Ending::Continue(machine, processes) => {
+                processes.into_iter().for_each(|process| self.continue_process(machine, process));
+            }
+        }
+    }
+
+    /// Every fault ends, also one that would not by itself.
+    pub(crate) fn end_all_faults(&mut self) {
+        self.is_calm = true;
+        self.heal_all_ways();
+        self.options.net_loss = 0;
+        self.options.net_repeat = 0;
+        self.options.net_delay_us = 0;
+        self.options.net_replay = 0;
+        for machine in 0..self.machines.len() {
+            for device in 0..self.disks.len() {
+                self.mend_path(machine, device);
+            }
+            for process in PROCESSES {
+                self.continue_process(machine, process);
+            }
+            self.machines[machine].crash_at_step = None;
+        }
+    }
+}
