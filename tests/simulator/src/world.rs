@@ -144,7 +144,10 @@ impl World {
         let mut random = plan.random(0x5eed);
         let stall_ms = u32::try_from(options.stall_ms).unwrap_or(u32::MAX);
         let driver = driver_of(&options);
-        let timings = derive(&Wishes { driver, ..Wishes::stall(stall_ms) }).expect("the range of the option is that of the timing");
+        // One that may fire a whole second early is asked for two.
+        let watchdog_ms = (driver.earliness_ms >= 1000).then_some(2000);
+        let wishes = Wishes { driver, watchdog_ms, ..Wishes::stall(stall_ms) };
+        let timings = derive(&wishes).expect("the range of the option is that of the timing");
         let count = usize::try_from(options.nodes).unwrap_or(1);
         let names: Vec<String> = (0..count).map(|index| format!("n{}", index + 1)).collect();
         let cluster = ClusterUuid([0xc1; 16]);
