@@ -72,6 +72,7 @@ impl World {
                 SbdState::Condemned | SbdState::Stopped => return self.exit_daemon(machine, 1),
             },
             Stage::Drain if is_drained(daemon.outstanding) => return self.begin_incarnation(machine),
+            Stage::Drain if daemon.outstanding == 0 => return self.begin_incarnation(machine, pid),
             Stage::Finish if state == SbdState::Stopped => return self.exit_daemon(machine, 0),
             Stage::Zombie { code } if daemon.outstanding == 0 => return self.daemon_reaped(machine, code),
             Stage::Live(_) => return,
@@ -81,9 +82,16 @@ impl World {
     }
 
     /// As the shell does at the start of an incarnation: own beat and newest view are read, then the node is made.
-    fn begin_incarnation(&mut self, machine: usize) {
+    fn begin_incarnation(&mut self, machine: usize, pid: Pid) {
         let now_ms = self.local_ms(machine);
-        let setup = self.node_setup(machine, now_ms);
+        if self.machines[machine].paths[0].hangs > 0 {
+            return self.queue.after(LOOK_US, Event::DaemonLook { machine, pid });
+        }
+        let Some((beat, view)) = self.first_look(machine) else {
+            self.note(&format!("{}: the daemon cannot read the newest view", self.machines[machine].name));
+            return self.exit_daemon(machine, 1);
+        };
+        let setup = self.node_setup(machine, now_ms, beat.as_ref(), &view);
         let me = setup.membership.me;
         self.note(&format!(
             "{}: incarnation {} begins in boot {}",
@@ -121,13 +129,13 @@ impl World {
     }
 
     fn node_setup(&mut self, machine: usize, now_ms: u64) -> NodeSetup {
+    fn node_setup(&mut self, machine: usize, now_ms: u64, beat: Option<&Beat>, view: &ViewBody) -> NodeSetup {
         let slot = self.machines[machine].slot;
         let boot = self.machines[machine].boot(machine);
         let mut incarnation = [0; 16];
         incarnation[..8].copy_from_slice(&self.random.next().to_le_bytes());
         incarnation[8..].copy_from_slice(&self.random.next().to_le_bytes());
-        let view = self.newest_view(0);
-        let carried_left = self.own_beat(0, slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(&beat, boot, &view));
+        let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, boot, view));
         let name = self.machines[machine].name.clone();
         let key = self.pill_key.clone();
         let initial = (view.view == ViewNumber(0) && slot == SlotIndex(0)).then(|| self.configuration.clone());
@@ -153,32 +161,34 @@ impl World {
         }
     }
 
-    fn own_beat(&self, device: usize, slot: SlotIndex) -> Option<Beat> {
-        let offset = self.disks[device].layout().beat(slot);
-        Beat::decode(&self.disks[device].read(offset, UNIT_BYTES), &Place { cluster: self.cluster, offset, slot }).ok()
-    }
-
-    /// The newest decided view that stands on a device.
-    pub(crate) fn newest_view(&self, device: usize) -> ViewBody {
-        let disk = &self.disks[device];
-        let layout = disk.layout();
-        let at = |offset: ByteOffset, slot| Place { cluster: self.cluster, offset, slot };
-        let mut newest = ViewBody::default();
+    /// The own beat and the newest decided view on the first device; none where that fails, or where the view has no readable body.
+    fn first_look(&mut self, machine: usize) -> Option<(Option<Beat>, ViewBody)> {
+        let layout = *self.disks[0].layout();
+        let cluster = self.cluster;
+        let at = |offset: ByteOffset, slot| Place { cluster, offset, slot };
+        let own = at(layout.beat(self.machines[machine].slot), self.machines[machine].slot);
+        let beat = Beat::decode(&self.look(machine, 0, own.offset, UNIT_BYTES)?, &own).ok();
+        let mut records: Vec<ViewRecord> = Vec::new();
         for slot in (0..layout.slots).map(SlotIndex) {
             for index in 0..2 {
                 let offset = layout.record(slot, index);
-                let Ok(record) = ViewRecord::decode(&disk.read(offset, UNIT_BYTES), &at(offset, slot)) else { continue };
-                if record.view <= newest.view || !layout.has_slot(record.life.slot) {
-                    continue;
-                }
-                let offset = layout.body(record.life.slot, record.place);
-                let bytes = disk.read(offset, usize::try_from(layout.place_bytes).unwrap_or(0));
-                let value = decode_body_place(&bytes, &at(offset, record.life.slot)).ok().map(|(_, _, value)| value);
-                let body = value.and_then(|value| ViewBody::decode_value(&value).ok()).filter(|body| body.digest() == record.digest);
-                newest = body.unwrap_or(newest);
+                records.extend(ViewRecord::decode(&self.look(machine, 0, offset, UNIT_BYTES)?, &at(offset, slot)));
             }
         }
-        newest
+        records.sort_by_key(|record| std::cmp::Reverse((record.view, record.sequence)));
+        let Some(newest) = records.first().copied().filter(|record| record.view > ViewNumber(0)) else {
+            return Some((beat, ViewBody::default()));
+        };
+        for record in records.iter().filter(|record| (record.view, record.digest) == (newest.view, newest.digest)) {
+            let place = at(layout.body(record.life.slot, record.place), record.life.slot);
+            let bytes = self.look(machine, 0, place.offset, usize::try_from(layout.place_bytes).unwrap_or(0))?;
+            let value = decode_body_place(&bytes, &place).ok().map(|(_, _, value)| value);
+            let body = value.and_then(|value| ViewBody::decode_value(&value).ok()).filter(|body| body.digest() == newest.digest);
+            if let Some(body) = body {
+                return Some((beat, body));
+            }
+        }
+        None
     }
 
     /// One input to the node, and everything that follows from it.

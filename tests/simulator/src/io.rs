@@ -6,10 +6,13 @@
 //! Called by: sbd, daemon and clients of the world.
 
 use crate::{
-    machine::Pid,
+    disk::{Areas, Disk, turn_bits},
+    machine::{Detour, Pid},
+    random::Random,
     world::{Event, World},
 };
 use deadbolt_disk_format::ByteOffset;
+use std::rc::Rc;
 
 /// Whose an operation is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,17 +51,48 @@ impl Work {
 #[derive(Clone, Debug)]
 pub struct Mishap {
     pub(crate) kind: MishapKind,
-    /// How late it is, us.
-    pub(crate) span_us: u64,
+    /// To which kinds of area.
+    pub(crate) areas: Areas,
 }
 
 /// In which way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum MishapKind {
-    /// It lands at once and answers late.
-    LateAnswer,
-    /// It lands late.
-    LateLanding,
+    /// It lands at once and answers so late, us.
+    LateAnswer(u64),
+    /// It lands so late, us.
+    LateLanding(u64),
+    /// A write that is acknowledged and never lands.
+    LostWrite,
+    /// The same, for a ballot that a scan follows.
+    LostBallot,
+    /// A write that is acknowledged and lands there.
+    StrayWrite(ByteOffset),
+    /// A ballot that its own scan sees and that is lost after that.
+    ForgottenWrite,
+    /// A read that shows what stands there.
+    StrayRead(ByteOffset),
+    /// A read in which bits were turned on the way.
+    RottenRead(Random),
+}
+
+impl Mishap {
+    /// Can it happen to the next effect of this operation?
+    fn suits(&self, operation: &Operation, disk: &Disk) -> bool {
+        let (offset, is_write) = match &operation.work {
+            Work::Write(offset, _) => (*offset, true),
+            Work::WriteThenRead(write, _, _, _) if !operation.has_written => (*write, true),
+            Work::Read(offset, _) | Work::WriteThenRead(_, _, offset, _) => (*offset, false),
+            Work::ReadCell(_) | Work::WriteCell(..) => return matches!(self.kind, MishapKind::LateAnswer(_) | MishapKind::LateLanding(_)),
+        };
+        let is_possible = match self.kind {
+            MishapKind::LateAnswer(_) | MishapKind::LateLanding(_) => true,
+            MishapKind::LostWrite | MishapKind::StrayWrite(_) => is_write,
+            MishapKind::LostBallot | MishapKind::ForgottenWrite => is_write && matches!(operation.work, Work::WriteThenRead(..)),
+            MishapKind::StrayRead(_) | MishapKind::RottenRead(_) => !is_write,
+        };
+        is_possible && self.areas.has(disk, offset)
+    }
 }
 
 /// An operation on its way.
@@ -76,6 +110,8 @@ pub struct Operation {
     pub(crate) is_landed: bool,
     /// Only some sectors of its write land: the machine lost its power in the middle.
     pub(crate) is_torn: bool,
+    /// What stood there before a write that is going to be forgotten.
+    pub(crate) forgets: Option<Vec<u8>>,
     pub(crate) result: Result<Answer, ()>,
 }
 
@@ -103,8 +139,20 @@ impl World {
         let issued_ms = self.local_ms(machine);
         let boot = self.machines[machine].boot_number;
         let result = Ok(Answer::Bytes(Vec::new()));
-        let operation =
-            Operation { machine, boot, owner, device, tag, issued_ms, work, has_written: false, is_landed: false, is_torn: false, result };
+        let operation = Operation {
+            machine,
+            boot,
+            owner,
+            device,
+            tag,
+            issued_ms,
+            work,
+            has_written: false,
+            is_landed: false,
+            is_torn: false,
+            forgets: None,
+            result,
+        };
         self.operations.insert(number, operation);
         self.travel(number);
     }
@@ -135,25 +183,34 @@ impl World {
         if self.machines[machine].paths[device].hangs > 0 {
             // On its way when the path broke: it may be there already, and only its answer hangs.
             if self.random.chance(500) {
-                self.take_effect(number);
+                self.take_effect(number, None);
             }
             self.machines[machine].paths[device].stuck.push(number);
             return;
         }
-        let mishap = self.machines[machine].paths[device].mishaps.pop();
-        if let Some(Mishap { kind: MishapKind::LateLanding, span_us }) = mishap {
+        let mishap = self.take_mishap(number);
+        if let Some(MishapKind::LateLanding(span_us)) = mishap {
             return self.queue.after(span_us, Event::Land(number));
         }
         if self.fails(number) {
             self.fail_operation(number);
         } else {
-            self.take_effect(number);
+            self.take_effect(number, mishap.as_ref());
         }
         let span = self.random.range(1, self.options.disk_us / 2 + 1);
-        let span = mishap.map_or(span, |mishap| mishap.span_us);
+        let span = if let Some(MishapKind::LateAnswer(span_us)) = mishap { span_us } else { span };
         self.queue.after(span, Event::Complete(number));
         // Or it is there, and nobody on the machine has heard of it.
         self.step(machine);
+    }
+
+    /// The next mishap of the path that suits an operation.
+    fn take_mishap(&mut self, number: u64) -> Option<MishapKind> {
+        let operation = self.operations.get(&number)?;
+        let disk = &self.disks[operation.device];
+        let mishaps = &mut self.machines[operation.machine].paths[operation.device].mishaps;
+        let index = mishaps.iter().position(|mishap| mishap.suits(operation, disk))?;
+        Some(mishaps.remove(index).kind)
     }
 
     fn fails(&self, number: u64) -> bool {
@@ -170,7 +227,7 @@ impl World {
             operation.is_torn = fate == 0;
         }
         if fate < 2 {
-            self.take_effect(number);
+            self.take_effect(number, None);
         }
         if let Some(operation) = self.operations.get_mut(&number) {
             operation.result = Err(());
@@ -190,23 +247,22 @@ impl World {
         true
     }
 
-    /// The operation does what it was sent for.
-    fn take_effect(&mut self, number: u64) {
+    /// The operation does what it was sent for, unless something else happens to it.
+    fn take_effect(&mut self, number: u64, mishap: Option<&MishapKind>) {
         let Some(mut operation) = self.operations.remove(&number) else { return };
-        let disk = &mut self.disks[operation.device];
         match &operation.work {
             Work::Write(offset, data) | Work::WriteThenRead(offset, data, _, _) if operation.writes_next() => {
-                if operation.is_torn {
-                    disk.write_torn(*offset, data, &mut self.random);
-                } else {
-                    disk.write(*offset, data);
-                }
+                operation.forgets = self.write(&operation, *offset, data, mishap);
             }
             Work::Write(..) => {}
-            Work::Read(offset, bytes) => operation.result = Ok(Answer::Bytes(disk.read(*offset, *bytes))),
-            Work::WriteThenRead(_, _, offset, bytes) => operation.result = Ok(Answer::Bytes(disk.read(*offset, *bytes))),
-            Work::ReadCell(cell) => operation.result = Ok(Answer::Cell(disk.cell(*cell))),
+            Work::Read(offset, bytes) | Work::WriteThenRead(_, _, offset, bytes) => {
+                let bytes = self.read((operation.machine, operation.device), *offset, *bytes, mishap);
+                operation.result = Ok(Answer::Bytes(bytes));
+                self.forget(&mut operation);
+            }
+            Work::ReadCell(cell) => operation.result = Ok(Answer::Cell(self.disks[operation.device].cell(*cell))),
             Work::WriteCell(cell, before, value) => {
+                let disk = &mut self.disks[operation.device];
                 let found = disk.cell(*cell);
                 disk.set_cell(*cell, *value);
                 self.facts.cell_written(self.queue.now_us(), operation.machine, *cell, found, *before);
@@ -218,6 +274,63 @@ impl World {
             self.facts.landed(self.queue.now_us(), operation.machine, operation.boot, operation.owner);
         }
         self.operations.insert(number, operation);
+    }
+
+    /// Writes; answers what is to be put back once the writer has seen its write.
+    fn write(&mut self, operation: &Operation, offset: ByteOffset, data: &[u8], mishap: Option<&MishapKind>) -> Option<Vec<u8>> {
+        self.facts.unit_written(operation.device, offset, data);
+        let disk = self.target(operation.machine, operation.device);
+        match mishap {
+            Some(MishapKind::LostWrite | MishapKind::LostBallot) => {}
+            Some(MishapKind::StrayWrite(to)) => disk.write_astray(*to, data),
+            Some(MishapKind::ForgottenWrite) => {
+                let before = disk.read(offset, data.len());
+                disk.write(offset, data);
+                return Some(before);
+            }
+            _ if operation.is_torn => self.disks[operation.device].write_torn(offset, data, &mut self.random),
+            _ => disk.write(offset, data),
+        }
+        None
+    }
+
+    fn forget(&mut self, operation: &mut Operation) {
+        if let (Some(before), Work::WriteThenRead(offset, ..)) = (operation.forgets.take(), &operation.work) {
+            self.target(operation.machine, operation.device).write(*offset, &before);
+        }
+    }
+
+    /// The device that a path leads to.
+    fn target(&mut self, machine: usize, device: usize) -> &mut Disk {
+        match self.machines[machine].paths[device].detour {
+            Some(Detour::Other(other)) => &mut self.others[other],
+            _ => &mut self.disks[device],
+        }
+    }
+
+    /// Reads without a delay: what a program looks at before it lives. Nothing where the path does not answer.
+    pub(crate) fn look(&mut self, machine: usize, device: usize, offset: ByteOffset, bytes: usize) -> Option<Vec<u8>> {
+        let path = &self.machines[machine].paths[device];
+        let is_open = path.hangs == 0 && !path.fails_reads;
+        is_open.then(|| self.read((machine, device), offset, bytes, None))
+    }
+
+    fn read(&mut self, (machine, device): (usize, usize), offset: ByteOffset, bytes: usize, mishap: Option<&MishapKind>) -> Vec<u8> {
+        let detour = &self.machines[machine].paths[device].detour;
+        let disk = match detour {
+            Some(Detour::Other(other)) => &self.others[*other],
+            Some(Detour::Stale(image, areas)) if areas.has(image, offset) => image.as_ref(),
+            _ => &self.disks[device],
+        };
+        let from = if let Some(MishapKind::StrayRead(from)) = mishap { *from } else { offset };
+        let mut found = disk.read(from, bytes);
+        if let Some(MishapKind::RottenRead(random)) = mishap {
+            turn_bits(&mut found, &mut random.clone());
+        }
+        if mishap.is_some() || detour.is_some() || disk.is_tainted(offset, bytes) {
+            self.facts.suspicious_read(device, self.cluster, &Rc::clone(disk.infos()), offset, &found);
+        }
+        found
     }
 
     /// An operation's answer reaches its process.
@@ -297,7 +410,7 @@ impl World {
 
     /// What was on its way when its machine was reset lands.
     pub(crate) fn land_late(&mut self, number: u64) {
-        self.take_effect(number);
+        self.take_effect(number, None);
         self.operations.remove(&number);
     }
 }

@@ -4,11 +4,16 @@
 //! Does not: decide or move; `sbd.rs`, `daemon.rs` and `client.rs` do.
 //! Called by: the world.
 
-use crate::{client::Client, clock::Clock, io::Mishap};
+use crate::{
+    client::Client,
+    clock::Clock,
+    disk::{Areas, Disk},
+    io::Mishap,
+};
 use deadbolt_cluster::{node::Node, seal::DatagramSealer};
 use deadbolt_disk_format::{BootId, DaemonPart, Life, NodeEntry, SlotIndex};
 use deadbolt_sbd_core::{Lifeline, ResetCommand};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 /// Number of a process; never used twice in a run.
 pub type Pid = u64;
@@ -206,6 +211,24 @@ pub struct Path {
     pub(crate) stuck: Vec<u64>,
     /// What happens to the next operations, one each.
     pub(crate) mishaps: Vec<Mishap>,
+    /// It does not lead to the device.
+    pub(crate) detour: Option<Detour>,
+}
+
+impl Path {
+    /// Nothing is wrong with it.
+    pub(crate) fn is_well(&self) -> bool {
+        self.hangs == 0 && !self.fails_reads && !self.fails_writes && self.extra_us == 0 && self.mishaps.is_empty() && self.detour.is_none()
+    }
+}
+
+/// Where a path leads instead.
+#[derive(Debug, Clone)]
+pub enum Detour {
+    /// Reads of these areas show the device as it was.
+    Stale(Rc<Disk>, Areas),
+    /// Everything goes to another device, by its number among the others.
+    Other(usize),
 }
 
 /// A machine.

@@ -145,6 +145,13 @@ options! {
     wall_jump: "weight", 0..=100, Even(0, 5), "Faults: a wall clock is set to any time.";
     clock_rate: "weight", 0..=100, Even(0, 5), "Faults: a clock goes on at another rate within drift_ppm.";
     watchdog_driver: "driver", 0..=4, Even(0, 4), "Watchdog device: 0 as late as the process watchdog, 1 softdog, 2 i6300esb, 3 iTCO_wdt, 4 unknown.";
+    lost_write: "weight", 0..=100, Rarely(250, 1, 5), "Faults: a write is acknowledged and lost: a name, a pill, a request, a journal entry.";
+    lost_ballot: "weight", 0..=100, Rarely(250, 1, 5), "Faults: a ballot is acknowledged and lost before the scan that follows it.";
+    stray_write: "weight", 0..=100, Rarely(250, 1, 5), "Faults: a write is acknowledged and lands elsewhere, where somebody writes again.";
+    stray_read: "weight", 0..=100, Rarely(250, 1, 5), "Faults: a read shows what stands elsewhere.";
+    rotten_read: "weight", 0..=100, Rarely(250, 1, 5), "Faults: bits of a read are turned on the way.";
+    disk_stale: "weight", 0..=100, Rarely(250, 1, 5), "Faults: for a while a path shows all but the votes as it was when that began.";
+    rot: "weight", 0..=100, Rarely(250, 1, 5), "Faults: bits turn in a unit that its owner writes again, or that others have too.";
 }
 
 impl Options {

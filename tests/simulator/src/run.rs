@@ -91,6 +91,9 @@ fn check_liveness(world: &mut World) {
     if !world.violations().is_empty() {
         return;
     }
+    if converged_us.is_none() && world.is_at_dead_end() {
+        return world.note("a vote unit of a dead node is rotten: nothing can be decided until a person acts");
+    }
     if converged_us.is_none() {
         let text = world.describe();
         return world.add_violation("L3", format!("no common view {} s after the faults stopped: {text}", bound_us / 1_000_000));

@@ -10,7 +10,8 @@ use crate::{
     world::{Event, World},
 };
 use deadbolt_disk_format::{
-    Beat, ByteOffset, DaemonPart, Incarnation, Place, RecordError, UNIT_BYTES, WatchdogKind,
+    Beat, ByteOffset, DaemonPart, Incarnation, Place, RecordError, SuperblockChoice, UNIT_BYTES, WatchdogKind, choose_superblock,
+    read_superblocks,
     sbd::{SbdNode, mailbox_offset, node_offset},
 };
 use deadbolt_sbd::pill::read_mailbox;
@@ -39,6 +40,10 @@ const KIND: u64 = 7 << 60;
 impl World {
     /// Starts sbd on a machine that is on.
     pub(crate) fn start_sbd(&mut self, machine: usize) {
+        if let Some(device) = (0..self.disks.len()).find(|device| !self.is_own_device(machine, *device)) {
+            self.note(&format!("{}: sbd does not start: device {device} cannot be read or is another one", self.machines[machine].name));
+            return self.sbd_refused(machine);
+        }
         let pid = self.new_pid();
         let mut writer = [0; 16];
         writer[..8].copy_from_slice(&self.random.next().to_le_bytes());
@@ -72,6 +77,15 @@ impl World {
     #[allow(clippy::unused_self, reason = "the same face as with planted mistakes")]
     fn new_lifeline(&self, config: LifelineConfig) -> Lifeline {
         Lifeline::new(config)
+    /// As the shell opens its devices: two equal copies of the superblock, of this cluster, at its number.
+    fn is_own_device(&mut self, machine: usize, device: usize) -> bool {
+        let copies = read_superblocks(self.disks[device].bytes(), |offset| self.look(machine, device, offset, UNIT_BYTES));
+        match choose_superblock(&copies) {
+            SuperblockChoice::Agreed { superblock, .. } => {
+                superblock.cluster == self.cluster && usize::from(superblock.device_number) == device
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn watchdog_kind(&self) -> WatchdogKind {

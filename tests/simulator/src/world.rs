@@ -8,7 +8,7 @@ use crate::{
     check::{Facts, Violation},
     clock::Clock,
     disk::Disk,
-    fault::Faults,
+    fault::{Faults, Rotten},
     io::Operation,
     log::Log,
     machine::{Machine, Page, Path, Pid, Process, SbdState},
@@ -113,6 +113,10 @@ pub struct World {
     /// Of the watchdogs.
     pub(crate) driver: Driver,
     pub(crate) disks: Vec<Disk>,
+    /// Vote units that rotted.
+    pub(crate) rotten: Vec<Rotten>,
+    /// Devices that are not the cluster's.
+    pub(crate) others: Vec<Disk>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) network: Network,
     pub(crate) operations: BTreeMap<u64, Operation>,
@@ -153,7 +157,7 @@ impl World {
         let cluster = ClusterUuid([0xc1; 16]);
         let devices = u16::try_from(options.devices).unwrap_or(1);
         let cells = usize::try_from(options.resources).unwrap_or(1);
-        let disks = (0..devices).map(|number| Disk::formatted(cluster, number, devices, timings, &names, cells)).collect();
+        let disks: Vec<Disk> = (0..devices).map(|number| Disk::formatted(cluster, number, devices, timings, &names, cells)).collect();
         let nodes = names.iter().enumerate().map(|(index, name)| NodeEntry {
             slot: slot_of(index),
             votes: 1,
@@ -170,6 +174,10 @@ impl World {
         };
         let machines = names.iter().enumerate().map(|(index, name)| new_machine(&mut random, &options, index, name)).collect();
         let key = "5e".repeat(32);
+        let mut facts = Facts::default();
+        for (device, disk) in disks.iter().enumerate() {
+            disk.infos().iter().for_each(|(_, offset, bytes)| facts.unit_written(device, *offset, &disk.read(*offset, *bytes)));
+        }
         Self {
             options,
             timings,
@@ -182,12 +190,14 @@ impl World {
             faults: Faults::new(plan),
             driver,
             disks,
+            rotten: Vec::new(),
+            others: Vec::new(),
             machines,
             network: Network::default(),
             operations: BTreeMap::new(),
             next_operation: 0,
             next_pid: 0,
-            facts: Facts::default(),
+            facts,
             log: Log::new(is_tracing),
             has_clones: false,
             is_calm: false,
@@ -354,7 +364,9 @@ impl World {
         let text = format!("{}: starts in boot {}", place.name, place.boot_number);
         self.note(&text);
         self.start_sbd(machine);
-        self.start_daemon(machine);
+        if self.machines[machine].is_on {
+            self.start_daemon(machine);
+        }
     }
 
     /// Power, watchdog or reset: everything on the machine ends at this instant.

@@ -5,6 +5,7 @@
 //! Called by: the world, after every event that may break a promise.
 
 pub mod locks;
+pub mod units;
 
 use crate::{
     daemon::short,
@@ -42,6 +43,7 @@ pub struct Facts {
     removed: BTreeSet<Life>,
     incarnations: BTreeMap<Incarnation, usize>,
     last_view: BTreeMap<usize, (Life, ViewNumber)>,
+    ledger: units::Ledger,
     found: Vec<Violation>,
     now_us: u64,
 }

@@ -5,6 +5,7 @@
 //! Called by: the world.
 
 mod clocks;
+mod data;
 mod machines;
 mod network;
 mod paths;
@@ -15,6 +16,7 @@ use crate::{
     random::{Random, mix},
     world::{Event, World},
 };
+pub use data::Rotten;
 use std::collections::BTreeSet;
 
 /// When faults come and which of them happen. Each draws from a generator of its own: leaving one out moves no other.
@@ -61,6 +63,8 @@ pub enum Ending {
     Quicken(usize, usize),
     /// A path works again.
     Mend(usize, usize),
+    /// A path shows its device as it is again.
+    Straighten(usize, usize),
     /// Processes continue.
     Continue(usize, Vec<Process>),
 }
@@ -98,6 +102,13 @@ const FAULTS: &[(&str, Inject)] = &[
     ("crash_at_step", World::inject_crash_at_step),
     ("wall_jump", World::inject_wall_jump),
     ("clock_rate", World::inject_clock_rate),
+    ("lost_write", World::inject_lost_write),
+    ("lost_ballot", World::inject_lost_ballot),
+    ("stray_write", World::inject_stray_write),
+    ("stray_read", World::inject_stray_read),
+    ("rotten_read", World::inject_rotten_read),
+    ("disk_stale", World::inject_stale),
+    ("rot", World::inject_rot),
 ];
 
 impl World {
@@ -114,7 +125,7 @@ impl World {
         if self.is_calm {
             return;
         }
-        if self.faults.begin() {
+        if self.faults.begin() && !self.is_rewriting() {
             self.inject_one();
             self.remember_state();
         }
@@ -176,6 +187,7 @@ impl World {
             Ending::Release(machine, device) => self.release(machine, device),
             Ending::Quicken(machine, device) => self.machines[machine].paths[device].extra_us = 0,
             Ending::Mend(machine, device) => self.mend(machine, device),
+            Ending::Straighten(machine, device) => self.machines[machine].paths[device].detour = None,
             Ending::Continue(machine, processes) => {
                 processes.into_iter().for_each(|process| self.continue_process(machine, process));
             }

@@ -6,6 +6,7 @@
 
 use super::Ending;
 use crate::{
+    disk::Areas,
     io::{Mishap, MishapKind},
     world::World,
 };
@@ -14,11 +15,11 @@ use crate::{
 const LATE_MOST: u64 = 5;
 
 impl World {
-    fn some_path(&mut self) -> (usize, usize) {
+    pub(super) fn some_path(&mut self) -> (usize, usize) {
         (self.some_machine(), self.some_device())
     }
 
-    fn note_path(&mut self, machine: usize, device: usize, text: &str) {
+    pub(super) fn note_path(&mut self, machine: usize, device: usize, text: &str) {
         self.note_fault(&format!("{}: device {device} {text}", self.machines[machine].name));
     }
 
@@ -113,13 +114,13 @@ impl World {
         self.delay_some(MishapKind::LateLanding, "is reached late");
     }
 
-    fn delay_some(&mut self, kind: MishapKind, text: &str) {
+    fn delay_some(&mut self, kind: fn(u64) -> MishapKind, text: &str) {
         let (machine, device) = self.some_path();
         let count = self.faults.own.range(1, LATE_MOST);
         self.note_path(machine, device, &format!("{text}, {count} times"));
         for _ in 0..count {
-            let mishap = Mishap { kind, span_us: self.span_us() };
-            self.machines[machine].paths[device].mishaps.push(mishap);
+            let kind = kind(self.span_us());
+            self.machines[machine].paths[device].mishaps.push(Mishap { kind, areas: Areas::ALL });
         }
     }
 
@@ -135,6 +136,7 @@ impl World {
         let path = &mut self.machines[machine].paths[device];
         path.extra_us = 0;
         path.mishaps.clear();
+        path.detour = None;
         path.hangs = path.hangs.min(1);
         self.release(machine, device);
     }

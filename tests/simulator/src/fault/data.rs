@@ -1,0 +1,214 @@
+//! What: faults of what stands on a device, or of what one operation makes of it: lost, astray, rotten, old.
+//! Owns: which units may be hit fairly; see the head of `disk.rs` for the reasons.
+//! Invariants: a fair fault takes nothing away that nobody else can give back.
+//! Does not: judge what follows.
+//! Called by: the table of faults.
+
+use super::Ending;
+use crate::{
+    disk::{Areas, Disk, SECTOR_BYTES, SLOTS, UnitInfo},
+    io::{Mishap, MishapKind},
+    machine::{Detour, Stage},
+    world::World,
+};
+use deadbolt_disk_format::{
+    Area, Ballot, ByteOffset, Digest, Life, Place, SlotIndex, Superblock, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place,
+    sbd::node_offset,
+};
+use deadbolt_sbd_core::PhaseName;
+use std::{collections::BTreeSet, rc::Rc};
+
+/// Where a write that goes astray, or nowhere, takes nothing away: what is lost is seen by its writer, or needed by nobody.
+const NEEDLESS: Areas = Areas::SBD.and(Areas::REQUESTS).and(Areas::JOURNAL);
+/// Superblock copies of which two equal ones have to stay.
+const COPIES_LEAST: usize = 2;
+
+/// A unit that rotted while its owner lived.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotten {
+    device: usize,
+    info: UnitInfo,
+    owner: Life,
+}
+
+impl World {
+    fn arm_mishap(&mut self, text: &str, kind: MishapKind, areas: Areas) {
+        let (machine, device) = self.some_path();
+        self.note_path(machine, device, text);
+        self.machines[machine].paths[device].mishaps.push(Mishap { kind, areas });
+    }
+
+    pub(super) fn inject_lost_write(&mut self) {
+        self.arm_mishap("loses a write", MishapKind::LostWrite, NEEDLESS);
+    }
+
+    /// The scan after a ballot shows its writer that it is not there.
+    pub(super) fn inject_lost_ballot(&mut self) {
+        self.arm_mishap("loses a ballot", MishapKind::LostBallot, Areas::VOTE);
+    }
+
+    pub(super) fn inject_stray_write(&mut self) {
+        let device = self.some_device();
+        let Some(to) = self.harmless_unit(device) else { return };
+        let machine = self.some_machine();
+        self.note_path(machine, device, &format!("writes astray, to byte {}", to.0));
+        self.machines[machine].paths[device].mishaps.push(Mishap { kind: MishapKind::StrayWrite(to), areas: NEEDLESS });
+    }
+
+    pub(super) fn inject_stray_read(&mut self) {
+        let units = self.disks[0].bytes() / UNIT_BYTES as u64;
+        let from = ByteOffset(self.faults.own.below(units / 2) * UNIT_BYTES as u64);
+        self.arm_mishap("reads astray", MishapKind::StrayRead(from), Areas::ALL);
+    }
+
+    pub(super) fn inject_rotten_read(&mut self) {
+        let random = self.faults.own.fork();
+        self.arm_mishap("turns bits of a read", MishapKind::RottenRead(random), Areas::ALL);
+    }
+
+    /// For a while a path shows everything but votes as it is now.
+    pub(super) fn inject_stale(&mut self) {
+        let (machine, device) = self.some_path();
+        self.note_path(machine, device, "shows only what stands there now");
+        let image = Rc::new(self.disks[device].clone());
+        self.machines[machine].paths[device].detour = Some(Detour::Stale(image, Areas::ALL.without(Areas::VOTE)));
+        self.ends(Ending::Straighten(machine, device));
+    }
+
+    /// Bits turn in a unit that somebody can give back, or that nobody needs.
+    pub(super) fn inject_rot(&mut self) {
+        let device = self.some_device();
+        let chosen = match self.faults.own.below(4) {
+            0 => self.some_unit(device, |world, info| world.is_vote_of_the_living(device, info)),
+            1 => self.some_unit(device, |world, info| world.is_said_elsewhere(device, info)),
+            _ => None,
+        };
+        if let Some(info @ (area, offset, bytes)) = chosen {
+            if let (Area::Vote(..), Some(owner)) = (area, self.living(area)) {
+                self.rotten.push(Rotten { device, info, owner });
+            }
+            self.rot(device, offset, bytes, &format!("{area:?}"));
+        } else if let Some(offset) = self.harmless_unit(device) {
+            self.rot(device, offset, UNIT_BYTES, &format!("byte {}", offset.0));
+        }
+    }
+
+    pub(super) fn rot(&mut self, device: usize, offset: ByteOffset, bytes: usize, text: &str) {
+        self.note_fault(&format!("device {device}: {text} rots"));
+        self.disks[device].rot(offset, bytes, &mut self.faults.own);
+    }
+
+    /// One of the units for which something holds.
+    pub(super) fn some_unit(&mut self, device: usize, holds: impl Fn(&Self, &UnitInfo) -> bool) -> Option<UnitInfo> {
+        let infos = Rc::clone(self.disks[device].infos());
+        let fitting: Vec<UnitInfo> = infos.iter().filter(|info| holds(self, info)).copied().collect();
+        fitting.get(self.faults.own.index(fitting.len())).copied()
+    }
+
+    /// A unit that may be overwritten at any time.
+    fn harmless_unit(&mut self, device: usize) -> Option<ByteOffset> {
+        if self.faults.own.chance(300) {
+            // A node's name and mailbox.
+            let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(SLOTS))).unwrap_or(0));
+            let sector = node_offset(slot, 512) + self.faults.own.below(2) * SECTOR_BYTES as u64;
+            return Some(ByteOffset(sector));
+        }
+        let (_, offset, _) = self.some_unit(device, |world, (area, _, _)| match area {
+            Area::Superblock(_) => world.good_superblocks(device) > COPIES_LEAST,
+            Area::Beat(_) | Area::Requests(_) | Area::Journal(..) | Area::Tool => true,
+            Area::Vote(..) | Area::Record(..) | Area::Body(..) => false,
+        })?;
+        Some(offset)
+    }
+
+    fn good_superblocks(&self, device: usize) -> usize {
+        let disk = &self.disks[device];
+        let copies = disk.layout().superblocks;
+        copies.iter().filter(|offset| Superblock::decode(&disk.read(**offset, UNIT_BYTES), **offset).is_ok()).count()
+    }
+
+    /// The life that owns a unit, if it is well.
+    fn living(&self, area: Area) -> Option<Life> {
+        let (Area::Vote(slot, _) | Area::Record(slot, _) | Area::Body(slot, _)) = area else { return None };
+        let mut machines = self.machines.iter().filter(|machine| machine.slot == slot && machine.is_on);
+        let machine = machines.next().filter(|machine| machine.stopped.is_empty() && machine.crash_at_step.is_none())?;
+        let is_beating = machine.sbd.as_ref().is_some_and(|sbd| sbd.lifeline.status().phase == PhaseName::Living);
+        let is_well = machine.paths.iter().all(crate::machine::Path::is_well) && is_beating && !machine.is_stopping;
+        match &machine.daemon.as_ref()?.stage {
+            Stage::Live(node) if is_well && node.view().view > ViewNumber(0) && machines.next().is_none() => Some(node.me()),
+            _ => None,
+        }
+    }
+
+    fn is_vote_of_the_living(&self, device: usize, info: &UnitInfo) -> bool {
+        let Area::Vote(slot, _) = info.0 else { return false };
+        let layout = *self.disks[device].layout();
+        let is_good = |index: u8| ballot(&self.disks[device], self.at(layout.vote(slot, index), slot)).is_some();
+        self.living(info.0).is_some() && is_good(0) && is_good(1)
+    }
+
+    fn at(&self, offset: ByteOffset, slot: SlotIndex) -> Place {
+        Place { cluster: self.cluster, offset, slot }
+    }
+
+    /// Does another slot's record name the same view, with a body of its own?
+    fn is_said_elsewhere(&self, device: usize, info: &UnitInfo) -> bool {
+        let disk = &self.disks[device];
+        let (slot, digest) = match info.0 {
+            Area::Record(slot, _) => match record(disk, self.at(info.1, slot)) {
+                Some(record) if record.view > ViewNumber(0) => (slot, record.digest),
+                _ => return false,
+            },
+            Area::Body(slot, _) => match body_digest(disk, self.at(info.1, slot)) {
+                Some(digest) => (slot, digest),
+                None => return false,
+            },
+            _ => return false,
+        };
+        let others = (0..SLOTS).map(SlotIndex).filter(|other| *other != slot);
+        let mut records = others.flat_map(|other| [0, 1].map(|index| (other, disk.layout().record(other, index))));
+        records.any(|(other, offset)| {
+            record(disk, self.at(offset, other)).is_some_and(|record| {
+                let place = self.at(disk.layout().body(other, record.place), other);
+                record.digest == digest && body_digest(disk, place) == Some(digest)
+            })
+        })
+    }
+
+    fn rotten_votes(&self) -> impl Iterator<Item = &Rotten> {
+        self.rotten.iter().filter(|rotten| match rotten.info.0 {
+            Area::Vote(slot, _) => ballot(&self.disks[rotten.device], self.at(rotten.info.1, slot)).is_none(),
+            _ => false,
+        })
+    }
+
+    fn is_alive(&self, life: Life) -> bool {
+        self.machines.iter().any(|machine| machine.daemon.as_ref().and_then(crate::machine::Daemon::life) == Some(life))
+    }
+
+    /// Does a rotten vote unit wait for its living owner? No other fault may take that owner away meanwhile.
+    pub(super) fn is_rewriting(&self) -> bool {
+        self.rotten_votes().any(|rotten| self.is_alive(rotten.owner))
+    }
+
+    /// Did the owner of a rotten vote unit end before it had rewritten it, on so many devices that nothing can be decided any more?
+    pub(crate) fn is_at_dead_end(&self) -> bool {
+        let devices: BTreeSet<usize> =
+            self.rotten_votes().filter(|rotten| !self.is_alive(rotten.owner)).map(|rotten| rotten.device).collect();
+        devices.len() * 2 > self.disks.len()
+    }
+}
+
+fn ballot(disk: &Disk, place: Place) -> Option<Ballot> {
+    Ballot::decode(&disk.read(place.offset, UNIT_BYTES), &place).ok()
+}
+
+fn record(disk: &Disk, place: Place) -> Option<ViewRecord> {
+    ViewRecord::decode(&disk.read(place.offset, UNIT_BYTES), &place).ok()
+}
+
+fn body_digest(disk: &Disk, place: Place) -> Option<Digest> {
+    let bytes = usize::try_from(disk.layout().place_bytes).unwrap_or(0);
+    let (_, _, value) = decode_body_place(&disk.read(place.offset, bytes), &place).ok()?;
+    ViewBody::decode_value(&value).ok().map(|body| body.digest())
+}
