@@ -71,8 +71,7 @@ impl World {
                 SbdState::None => {}
                 SbdState::Condemned | SbdState::Stopped => return self.exit_daemon(machine, 1),
             },
-            Stage::Drain if is_drained(daemon.outstanding) => return self.begin_incarnation(machine),
-            Stage::Drain if daemon.outstanding == 0 => return self.begin_incarnation(machine, pid),
+            Stage::Drain if is_drained(daemon.outstanding) => return self.begin_incarnation(machine, pid),
             Stage::Finish if state == SbdState::Stopped => return self.exit_daemon(machine, 0),
             Stage::Zombie { code } if daemon.outstanding == 0 => return self.daemon_reaped(machine, code),
             Stage::Live(_) => return,
@@ -128,7 +127,6 @@ impl World {
         }
     }
 
-    fn node_setup(&mut self, machine: usize, now_ms: u64) -> NodeSetup {
     fn node_setup(&mut self, machine: usize, now_ms: u64, beat: Option<&Beat>, view: &ViewBody) -> NodeSetup {
         let slot = self.machines[machine].slot;
         let boot = self.machines[machine].boot(machine);

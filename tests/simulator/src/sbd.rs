@@ -77,6 +77,8 @@ impl World {
     #[allow(clippy::unused_self, reason = "the same face as with planted mistakes")]
     fn new_lifeline(&self, config: LifelineConfig) -> Lifeline {
         Lifeline::new(config)
+    }
+
     /// As the shell opens its devices: two equal copies of the superblock, of this cluster, at its number.
     fn is_own_device(&mut self, machine: usize, device: usize) -> bool {
         let copies = read_superblocks(self.disks[device].bytes(), |offset| self.look(machine, device, offset, UNIT_BYTES));
