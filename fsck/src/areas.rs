@@ -148,10 +148,10 @@ impl Checker<'_> {
         // A ballot may run ahead of the record by one; by two only where a number was given up.
         let is_ahead = |this: &mut Self| {
             let ahead = this.read_votes_then_records(superblock, slot)?;
-            (ahead.0 > ahead.1 + 2).then_some(ahead)
+            (ahead.0.saturating_sub(ahead.1) > 2).then_some(ahead)
         };
-        let looks_ahead = votes.into_iter().flatten().map(|ballot| ballot.view.0).max().unwrap_or(0)
-            > newest_record(units, slot).map_or(u64::MAX - 2, |record| record.view.0) + 2;
+        let ballot = votes.into_iter().flatten().map(|ballot| ballot.view.0).max().unwrap_or(0);
+        let looks_ahead = newest_record(units, slot).is_some_and(|record| ballot.saturating_sub(record.view.0) > 2);
         if looks_ahead && let Some((ballot, record)) = is_ahead(self) {
             let detail = format!("ballot for view {ballot}, newest record {record}");
             self.report.add("VT-004", Some(layout.vote(slot, 0)), Some(slot), detail);

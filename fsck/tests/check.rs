@@ -189,6 +189,17 @@ fn a_fresh_device_and_a_used_one_are_clean() {
 }
 
 #[test]
+fn numbers_at_the_end_of_their_range_are_findings_and_no_end_of_the_check() {
+    let last = ViewBody { view: ViewNumber(u64::MAX), ..second_view() };
+    let disk = Disk::used();
+    disk.put_body(0, 2, &last);
+    disk.put_ballot(0, 0, u64::MAX, &last, 2, 256);
+    assert_eq!(disk.codes(), ["VT-004"]);
+    disk.put_record(0, 0, u64::MAX, &last, 2);
+    assert_eq!(disk.codes(), [""; 0]);
+}
+
+#[test]
 fn every_damage_has_its_finding() {
     type Damage = fn(&Disk);
     let table: &[(&[&str], Damage)] = &[
