@@ -50,6 +50,10 @@ pub fn check_key_text(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match ClusterKey::parse(text) {
         Ok(key) => assert_eq!(key.to_text(), text.trim().to_ascii_lowercase()),
-        Err(error) => assert!(text.trim().len() < 8 || !error.to_string().contains(text.trim()), "the refusal shows what may be a secret"),
+        Err(error) => {
+            // What may be half a secret is not shown: the refusal depends on nothing but its length.
+            let other = "?".repeat(text.trim().chars().count());
+            assert_eq!(ClusterKey::parse(&other).unwrap_err().to_string(), error.to_string());
+        }
     }
 }
