@@ -31,6 +31,7 @@ use effects::Effects;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -310,7 +311,7 @@ impl Daemon {
 
     fn handle_completion(&mut self, node: &mut Node, device: usize, completion: Completion) {
         let Some(tag) = self.untag(completion.tag) else { return };
-        let result = completion.result.map_err(|error| {
+        let result = completion.result.map(Arc::from).map_err(|error| {
             tracing::warn!(device, %error, "disk operation failed");
         });
         node.handle(

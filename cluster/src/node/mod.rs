@@ -18,14 +18,18 @@ use deadbolt_cluster_core::{
     observer::BeatsRead,
 };
 use deadbolt_disk_format::{
-    Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, Released, SlotIndex, SlotSet, UNIT_BYTES, ViewBody,
+    Beat, ClusterUuid, DaemonPart, Evidence, Layout, Life, NodeEntry, Place, Released, SlotIndex, SlotSet, ViewBody,
 };
 use deadbolt_dlm_core::{ClientReply, service as locks};
 use deadbolt_qdisk_core::{
     candidates::{self, DiskVotes, Graph, Standing},
     register::{self, DiskOpKind, Register, RegisterConfig},
+    units::Units,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 /// Which part of the node a piece of disk work belongs to; the top byte of its tag. The byte below is the shell's, counters have 48 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,7 +110,7 @@ pub enum NodeInput {
         /// When it ended, ms.
         ended_ms: u64,
         /// What was read, or nothing.
-        result: Result<Vec<u8>, ()>,
+        result: Result<Arc<[u8]>, ()>,
     },
     /// What sbd publishes.
     Lifeline {
@@ -220,6 +224,8 @@ pub struct Node {
     own_beat: u64,
     /// Per device: own beat that was complete when the read now in flight was issued; none: no read in flight.
     beat_reads: Vec<Option<u64>>,
+    /// Per device: the beats as last read.
+    beats: Vec<Units<Option<Beat>>>,
     is_abandoning: bool,
     is_leaving: bool,
     said_leave: bool,
@@ -277,6 +283,7 @@ impl Node {
             lease_end_ms: 0,
             own_beat: 0,
             beat_reads: vec![None; setup.layouts.len()],
+            beats: setup.layouts.iter().map(|_| Units::default()).collect(),
             is_abandoning: false,
             is_leaving: false,
             said_leave: false,
@@ -433,7 +440,7 @@ impl Node {
         }
     }
 
-    fn handle_disk(&mut self, now_ms: u64, (tag, device): (u64, usize), times: (u64, u64), result: Result<Vec<u8>, ()>) {
+    fn handle_disk(&mut self, now_ms: u64, (tag, device): (u64, usize), times: (u64, u64), result: Result<Arc<[u8]>, ()>) {
         match Part::of(tag) {
             Some((Part::Register, tag)) => {
                 let result = result.map_err(|()| register::IoFailed);
@@ -462,16 +469,16 @@ impl Node {
         }
     }
 
-    fn decode_beats(&self, device: usize, (issued_ms, ended_ms): (u64, u64), own_beat: u64, bytes: &[u8]) -> BeatsRead {
+    fn decode_beats(&mut self, device: usize, (issued_ms, ended_ms): (u64, u64), own_beat: u64, bytes: &Arc<[u8]>) -> BeatsRead {
         let mut beats = BTreeMap::new();
-        if let Some(layout) = self.setup.layouts.get(device) {
-            for (slot, unit) in (0..layout.slots).map(SlotIndex).zip(bytes.chunks_exact(UNIT_BYTES)) {
-                let place = Place { cluster: self.setup.cluster, offset: layout.beat(slot), slot };
+        if let (Some(layout), Some(units)) = (self.setup.layouts.get(device), self.beats.get_mut(device)) {
+            let cluster = self.setup.cluster;
+            units.update(bytes, usize::from(layout.slots), |unit, bytes| {
+                let slot = SlotIndex(u16::try_from(unit).unwrap_or(u16::MAX));
                 // A bad beat is no news.
-                if let Ok(beat) = Beat::decode(unit, &place) {
-                    beats.insert(slot, beat);
-                }
-            }
+                Beat::decode(bytes, &Place { cluster, offset: layout.beat(slot), slot }).ok()
+            });
+            beats.extend(units.values().iter().flatten().map(|beat| (beat.slot, beat.clone())));
         }
         BeatsRead { device, issued_ms, ended_ms, own_beat, beats }
     }

@@ -338,10 +338,15 @@ pub(crate) fn check_reserved(record: &[u8], fields: &[Field]) -> Result<(), Reco
 /// Are the bytes `from..to` zero (as far as they exist)?
 pub(crate) fn check_zero(record: &[u8], from: usize, to: usize) -> Result<(), RecordError> {
     let area = record.get(from..to.min(record.len())).unwrap_or_default();
-    match area.iter().position(|byte| *byte != 0) {
-        Some(index) => Err(RecordError::ReservedNotZero { offset: from + index }),
-        None => Ok(()),
+    if is_zero(area) {
+        return Ok(());
     }
+    let index = area.iter().position(|byte| *byte != 0).unwrap_or(0);
+    Err(RecordError::ReservedNotZero { offset: from + index })
+}
+/// Are all bytes zero? Without a way out in between, so that many bytes are looked at in one step.
+fn is_zero(area: &[u8]) -> bool {
+    area.iter().fold(0, |sum, byte| sum | byte) == 0
 }
 /// A string with a length byte in front, zero behind.
 pub(crate) fn put_string(record: &mut [u8], field: Field, text: &str) -> Result<(), EncodeError> {
@@ -408,7 +413,7 @@ pub fn decode_head(bytes: &[u8]) -> Result<Head, RecordError> {
     };
     let magic: [u8; 8] = bytes_of(record, at::MAGIC);
     if magic != MAGIC {
-        let is_all_zero = bytes.iter().all(|byte| *byte == 0);
+        let is_all_zero = is_zero(bytes);
         return Err(RecordError::NotARecord { found: magic, is_all_zero });
     }
     let found = u32_of(record, at::CHECKSUM);

@@ -11,6 +11,7 @@ extern crate std;
 
 pub mod candidates;
 pub mod register;
+pub mod units;
 
 pub use register::{
     DiskDone, DiskOp, DiskOpKind, Input, IoFailed, Output, ProposalError, Register, RegisterBlock, RegisterConfig, RegisterPhase,

@@ -41,7 +41,7 @@ pub struct Choice {
     pub joiners: SlotSet,
 }
 
-/// Chooses the clique that goes on; none when no eligible one exists.
+/// Chooses the clique that goes on; none when no eligible one exists. The same question has the same answer.
 pub type Arbiter = fn(&ArbitrationInput) -> Option<Choice>;
 
 impl Membership {
@@ -160,17 +160,28 @@ impl Membership {
     }
 
     /// Asks the arbiter who goes on, with the lives behind the answer.
-    pub(crate) fn choose(&self) -> Option<(Choice, BTreeMap<SlotIndex, Life>)> {
+    pub(crate) fn choose(&mut self) -> Option<(Choice, BTreeMap<SlotIndex, Life>)> {
         let candidates = self.candidates();
         let lives: BTreeMap<SlotIndex, Life> = candidates.iter().map(|(life, _)| (life.slot, *life)).collect();
-        let input = self.arbitration(&candidates);
-        let mut choice = (self.setup.arbiter)(&input)?;
+        let mut choice = self.arbitrate(self.arbitration(&candidates))?;
         for (slot, life) in &lives {
             if choice.joiners.contains(*slot) && !self.may_be_let_in(life) {
                 choice.joiners.remove(*slot);
             }
         }
         Some((choice, lives))
+    }
+
+    /// Nothing is asked twice in a row: while nothing happens, every poll has the same question.
+    fn arbitrate(&mut self, question: ArbitrationInput) -> Option<Choice> {
+        match &self.arbitrated {
+            Some((asked, answer)) if *asked == question => *answer,
+            _ => {
+                let answer = (self.setup.arbiter)(&question);
+                self.arbitrated = Some((question, answer));
+                answer
+            }
+        }
     }
 
     fn arbitration(&self, candidates: &[(Life, bool)]) -> ArbitrationInput {

@@ -245,6 +245,8 @@ pub struct Membership {
     /// A view has named this life: only then does its own *left* mean anything to anybody.
     was_named: bool,
     pub(crate) permit: Option<bool>,
+    /// What the arbiter was asked last, and its answer.
+    arbitrated: Option<(ArbitrationInput, Option<Choice>)>,
     pub(crate) proposal: proposal::Proposals,
     pub(crate) fencing: fencing::Fencing,
     pub(crate) forced: BTreeSet<Life>,
@@ -289,6 +291,7 @@ impl Membership {
             is_stopping: false,
             was_named: false,
             permit: None,
+            arbitrated: None,
             proposal: proposal::Proposals::default(),
             fencing: fencing::Fencing::default(),
             forced: BTreeSet::new(),

@@ -6,8 +6,8 @@
 //! Called by: the register.
 
 use super::own::OwnPair;
-use super::scan::Table;
-use alloc::{vec, vec::Vec};
+use super::scan::{Reader, Table};
+use alloc::{sync::Arc, vec, vec::Vec};
 use deadbolt_disk_format::{Ballot, Digest, Layout, Life, SlotIndex, ViewNumber, ViewRecord};
 
 /// One disk operation, as the register thinks of it.
@@ -50,8 +50,8 @@ pub(super) struct Source {
 /// What this device has contributed to the present round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
-    pub(super) votes: Option<Table<Ballot>>,
-    pub(super) records: Option<Table<ViewRecord>>,
+    pub(super) votes: Option<Arc<Table<Ballot>>>,
+    pub(super) records: Option<Arc<Table<ViewRecord>>>,
     /// Bodies still to try.
     pub(super) sources: Vec<Source>,
     /// The ballot of this round is written and the table was read after it, perhaps with unreadable units.
@@ -66,6 +66,9 @@ pub(super) struct Progress {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) layout: Layout,
+    /// The vote table and the table of records, as last read.
+    pub(super) votes: Reader<Ballot>,
+    pub(super) records: Reader<ViewRecord>,
     pub(super) outstanding: Option<Outstanding>,
     /// Own units; none until this life has read them here.
     pub(super) own: Option<Own>,
@@ -106,6 +109,8 @@ impl Lane {
     pub(super) fn new(layout: Layout) -> Self {
         Self {
             layout,
+            votes: Reader::default(),
+            records: Reader::default(),
             outstanding: None,
             own: None,
             half_loaded: None,

@@ -18,6 +18,7 @@ mod tests;
 
 use alloc::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     vec::Vec,
 };
 use deadbolt_disk_format::{
@@ -66,7 +67,7 @@ pub struct DiskDone {
     /// As in the operation.
     pub device: usize,
     /// What was read (empty for a write), or that it failed.
-    pub result: Result<Vec<u8>, IoFailed>,
+    pub result: Result<Arc<[u8]>, IoFailed>,
 }
 
 /// An operation failed; a write may be there or not.

@@ -5,8 +5,9 @@
 //! Does not: decide what follows from it.
 //! Called by: the register.
 
-use alloc::vec::Vec;
-use deadbolt_disk_format::{Ballot, ByteOffset, ClusterUuid, Layout, Place, RecordError, SlotIndex, UNIT_BYTES, ViewRecord};
+use crate::units::Units;
+use alloc::{sync::Arc, vec::Vec};
+use deadbolt_disk_format::{Ballot, ByteOffset, ClusterUuid, Layout, Place, RecordError, SlotIndex, ViewRecord};
 
 /// One read of a table.
 #[derive(Clone, Debug)]
@@ -19,72 +20,91 @@ pub(super) struct Table<T> {
     pub(super) unreadable: Vec<ByteOffset>,
 }
 
-type Decode<T> = dyn Fn(&[u8], &Place) -> Result<T, RecordError>;
-
-struct Reader<'a, T> {
-    bytes: &'a [u8],
-    start: ByteOffset,
-    cluster: ClusterUuid,
-    offset_of: &'a dyn Fn(SlotIndex, u8) -> ByteOffset,
-    decode: &'a Decode<T>,
+/// A record that stands in two units per slot.
+pub(super) trait Paired: Copy {
+    fn decode(bytes: &[u8], place: &Place) -> Result<Self, RecordError>;
+    fn offset(layout: &Layout, slot: SlotIndex, index: u8) -> ByteOffset;
     /// The unit with the higher key speaks for its slot.
-    key: fn(&T) -> (u64, u64),
+    fn key(&self) -> (u64, u64);
 }
 
-impl<T> Reader<'_, T> {
-    fn unit(&self, slot: SlotIndex, index: u8) -> Result<T, (ByteOffset, RecordError)> {
-        let offset = (self.offset_of)(slot, index);
-        let from = offset.0.checked_sub(self.start.0).and_then(|from| usize::try_from(from).ok());
-        let bytes = from.and_then(|from| self.bytes.get(from..from.checked_add(UNIT_BYTES)?)).unwrap_or_default();
-        (self.decode)(bytes, &Place { cluster: self.cluster, offset, slot }).map_err(|error| (offset, error))
+impl Paired for Ballot {
+    fn decode(bytes: &[u8], place: &Place) -> Result<Self, RecordError> {
+        Self::decode(bytes, place)
+    }
+    fn offset(layout: &Layout, slot: SlotIndex, index: u8) -> ByteOffset {
+        layout.vote(slot, index)
+    }
+    fn key(&self) -> (u64, u64) {
+        (self.sequence, 0)
+    }
+}
+
+impl Paired for ViewRecord {
+    fn decode(bytes: &[u8], place: &Place) -> Result<Self, RecordError> {
+        Self::decode(bytes, place)
+    }
+    fn offset(layout: &Layout, slot: SlotIndex, index: u8) -> ByteOffset {
+        layout.record(slot, index)
+    }
+    /// Both units of a slot are true; the later view is the news, whatever an earlier life left in the other unit.
+    fn key(&self) -> (u64, u64) {
+        (self.view.0, self.sequence)
+    }
+}
+
+/// Judges reads of one table; what has not changed since the last one is not decoded again.
+#[derive(Debug)]
+pub(super) struct Reader<T> {
+    units: Units<Result<T, RecordError>>,
+    last: Option<Arc<Table<T>>>,
+}
+
+impl<T> Default for Reader<T> {
+    fn default() -> Self {
+        Self { units: Units::default(), last: None }
+    }
+}
+
+/// Slot and number of a unit of a table.
+fn pair_of(unit: usize) -> (SlotIndex, u8) {
+    (SlotIndex(u16::try_from(unit / 2).unwrap_or(u16::MAX)), u8::from(!unit.is_multiple_of(2)))
+}
+
+impl<T: Paired> Reader<T> {
+    /// Judges a read of the whole area.
+    pub(super) fn read(&mut self, bytes: &Arc<[u8]>, layout: &Layout, cluster: ClusterUuid, own: SlotIndex) -> Arc<Table<T>> {
+        let decode = |unit: usize, bytes: &[u8]| {
+            let (slot, index) = pair_of(unit);
+            T::decode(bytes, &Place { cluster, offset: T::offset(layout, slot, index), slot })
+        };
+        let has_changed = self.units.update(bytes, 2 * usize::from(layout.slots), decode);
+        match &self.last {
+            Some(last) if !has_changed => Arc::clone(last),
+            _ => Arc::clone(self.last.insert(Arc::new(self.table(layout, own)))),
+        }
     }
 
-    fn table(&self, slots: u16, own: SlotIndex) -> Table<T> {
-        let mut table = Table {
-            own: [0, 1].map(|index| self.unit(own, index).map_err(|(_, error)| error)),
-            others: Vec::new(),
-            unreadable: Vec::new(),
+    fn table(&self, layout: &Layout, own: SlotIndex) -> Table<T> {
+        let own_unit = |index: usize| {
+            let unit = self.units.values().get(2 * usize::from(own.0) + index);
+            unit.cloned().unwrap_or(Err(RecordError::TooShort { found: 0, needed: deadbolt_disk_format::UNIT_BYTES }))
         };
-        for slot in (0..slots).map(SlotIndex).filter(|slot| *slot != own) {
+        let mut table = Table { own: [0, 1].map(own_unit), others: Vec::new(), unreadable: Vec::new() };
+        for (number, units) in self.units.values().chunks(2).enumerate().filter(|(number, _)| *number != usize::from(own.0)) {
             let mut newest: Option<T> = None;
-            for index in 0..2 {
-                match self.unit(slot, index) {
-                    Ok(unit) if newest.as_ref().is_none_or(|best| (self.key)(best) < (self.key)(&unit)) => {
-                        newest = Some(unit);
-                    }
+            for (index, unit) in units.iter().enumerate() {
+                match unit {
+                    Ok(unit) if newest.as_ref().is_none_or(|best| best.key() < unit.key()) => newest = Some(*unit),
                     Ok(_) => {}
-                    Err((offset, _)) => table.unreadable.push(offset),
+                    Err(_) => {
+                        let (slot, index) = pair_of(2 * number + index);
+                        table.unreadable.push(T::offset(layout, slot, index));
+                    }
                 }
             }
             table.others.extend(newest);
         }
         table
     }
-}
-
-/// Judges a read of the whole vote area.
-pub(super) fn vote_table(bytes: &[u8], layout: &Layout, cluster: ClusterUuid, own: SlotIndex) -> Table<Ballot> {
-    Reader {
-        bytes,
-        start: layout.votes,
-        cluster,
-        offset_of: &|slot, index| layout.vote(slot, index),
-        decode: &Ballot::decode,
-        key: |ballot| (ballot.sequence, 0),
-    }
-    .table(layout.slots, own)
-}
-
-/// Judges a read of the whole area of views records.
-pub(super) fn record_table(bytes: &[u8], layout: &Layout, cluster: ClusterUuid, own: SlotIndex) -> Table<ViewRecord> {
-    Reader {
-        bytes,
-        start: layout.records,
-        cluster,
-        offset_of: &|slot, index| layout.record(slot, index),
-        decode: &ViewRecord::decode,
-        // Both units of a slot are true; the later view is the news, whatever an earlier life left in the other unit.
-        key: |record| (record.view.0, record.sequence),
-    }
-    .table(layout.slots, own)
 }

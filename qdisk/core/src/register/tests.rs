@@ -412,7 +412,7 @@ impl World {
         }
         let op = self.ops.swap_remove(index);
         let has_failed = self.plan.failures && self.random.one_in(60);
-        let result = if has_failed { Err(IoFailed) } else { Ok(op.gathered) };
+        let result = if has_failed { Err(IoFailed) } else { Ok(op.gathered.into()) };
         self.input(op.node, Input::Disk(DiskDone { tag: op.tag, device: op.device, result }));
     }
 
@@ -943,7 +943,7 @@ proptest::proptest! {
                 2 => answer.fill(0xa5),
                 _ => {}
             }
-            let result = if random.one_in(20) { Err(IoFailed) } else { Ok(answer) };
+            let result = if random.one_in(20) { Err(IoFailed) } else { Ok(answer.into()) };
             register.handle(now_ms * 20, Input::Disk(DiskDone { tag: op.tag, device: op.device, result }));
         }
     }

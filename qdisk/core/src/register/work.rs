@@ -6,9 +6,9 @@
 
 use super::lane::{Outstanding, Own, Step};
 use super::own::{OwnPair, OwnVerdict};
-use super::scan::{Table, record_table, vote_table};
+use super::scan::Table;
 use super::{DiskDone, DiskOp, DiskOpKind, Goal, Output, Register, RegisterBlock};
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 use deadbolt_disk_format::{Ballot, ByteOffset, Digest, Layout, Place, ViewBody, ViewRecord, decode_body_place, encode_body_place};
 
 /// Reads of a vote table with an unreadable unit before it is called blocked: a write on its way can tear a read. Chosen.
@@ -247,10 +247,11 @@ impl Register {
         }
     }
 
-    fn votes_read(&mut self, device: usize, bytes: &[u8], is_current: bool) {
+    fn votes_read(&mut self, device: usize, bytes: &Arc<[u8]>, is_current: bool) {
         let me = self.me();
-        let table = vote_table(bytes, &self.lanes[device].layout, self.config.cluster, me);
-        self.lanes[device].note_votes_read(&table);
+        let lane = &mut self.lanes[device];
+        let table = lane.votes.read(bytes, &lane.layout, self.config.cluster, me);
+        lane.note_votes_read(&table);
         if !self.own_votes_are_fine(device, &table) || !is_current {
             return;
         }
@@ -317,10 +318,11 @@ impl Register {
         true
     }
 
-    fn records_read(&mut self, device: usize, bytes: &[u8], is_current: bool) {
+    fn records_read(&mut self, device: usize, bytes: &Arc<[u8]>, is_current: bool) {
         let me = self.me();
-        let table = record_table(bytes, &self.lanes[device].layout, self.config.cluster, me);
-        self.lanes[device].note_records_read(&table);
+        let lane = &mut self.lanes[device];
+        let table = lane.records.read(bytes, &lane.layout, self.config.cluster, me);
+        lane.note_records_read(&table);
         if !self.own_records_are_fine(device, &table) || !is_current || self.goal != Goal::Survey {
             return;
         }
