@@ -55,7 +55,12 @@ use deadbolt_disk_format::{
     layout::Area,
     sbd::{SbdHeader, SbdNode, node_offset},
 };
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+};
 
 /// What must be atomic is one sector.
 pub const SECTOR_BYTES: usize = 512;
@@ -120,6 +125,8 @@ pub struct Disk {
     units: Vec<Option<Rc<UnitBytes>>>,
     /// Units whose bytes nobody who may has written there.
     tainted: BTreeSet<usize>,
+    /// What was read before, by offset and length, kept up to date.
+    reads: RefCell<BTreeMap<(u64, usize), Arc<[u8]>>>,
     /// Values that applications protect by locks.
     data: Vec<u64>,
 }
@@ -172,7 +179,7 @@ impl Disk {
         };
         let infos = Rc::new(layout.units());
         let units = vec![None; index(DEVICE_BYTES)];
-        let mut disk = Self { layout, infos, units, tainted: BTreeSet::new(), data: vec![0; cells] };
+        let mut disk = Self { layout, infos, units, tainted: BTreeSet::new(), reads: RefCell::default(), data: vec![0; cells] };
         let fresh = Fresh::new(superblock, &header, Vec::new(), "simulator").expect("a valid superblock");
         for write in fresh.body().expect("a valid superblock") {
             disk.write(write.offset, &write.data);
@@ -236,14 +243,22 @@ impl Disk {
         out
     }
 
+    /// What stands there; the same allocation until a write lands there.
+    #[must_use]
+    pub fn read_shared(&self, offset: ByteOffset, bytes: usize) -> Arc<[u8]> {
+        let mut reads = self.reads.borrow_mut();
+        Arc::clone(reads.entry((offset.0, bytes)).or_insert_with(|| self.read(offset, bytes).into()))
+    }
+
     /// Lets a write land.
     pub fn write(&mut self, offset: ByteOffset, data: &[u8]) {
+        self.change_reads(offset.0, data);
         let mut at = offset.0;
         let mut rest = data;
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rest.len().min(UNIT_BYTES - within(at)));
             if let Some(unit) = self.units.get_mut(index(at)) {
-                let is_empty = unit.is_none() && piece.iter().all(|byte| *byte == 0);
+                let is_empty = unit.is_none() && piece.iter().fold(0, |sum, byte| sum | byte) == 0;
                 if !is_empty {
                     let bytes = Rc::make_mut(unit.get_or_insert_with(|| Rc::new([0; UNIT_BYTES])));
                     bytes[within(at)..within(at) + piece.len()].copy_from_slice(piece);
@@ -254,6 +269,18 @@ impl Disk {
             }
             at += piece.len() as u64;
             rest = after;
+        }
+    }
+
+    /// Remembered reads show what is written; who was given one keeps it as it was.
+    fn change_reads(&mut self, offset: u64, data: &[u8]) {
+        let end = offset + data.len() as u64;
+        for ((from, length), bytes) in self.reads.get_mut() {
+            let (low, high) = (offset.max(*from), end.min(from + *length as u64));
+            if low < high {
+                let at = |offset: u64, from: u64| usize::try_from(offset - from).unwrap_or(usize::MAX);
+                Arc::make_mut(bytes)[at(low, *from)..at(high, *from)].copy_from_slice(&data[at(low, offset)..at(high, offset)]);
+            }
         }
     }
 

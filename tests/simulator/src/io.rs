@@ -12,7 +12,7 @@ use crate::{
     world::{Event, World},
 };
 use deadbolt_disk_format::ByteOffset;
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 /// Whose an operation is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +126,7 @@ impl Operation {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// Bytes; none for a write.
-    Bytes(Vec<u8>),
+    Bytes(Arc<[u8]>),
     /// A protected value.
     Cell(u64),
 }
@@ -138,7 +138,7 @@ impl World {
         let number = self.next_operation;
         let issued_ms = self.local_ms(machine);
         let boot = self.machines[machine].boot_number;
-        let result = Ok(Answer::Bytes(Vec::new()));
+        let result = Ok(Answer::Bytes(Arc::default()));
         let operation = Operation {
             machine,
             boot,
@@ -309,13 +309,13 @@ impl World {
     }
 
     /// Reads without a delay: what a program looks at before it lives. Nothing where the path does not answer.
-    pub(crate) fn look(&mut self, machine: usize, device: usize, offset: ByteOffset, bytes: usize) -> Option<Vec<u8>> {
+    pub(crate) fn look(&mut self, machine: usize, device: usize, offset: ByteOffset, bytes: usize) -> Option<Arc<[u8]>> {
         let path = &self.machines[machine].paths[device];
         let is_open = path.hangs == 0 && !path.fails_reads;
         is_open.then(|| self.read((machine, device), offset, bytes, None))
     }
 
-    fn read(&mut self, (machine, device): (usize, usize), offset: ByteOffset, bytes: usize, mishap: Option<&MishapKind>) -> Vec<u8> {
+    fn read(&mut self, (machine, device): (usize, usize), offset: ByteOffset, bytes: usize, mishap: Option<&MishapKind>) -> Arc<[u8]> {
         let detour = &self.machines[machine].paths[device].detour;
         let disk = match detour {
             Some(Detour::Other(other)) => &self.others[*other],
@@ -323,9 +323,9 @@ impl World {
             _ => &self.disks[device],
         };
         let from = if let Some(MishapKind::StrayRead(from)) = mishap { *from } else { offset };
-        let mut found = disk.read(from, bytes);
+        let mut found = disk.read_shared(from, bytes);
         if let Some(MishapKind::RottenRead(random)) = mishap {
-            turn_bits(&mut found, &mut random.clone());
+            turn_bits(Arc::make_mut(&mut found), &mut random.clone());
         }
         if mishap.is_some() || detour.is_some() || disk.is_tainted(offset, bytes) {
             self.facts.suspicious_read(device, self.cluster, &Rc::clone(disk.infos()), offset, &found);

@@ -81,7 +81,9 @@ impl World {
 
     /// As the shell opens its devices: two equal copies of the superblock, of this cluster, at its number.
     fn is_own_device(&mut self, machine: usize, device: usize) -> bool {
-        let copies = read_superblocks(self.disks[device].bytes(), |offset| self.look(machine, device, offset, UNIT_BYTES));
+        let copies = read_superblocks(self.disks[device].bytes(), |offset| {
+            self.look(machine, device, offset, UNIT_BYTES).map(|bytes| bytes.to_vec())
+        });
         match choose_superblock(&copies) {
             SuperblockChoice::Agreed { superblock, .. } => {
                 superblock.cluster == self.cluster && usize::from(superblock.device_number) == device
