@@ -27,6 +27,7 @@ pub mod report;
 pub mod run;
 pub mod runner;
 pub mod sbd;
+pub mod script;
 pub mod shrink;
 pub mod world;
 

@@ -60,6 +60,18 @@ impl Log {
         self.events
     }
 
+    /// How many lines there are.
+    #[must_use]
+    pub fn line_count(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// The lines from one on, in a log that keeps all.
+    #[must_use]
+    pub fn lines_from(&self, first: usize) -> Vec<String> {
+        self.lines.iter().skip(first).cloned().collect()
+    }
+
     /// The fingerprints of distinct states, and the lines kept.
     #[must_use]
     pub fn into_parts(self) -> (HashSet<u64>, Vec<String>) {

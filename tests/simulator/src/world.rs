@@ -126,6 +126,10 @@ pub struct World {
     pub(crate) log: Log,
     /// Two machines may have the same slot.
     pub(crate) has_clones: bool,
+    /// Machines start only when they are told to.
+    pub(crate) is_scripted: bool,
+    /// Answers to the sessions of a transcript.
+    pub(crate) scripted_replies: Vec<(u64, ClientReply)>,
     /// Faults come no more.
     pub(crate) is_calm: bool,
     /// Clients ask for nothing new.
@@ -200,6 +204,8 @@ impl World {
             facts,
             log: Log::new(is_tracing),
             has_clones: false,
+            is_scripted: false,
+            scripted_replies: Vec::new(),
             is_calm: false,
             is_quiet: false,
             violations: Vec::new(),
@@ -275,6 +281,7 @@ impl World {
             Event::CutLasts { from, to } => self.cut_lasts(from, to),
             Event::ClientTurn { machine, pid } => self.client_turn(machine, pid),
             Event::Request { machine, session, request } => self.client_request(machine, session, *request),
+            Event::Reply { session, reply, .. } if session >= crate::script::SESSIONS => self.scripted_replies.push((session, *reply)),
             Event::Reply { machine, session, reply } => self.client_reply(machine, session, *reply),
             Event::SessionEnds { machine, session } => self.session_ends(machine, session),
             Event::KillClient { machine, pid } => self.kill_client(machine, pid),
@@ -349,7 +356,7 @@ impl World {
 
     // Machines.
 
-    fn start_machine(&mut self, machine: usize) {
+    pub(crate) fn start_machine(&mut self, machine: usize) {
         if self.machines[machine].is_on {
             return;
         }
@@ -377,8 +384,10 @@ impl World {
         self.note(&format!("{}: boot {} ends", self.machines[machine].name, self.machines[machine].boot_number));
         self.switch_off(machine);
         self.machines[machine].is_stopping = false;
-        let span = self.random.range(100, self.options.reboot_ms.max(100)) * 1000;
-        self.queue.after(span, Event::MachineStarts { machine });
+        if !self.is_scripted {
+            let span = self.random.range(100, self.options.reboot_ms.max(100)) * 1000;
+            self.queue.after(span, Event::MachineStarts { machine });
+        }
     }
 
     fn switch_off(&mut self, machine: usize) {
@@ -419,7 +428,9 @@ impl World {
         self.switch_off(machine);
         let span_ms = self.machines[machine].restart_ms.max(1);
         self.machines[machine].is_stopping = true;
-        self.queue.after(span_ms * 1000, Event::MachineStarts { machine });
+        if !self.is_scripted {
+            self.queue.after(span_ms * 1000, Event::MachineStarts { machine });
+        }
     }
 
     pub(crate) fn ask_sbd_to_stop(&mut self, machine: usize) {

@@ -43,6 +43,11 @@ impl World {
     pub(super) fn inject_kill_sbd(&mut self) {
         let machine = self.some_machine();
         self.note_fault(&format!("{}: sbd is killed", self.machines[machine].name));
+        self.kill_sbd(machine);
+    }
+
+    /// sbd dies, with its feeder.
+    pub(crate) fn kill_sbd(&mut self, machine: usize) {
         let is_process = self.options.process_watchdog == 1;
         let place = &mut self.machines[machine];
         if place.sbd.is_none() {
@@ -71,11 +76,16 @@ impl World {
 
     fn pause(&mut self, machine: usize, processes: &[Process]) {
         self.note_fault(&format!("{}: {processes:?} stopped", self.machines[machine].name));
-        if processes.contains(&Process::Feeder) {
+        processes.iter().for_each(|process| self.pause_process(machine, *process));
+        self.ends(Ending::Continue(machine, processes.to_vec()));
+    }
+
+    /// Stops a process; a feeder, it may be, after its check.
+    pub(crate) fn pause_process(&mut self, machine: usize, process: Process) {
+        if process == Process::Feeder {
             self.stop_feeder(machine);
         }
-        processes.iter().for_each(|process| self.stop_process(machine, *process));
-        self.ends(Ending::Continue(machine, processes.to_vec()));
+        self.stop_process(machine, process);
     }
 
     pub(super) fn inject_pause_node(&mut self) {
@@ -101,12 +111,16 @@ impl World {
     pub(super) fn inject_stop(&mut self) {
         let machine = self.some_machine();
         self.note_fault(&format!("{} is stopped cleanly", self.machines[machine].name));
-        let restart_ms = self.faults.own.range(100, self.options.reboot_ms.max(100));
+        self.machines[machine].restart_ms = self.faults.own.range(100, self.options.reboot_ms.max(100));
+        self.stop_cleanly(machine);
+    }
+
+    /// As `deadbolt stop` does.
+    pub(crate) fn stop_cleanly(&mut self, machine: usize) {
         let place = &mut self.machines[machine];
         if !place.is_on || place.is_stopping || place.is_stopped(Process::Daemon) {
             return;
         }
-        place.restart_ms = restart_ms;
         place.is_stopping = true;
         match place.daemon.as_mut() {
             Some(daemon) => {
