@@ -226,7 +226,11 @@ fn remove_node(node: &mut Node, request: &Value) -> Value {
     }
 }
 
-fn submit(daemon: &Daemon, work: DiskWork) {
+fn submit(daemon: &mut Daemon, work: DiskWork) {
+    let tag = daemon.tag(work.tag);
+    if !matches!(work.kind, DiskOpKind::Read { .. }) {
+        daemon.writes.insert((work.device, tag));
+    }
     let operation = match work.kind {
         DiskOpKind::Read { offset, bytes } => Operation::Read { offset, bytes },
         DiskOpKind::Write { offset, data } => Operation::Write { offset, data },
@@ -235,7 +239,7 @@ fn submit(daemon: &Daemon, work: DiskWork) {
         }
     };
     if let Some(engine) = daemon.engines.get(work.device) {
-        engine.submit(daemon.tag(work.tag), operation);
+        engine.submit(tag, operation);
     }
 }
 

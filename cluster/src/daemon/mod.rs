@@ -29,7 +29,7 @@ use deadbolt_sbd::{
 };
 use effects::Effects;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -108,6 +108,8 @@ pub(crate) struct Daemon {
     initial: Option<Configuration>,
     /// Number of the incarnation within this process, for the tags of disk work.
     epoch: u8,
+    /// Writes that were submitted and whose answer was not taken yet: device and tag.
+    writes: BTreeSet<(usize, u64)>,
     terminate: Signal,
     /// A stop was asked for: the next incarnation, if there is one, goes on stopping.
     is_stopping: bool,
@@ -147,6 +149,7 @@ impl Daemon {
             slot,
             initial,
             epoch: 0,
+            writes: BTreeSet::new(),
             terminate: signal(SignalKind::terminate())?,
             is_stopping: false,
         })
@@ -227,12 +230,13 @@ impl Daemon {
         }
     }
 
-    /// Waits until nothing that an earlier incarnation submitted is on its way any more: no write of it can land. Its answers cannot be
-    /// taken for those to the next one: the tags carry the number of the incarnation.
+    /// Waits until no write that an earlier incarnation submitted is on its way any more; a read that hangs on one of three devices hinders
+    /// nobody. Answers to it cannot be taken for those to the next one: the tags carry the number of the incarnation.
     async fn drain(&mut self) -> Result<()> {
-        let is_quiet = |engines: &[Engine]| engines.iter().all(|engine| engine.outstanding().is_empty());
+        let is_writing =
+            |(device, engine): (usize, &Engine)| engine.outstanding().iter().any(|(tag, _)| self.writes.contains(&(device, *tag)));
         let wait = async {
-            while !is_quiet(&self.engines) {
+            while self.engines.iter().enumerate().any(is_writing) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -310,6 +314,7 @@ impl Daemon {
     }
 
     fn handle_completion(&mut self, node: &mut Node, device: usize, completion: Completion) {
+        self.writes.remove(&(device, completion.tag));
         let Some(tag) = self.untag(completion.tag) else { return };
         let result = completion.result.map(Arc::from).map_err(|error| {
             tracing::warn!(device, %error, "disk operation failed");

@@ -673,9 +673,9 @@ impl Node {
         self.locks.handle(now_ms, locks::Input::Permit { may_grant });
     }
 
-    /// A life that leaves is quiet once nothing of the register is in the air.
+    /// A life that leaves is quiet once no write of the register is in the air; a read that hangs on one of three devices hinders nobody.
     fn finish_abandoning(&mut self, now_ms: u64) {
-        if self.is_abandoning && self.register.status().outstanding_since_ms.is_none() {
+        if self.is_abandoning && !self.register.status().is_writing {
             self.membership.handle(now_ms, membership::Input::RegisterQuiet);
             while let Some(output) = self.membership.poll_output() {
                 self.follow_membership(now_ms, output);

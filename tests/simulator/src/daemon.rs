@@ -45,6 +45,7 @@ impl World {
             stage: Stage::WaitForSbd,
             is_stopping: place.is_stopping,
             outstanding: 0,
+            writing: 0,
             tick_at_us: 0,
             sealer: None,
             follow: Vec::new(),
@@ -57,11 +58,11 @@ impl World {
 
     /// What a daemon does while it does not live: waits, or ends.
     pub(crate) fn daemon_looks(&mut self, machine: usize, pid: Pid) {
-        let is_drained = |outstanding: usize| outstanding == 0;
+        let is_drained = |writing: usize| writing == 0;
         #[cfg(feature = "planted")]
         let is_early = self.has_shell_mistake(crate::planted::Shell::StartTooEarly);
         #[cfg(feature = "planted")]
-        let is_drained = |outstanding: usize| is_early || is_drained(outstanding);
+        let is_drained = |writing: usize| is_early || is_drained(writing);
         let place = &mut self.machines[machine];
         let Some(daemon) = place.daemon.as_mut().filter(|daemon| daemon.pid == pid) else { return };
         let state = place.page.state;
@@ -71,7 +72,7 @@ impl World {
                 SbdState::None => {}
                 SbdState::Condemned | SbdState::Stopped => return self.exit_daemon(machine, 1),
             },
-            Stage::Drain if is_drained(daemon.outstanding) => return self.begin_incarnation(machine, pid),
+            Stage::Drain if is_drained(daemon.writing) => return self.begin_incarnation(machine, pid),
             Stage::Finish if state == SbdState::Stopped => return self.exit_daemon(machine, 0),
             Stage::Zombie { code } if daemon.outstanding == 0 => return self.daemon_reaped(machine, code),
             Stage::Live(_) => return,
@@ -93,10 +94,10 @@ impl World {
         let setup = self.node_setup(machine, now_ms, beat.as_ref(), &view);
         let me = setup.membership.me;
         self.note(&format!(
-            "{}: incarnation {} begins in boot {}",
+            "{}: an incarnation begins in boot {}: {}",
             self.machines[machine].name,
-            short(me),
-            self.machines[machine].boot_number
+            self.machines[machine].boot_number,
+            short(me)
         ));
         let sealer = DatagramSealer::new(self.cluster_key.clone(), self.cluster, me.slot, me.incarnation);
         let Some(daemon) = self.machines[machine].daemon.as_mut() else { return };
@@ -282,6 +283,7 @@ impl World {
             return self.defer(machine, Process::Daemon, Event::DaemonDisk(Box::new(operation)));
         }
         daemon.outstanding = daemon.outstanding.saturating_sub(1);
+        daemon.writing = daemon.writing.saturating_sub(usize::from(operation.work.is_write()));
         if daemon.epoch != epoch || is_zombie {
             return;
         }
@@ -348,6 +350,7 @@ impl World {
     fn node_disk(&mut self, machine: usize, work: DiskWork) {
         let Some(daemon) = self.machines[machine].daemon.as_mut() else { return };
         daemon.outstanding += 1;
+        daemon.writing += usize::from(!matches!(work.kind, DiskOpKind::Read { .. }));
         let owner = Owner::Daemon(daemon.pid, daemon.epoch);
         let kind = match work.kind {
             DiskOpKind::Read { offset, bytes } => Work::Read(offset, bytes),

@@ -42,7 +42,7 @@ pub enum Work {
 
 impl Work {
     /// Does its first stage change the device?
-    fn is_write(&self) -> bool {
+    pub(crate) fn is_write(&self) -> bool {
         matches!(self, Self::Write(..) | Self::WriteThenRead(..) | Self::WriteCell(..))
     }
 }

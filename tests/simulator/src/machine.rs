@@ -168,7 +168,10 @@ pub struct Daemon {
     pub(crate) epoch: u64,
     pub(crate) stage: Stage,
     pub(crate) is_stopping: bool,
+    /// Its disk work on its way.
     pub(crate) outstanding: usize,
+    /// Writes among that.
+    pub(crate) writing: usize,
     pub(crate) tick_at_us: u64,
     pub(crate) sealer: Option<DatagramSealer>,
     pub(crate) follow: Vec<NodeEntry>,

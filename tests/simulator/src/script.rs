@@ -53,17 +53,15 @@ type Done = Result<String, String>;
 pub fn replay(text: &str) -> String {
     let mut script = Script::default();
     let mut out = String::new();
-    let mut lines = text.lines().peekable();
+    let mut lines = text.lines();
     while let Some(line) = lines.next() {
         out.push_str(line);
         out.push('\n');
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        // The old output goes: from the bar to the next empty line.
-        if lines.peek().is_some_and(|next| next.starts_with("---")) {
-            lines.by_ref().find(|line| line.is_empty());
-        }
+        // The old output goes: all up to the next empty line.
+        lines.by_ref().find(|line| line.is_empty());
         let answer = script.execute(line).unwrap_or_else(|error| format!("error: {error}\n"));
         let _ = writeln!(out, "---\n{answer}");
     }
@@ -213,7 +211,7 @@ impl Script {
             };
             let locks: Vec<String> = held
                 .iter()
-                .filter(|((machine, _), held)| *machine == index && held.answer.is_some())
+                .filter(|((of, _), held)| *of == index && machine.is_on && held.answer.is_some())
                 .map(|((_, resource), held)| format!("{resource} {}", held.answer.clone().unwrap_or_default()))
                 .collect();
             let locks = if locks.is_empty() { String::new() } else { format!("; {}", locks.join(", ")) };
@@ -306,7 +304,7 @@ impl Script {
         let world = self.world()?;
         let device = words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0).min(world.disks.len() - 1);
         match command {
-            "crash" => world.end_machine(machine),
+            "crash" => world.lose_power(machine),
             "start" => world.start_machine(machine),
             "stop" => world.stop_cleanly(machine),
             "kill" => match words.get(1).copied() {
@@ -356,7 +354,7 @@ impl Script {
         let world = self.world()?;
         let count = world.machines.len();
         match words.first().copied() {
-            Some("off") => (0..count).for_each(|machine| world.end_machine(machine)),
+            Some("off") => (0..count).for_each(|machine| world.lose_power(machine)),
             Some("on") => (0..count).for_each(|machine| world.start_machine(machine)),
             _ => return Err("power off, or power on?".into()),
         }
@@ -421,7 +419,8 @@ fn has_members(world: &World, names: &[String]) -> bool {
         let machine = world.machines.iter().find(|machine| machine.name == *name);
         let members = machine.and_then(view_members).unwrap_or_default();
         let present: Vec<String> = members.iter().map(|life| format!("n{}", life.slot.0 + 1)).collect();
-        present == names && machine.and_then(|machine| machine.daemon.as_ref()).and_then(|daemon| daemon.life()).is_some_and(|me| members.contains(&me))
+        present == names
+            && machine.and_then(|machine| machine.daemon.as_ref()).and_then(|daemon| daemon.life()).is_some_and(|me| members.contains(&me))
     })
 }
 
@@ -443,19 +442,10 @@ fn is_off(world: &World, name: &str) -> bool {
     world.machines.iter().any(|machine| machine.name == name && !machine.is_on)
 }
 
-/// Takes out what only machines read.
-fn shortened(text: &str) -> String {
-    let words: Vec<&str> = text.split(' ').collect();
-    let mut out: Vec<&str> = Vec::new();
-    let mut skip = false;
-    for word in words {
-        if skip {
-            skip = false;
-        } else if word == "incarnation" {
-            skip = true;
-        } else {
-            out.push(word);
-        }
+/// Takes out what only machines read: who exactly began, and the letters of an incarnation.
+fn shortened(text: &str) -> &str {
+    match text.find(": an incarnation begins").and_then(|_| text.rfind(": slot")) {
+        Some(end) => text.get(..end).unwrap_or(text),
+        None => text,
     }
-    out.join(" ")
 }

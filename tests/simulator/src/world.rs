@@ -360,6 +360,11 @@ impl World {
         if self.machines[machine].is_on {
             return;
         }
+        let has_orphans = self.operations.values().any(|operation| operation.machine == machine);
+        if has_orphans && self.options.process_watchdog == 1 {
+            // The supervisor numbers a new boot only when every process of the one before is reaped, its disk operations included.
+            return self.queue.after(10_000, Event::MachineStarts { machine });
+        }
         // After a clean stop only the processes start anew; under a process watchdog every start is a boot of its own.
         let is_new_boot = !self.machines[machine].is_stopping || self.options.process_watchdog == 1;
         let place = &mut self.machines[machine];
@@ -384,9 +389,16 @@ impl World {
         self.note(&format!("{}: boot {} ends", self.machines[machine].name, self.machines[machine].boot_number));
         self.switch_off(machine);
         self.machines[machine].is_stopping = false;
-        if !self.is_scripted {
-            let span = self.random.range(100, self.options.reboot_ms.max(100)) * 1000;
-            self.queue.after(span, Event::MachineStarts { machine });
+        let span = self.random.range(100, self.options.reboot_ms.max(100)) * 1000;
+        self.queue.after(span, Event::MachineStarts { machine });
+    }
+
+    /// Power fails, and stays off until somebody starts the machine.
+    pub(crate) fn lose_power(&mut self, machine: usize) {
+        if self.machines[machine].is_on {
+            self.note(&format!("{}: boot {} ends", self.machines[machine].name, self.machines[machine].boot_number));
+            self.switch_off(machine);
+            self.machines[machine].is_stopping = false;
         }
     }
 
@@ -418,19 +430,27 @@ impl World {
 
     /// sbd does not start: the service is tried again later.
     pub(crate) fn sbd_refused(&mut self, machine: usize) {
-        self.machines[machine].is_stopping = true;
-        self.finish_stop(machine);
+        self.end_processes(machine);
+        self.start_later(machine);
     }
 
     /// Everything has stopped; the node is started again after a while.
     pub(crate) fn finish_stop(&mut self, machine: usize) {
+        self.end_processes(machine);
+        if !self.is_scripted {
+            self.start_later(machine);
+        }
+    }
+
+    fn end_processes(&mut self, machine: usize) {
         self.note(&format!("{}: is stopped", self.machines[machine].name));
         self.switch_off(machine);
-        let span_ms = self.machines[machine].restart_ms.max(1);
         self.machines[machine].is_stopping = true;
-        if !self.is_scripted {
-            self.queue.after(span_ms * 1000, Event::MachineStarts { machine });
-        }
+    }
+
+    fn start_later(&mut self, machine: usize) {
+        let span_ms = self.machines[machine].restart_ms.max(1);
+        self.queue.after(span_ms * 1000, Event::MachineStarts { machine });
     }
 
     pub(crate) fn ask_sbd_to_stop(&mut self, machine: usize) {

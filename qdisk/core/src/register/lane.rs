@@ -39,6 +39,16 @@ pub(super) enum Step {
     },
 }
 
+impl Step {
+    /// Does it change the device?
+    pub(super) fn is_write(&self) -> bool {
+        match self {
+            Self::ReadVotes | Self::ReadRecords | Self::ReadBody { .. } => false,
+            Self::WriteBody { .. } | Self::WriteRecord { .. } | Self::Cast { .. } | Self::Rewrite { .. } => true,
+        }
+    }
+}
+
 /// Where somebody's unit says that a body stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Source {

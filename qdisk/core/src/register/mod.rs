@@ -238,6 +238,8 @@ pub struct RegisterStatus {
     pub attempts: u32,
     /// Issue of the oldest operation that has not come back.
     pub outstanding_since_ms: Option<u64>,
+    /// A write has not come back: it may land at any time. A read that hangs is not one.
+    pub is_writing: bool,
     /// Devices that take part.
     pub devices: usize,
 }
@@ -429,6 +431,7 @@ impl Register {
             },
             attempts: self.attempts,
             outstanding_since_ms: self.lanes.iter().filter_map(|lane| lane.outstanding).map(|op| op.since_ms).min(),
+            is_writing: self.lanes.iter().filter_map(|lane| lane.outstanding).any(|op| op.step.is_write()),
             devices: self.lanes.iter().filter(|lane| !lane.is_away && lane.own.is_some()).count(),
         }
     }
