@@ -327,6 +327,7 @@ fn start_register(superblock: &Superblock, device: &MemoryDevice) {
                 write_own(&layout, device, write_offset, &data).map(|()| read(device, read_offset, read_bytes))
             }
         };
+        let result = result.map(Arc::from);
         register.handle(now_ms, Input::Disk(DiskDone { tag: operation.tag, device: operation.device, result }));
     }
 }

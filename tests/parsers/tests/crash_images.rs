@@ -354,7 +354,7 @@ impl Voter {
             return self.handle(Input::Tick);
         }
         let operation = self.under_way.remove(0);
-        let result = Ok(disks[operation.device].run(&operation.kind));
+        let result = Ok(Arc::from(disks[operation.device].run(&operation.kind)));
         self.handle(Input::Disk(DiskDone { tag: operation.tag, device: operation.device, result }));
     }
 
