@@ -81,7 +81,7 @@ impl Journal {
             };
             self.lanes.iter_mut().for_each(|lane| lane.waiting.push_back(*next));
             self.entries.push_back(entry);
-            *next += 1;
+            *next = next.saturating_add(1);
         }
         while self.entries.len() > WAITING_MAX {
             self.entries.pop_front();
@@ -105,7 +105,7 @@ impl Journal {
         }
         self.reads_pending = self.reads_pending.saturating_sub(1);
         if self.reads_pending == 0 {
-            self.next = Some(self.highest + 1);
+            self.next = Some(self.highest.saturating_add(1));
             self.number();
         }
     }
@@ -128,5 +128,27 @@ impl Journal {
             }
         }
         work
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deadbolt_disk_format::{BootId, Incarnation, SlotIndex};
+
+    #[test]
+    fn words_on_the_disk_never_end_a_node() {
+        let me = Life { slot: SlotIndex(1), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
+        let (layout, cluster) = (Layout::new(16 << 20, 512, 4).unwrap(), ClusterUuid([3; 16]));
+        let mut journal = Journal::new(me, cluster, 0);
+        assert_eq!(journal.start(&[layout]).len(), 1);
+        let place = Place { cluster, offset: layout.journal(me.slot, 0), slot: me.slot };
+        let last = JournalEntry { life: me, sequence: u64::MAX, view: ViewNumber(1), wall_ms: 0, boottime_ms: 0, text: String::new() };
+        let ring = [last.encode(&place).to_vec(), vec![0xff; UNIT_BYTES]].concat();
+        journal.handle_done(0, Ok(&ring), &[layout]);
+        for _ in 0..3 {
+            journal.push(1, ViewNumber(2), "words".into());
+        }
+        assert_eq!(journal.poll_work(&[layout]).len(), 1);
     }
 }
