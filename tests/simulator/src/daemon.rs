@@ -132,8 +132,8 @@ impl World {
         let slot = self.machines[machine].slot;
         let boot = self.machines[machine].boot(machine);
         let mut incarnation = [0; 16];
-        incarnation[..8].copy_from_slice(&self.random.next().to_le_bytes());
-        incarnation[8..].copy_from_slice(&self.random.next().to_le_bytes());
+        incarnation[..8].copy_from_slice(&self.random.number().to_le_bytes());
+        incarnation[8..].copy_from_slice(&self.random.number().to_le_bytes());
         let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, boot, view));
         let name = self.machines[machine].name.clone();
         let key = self.pill_key.clone();
@@ -151,7 +151,7 @@ impl World {
             },
             cluster: self.cluster,
             layouts: self.disks.iter().map(|disk| *disk.layout()).collect(),
-            seed: self.random.next(),
+            seed: self.random.number(),
             wall_offset_ms: self.machines[machine].wall_offset_ms,
             encode_pill: Box::new(move |victim, serial, sector_bytes| {
                 let pill = Pill { command: Command::Reset, sender: &name, victim: victim.boot, serial };

@@ -46,7 +46,7 @@ impl World {
         }
         let pid = self.new_pid();
         let mut writer = [0; 16];
-        writer[..8].copy_from_slice(&self.random.next().to_le_bytes());
+        writer[..8].copy_from_slice(&self.random.number().to_le_bytes());
         writer[8..].copy_from_slice(&pid.to_le_bytes());
         let config = LifelineConfig {
             slot: self.machines[machine].slot,

@@ -134,10 +134,10 @@ impl World {
 
     fn inject_one(&mut self) {
         // Each kind draws as many lots as it weighs, and the smallest of all lots wins: without one kind the others stay what they are.
-        let lots = self.faults.own.next();
+        let lots = self.faults.own.number();
         let lot = |number: usize, name: &str| {
             let mut random = Random::new(mix(lots ^ number as u64));
-            (0..self.options.get(name).unwrap_or(0)).map(|_| random.next()).min()
+            (0..self.options.get(name).unwrap_or(0)).map(|_| random.number()).min()
         };
         let kinds = FAULTS.iter().enumerate();
         let chosen = kinds.filter_map(|(number, (name, inject))| Some((lot(number, name)?, inject))).min_by_key(|(lot, _)| *lot);
