@@ -343,8 +343,10 @@ impl World {
         self.machines[machine].wall_offset_ms + self.queue.now_us() / 1000
     }
 
+    /// Something worth a line has happened; the state that the world is in by then counts among those seen.
     pub(crate) fn note(&mut self, text: &str) {
         self.log.line(self.queue.now_us(), text);
+        self.remember_state();
     }
 
     /// The machine at one of these addresses.
@@ -459,7 +461,7 @@ impl World {
     }
 
     /// Finds out in how many different situations the world was: roles, views, locks, cuts.
-    pub(crate) fn remember_state(&mut self) {
+    fn remember_state(&mut self) {
         let mut sum = 0u64;
         for machine in &self.machines {
             let view = match machine.daemon.as_ref().map(|daemon| &daemon.stage) {

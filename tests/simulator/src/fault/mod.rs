@@ -127,7 +127,6 @@ impl World {
         }
         if self.faults.begin() && !self.is_rewriting() {
             self.inject_one();
-            self.remember_state();
         }
         self.plan_fault();
     }
