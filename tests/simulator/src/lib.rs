@@ -4,6 +4,7 @@
 //! Does not: contain a decision of the product: shells are imitated, machines are the real ones.
 //! Called by: `deadbolt-sim`, `deadbolt sim`, tests.
 
+pub mod bench;
 pub mod check;
 pub mod client;
 pub mod clock;

@@ -5,7 +5,7 @@
 //! Called by: the program, and the front door under its `sim` verb.
 
 use crate::{
-    Options, Plan,
+    Options, Plan, bench,
     plan::{PROGRAM, parse_faults},
     report, run,
     runner::{Batch, all_cores, run_batch, run_checked},
@@ -35,7 +35,7 @@ const PROGRESS: Duration = Duration::from_secs(60);
 #[command(
     name = PROGRAM,
     version,
-    group = ArgGroup::new("what").required(true).multiple(true).args(["seed", "seeds", "hours", "list_options"]),
+    group = ArgGroup::new("what").required(true).multiple(true).args(["seed", "seeds", "hours", "list_options", "bench"]),
     after_help = "Exit codes: 0 every promise held, 1 a promise was broken, 2 wrong usage.\n\
                   A failing seed is printed as one line that replays it, at the commit that it names.\n\
                   Examples: deadbolt-sim --seeds 1000\n          \
@@ -85,6 +85,9 @@ struct Arguments {
     /// List the options that --set knows
     #[arg(long)]
     list_options: bool,
+    /// Measure how fast the simulator is on one core
+    #[arg(long, exclusive = true)]
+    bench: bool,
 }
 
 fn parse_hours(text: &str) -> Result<Duration, String> {
@@ -121,6 +124,7 @@ impl Arguments {
                 show(&report::options());
                 0
             }
+            _ if self.bench => run_bench(),
             Some(seed) if self.shrink => self.run_shrink(seed),
             Some(seed) => self.run_one(seed),
             None => self.run_many(),
@@ -195,6 +199,15 @@ impl Arguments {
     }
 }
 
+fn run_bench() -> u8 {
+    let speed = bench::measure(&cpu_time);
+    match &speed {
+        Ok(speed) => show(&speed.to_string()),
+        Err(broken) => complain(broken),
+    }
+    exit_code(speed.is_ok())
+}
+
 fn exit_code(has_held: bool) -> u8 {
     if has_held { 0 } else { EXIT_BROKEN }
 }
@@ -238,6 +251,7 @@ mod tests {
             "--seeds 1 --jobs 0",
             "--hours -1",
             "--hours nan",
+            "--bench --seed 1",
             "--seed 1 --set nodes=99",
             "--seed 1 --set nodez=1",
         ] {

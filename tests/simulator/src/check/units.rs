@@ -5,7 +5,10 @@
 //! Called by: the disk operations of the world.
 
 use super::Facts;
-use crate::{disk::UnitInfo, random::mix};
+use crate::{
+    disk::{SECTOR_BYTES, UnitInfo},
+    random::mix,
+};
 use deadbolt_disk_format::{
     Area, Ballot, Beat, ByteOffset, ClusterUuid, JournalEntry, Place, Requests, SlotIndex, Superblock, ViewRecord, decode_body_place,
 };
@@ -15,11 +18,15 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub struct Ledger(BTreeMap<(usize, ByteOffset), BTreeSet<u64>>);
 
+/// Of the sectors that are not zero, and where they are: most units are empty behind their first sector.
 fn hash(bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(0, |sum, word| {
-        let mut padded = [0; 8];
-        padded[..word.len()].copy_from_slice(word);
-        mix(sum ^ u64::from_le_bytes(padded))
+    let sectors = (1u64..).zip(bytes.chunks(SECTOR_BYTES)).filter(|(_, sector)| sector.iter().fold(0, |sum, byte| sum | byte) != 0);
+    sectors.fold(bytes.len() as u64, |sum, (number, sector)| {
+        sector.chunks(8).fold(mix(sum ^ number), |sum, word| {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            mix(sum ^ u64::from_le_bytes(padded))
+        })
     })
 }
 
