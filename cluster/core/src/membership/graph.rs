@@ -48,13 +48,16 @@ impl Membership {
     /// Slots heard on the network within the detection time: by hellos, and by a stream with the same life that stands. Where only one
     /// of the two passes, nothing that needs the other could go on.
     pub(crate) fn hears(&self) -> SlotSet {
-        let is_linked = |life: &Life| match self.linked.get(life) {
+        self.heard.keys().copied().filter(|slot| self.does_hear(*slot)).collect()
+    }
+
+    fn does_hear(&self, slot: SlotIndex) -> bool {
+        let Some(heard) = self.heard.get(&slot).filter(|heard| self.is_heard(heard.at_ms)) else { return false };
+        match self.linked.get(&heard.hello.life) {
             Some(None) => true,
             Some(Some(lost_ms)) => self.is_heard(*lost_ms),
             None => false,
-        };
-        let hears = self.heard.iter().filter(|(_, heard)| self.is_heard(heard.at_ms) && is_linked(&heard.hello.life));
-        hears.map(|(slot, _)| *slot).collect()
+        }
     }
 
     fn is_heard(&self, at_ms: u64) -> bool {
@@ -186,14 +189,10 @@ impl Membership {
 
     fn arbitration(&self, candidates: &[(Life, bool)]) -> ArbitrationInput {
         let mut edges: BTreeMap<SlotIndex, SlotSet> = BTreeMap::new();
-        for (a, _) in candidates {
-            let mut set = SlotSet::default();
-            for (b, _) in candidates {
-                if a.slot != b.slot && self.hears_of(a).contains(b.slot) && self.hears_of(b).contains(a.slot) {
-                    set.insert(b.slot);
-                }
-            }
-            edges.insert(a.slot, set);
+        let hears: Vec<(SlotIndex, SlotSet)> = candidates.iter().map(|(life, _)| (life.slot, self.hears_of(life))).collect();
+        for (a, heard_by_a) in &hears {
+            let both_ways = hears.iter().filter(|(b, heard_by_b)| a != b && heard_by_a.contains(*b) && heard_by_b.contains(*a));
+            edges.insert(*a, both_ways.map(|(b, _)| *b).collect());
         }
         let configuration = &self.known.body.configuration;
         let nodes = candidates
@@ -211,8 +210,8 @@ impl Membership {
 
     /// A configured member that was in the view is not heard or not fresh: poll faster until the matter is settled.
     pub(crate) fn is_edge_missing(&self) -> bool {
-        let hears = self.hears();
-        self.role == Role::Member && self.known.body.members.iter().any(|member| *member != self.setup.me && !hears.contains(member.slot))
+        let mut others = self.known.body.members.iter().filter(|member| **member != self.setup.me);
+        self.role == Role::Member && others.any(|member| !self.does_hear(member.slot))
     }
 
     /// May new locks be granted? Only a member of the newest known view whose clique is the one that goes on.
