@@ -142,7 +142,7 @@ impl World {
             membership: membership::Setup {
                 me: Life { slot, boot, incarnation: Incarnation(incarnation) },
                 devices: self.disks.len(),
-                slots: crate::disk::SLOTS,
+                slots: self.disks[0].layout().slots,
                 timings: self.timings,
                 carried_left,
                 first_number: now_ms * 1000,

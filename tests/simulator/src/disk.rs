@@ -64,8 +64,6 @@ use std::{
 
 /// What must be atomic is one sector.
 pub const SECTOR_BYTES: usize = 512;
-/// Slots of a simulated device: more than any world has nodes, few enough that a table is read quickly.
-pub const SLOTS: u16 = 8;
 const DEVICE_BYTES: u64 = 8 << 20;
 
 type UnitBytes = [u8; UNIT_BYTES];
@@ -146,7 +144,9 @@ impl Disk {
     /// Never: the layout of a device of this size is a constant.
     #[must_use]
     pub fn formatted(cluster: ClusterUuid, number: u16, count: u16, timings: Timings, names: &[String], cells: usize) -> Self {
-        let layout = Layout::new(DEVICE_BYTES, 512, SLOTS).expect("8 MiB hold 8 slots");
+        // One more than there are nodes: tables are read whole, and a slot that nobody has belongs to them.
+        let slots = u16::try_from(names.len() + 1).unwrap_or(u16::MAX);
+        let layout = Layout::new(DEVICE_BYTES, 512, slots).expect("8 MiB hold a slot for every node");
         let mut device = [0xd0; 16];
         device[15] = u8::try_from(number).unwrap_or(0) + 1;
         let superblock = Superblock {
@@ -160,7 +160,7 @@ impl Disk {
             features_read_only: 0,
             features_compatible: 0,
             sector_bytes: 512,
-            slots: SLOTS,
+            slots,
             device_bytes: DEVICE_BYTES,
             timings,
             layout,

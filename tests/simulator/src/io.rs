@@ -139,7 +139,7 @@ impl World {
         let issued_ms = self.local_ms(machine);
         let boot = self.machines[machine].boot_number;
         let result = Ok(Answer::Bytes(Arc::default()));
-        let operation = Operation {
+        let operation = Box::new(Operation {
             machine,
             boot,
             owner,
@@ -152,7 +152,7 @@ impl World {
             is_torn: false,
             forgets: None,
             result,
-        };
+        });
         self.operations.insert(number, operation);
         self.travel(number);
     }
@@ -356,7 +356,7 @@ impl World {
             }
             self.travel(number);
         } else if let Some(operation) = self.operations.remove(&number) {
-            self.answer(operation);
+            self.answer(*operation);
         }
     }
 

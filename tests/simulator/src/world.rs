@@ -119,7 +119,7 @@ pub struct World {
     pub(crate) others: Vec<Disk>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) network: Network,
-    pub(crate) operations: BTreeMap<u64, Operation>,
+    pub(crate) operations: BTreeMap<u64, Box<Operation>>,
     pub(crate) next_operation: u64,
     pub(crate) next_pid: Pid,
     pub(crate) facts: Facts,

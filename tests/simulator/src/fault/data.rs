@@ -6,7 +6,7 @@
 
 use super::Ending;
 use crate::{
-    disk::{Areas, Disk, SECTOR_BYTES, SLOTS, UnitInfo},
+    disk::{Areas, Disk, SECTOR_BYTES, UnitInfo},
     io::{Mishap, MishapKind},
     machine::{Detour, Stage},
     world::World,
@@ -109,7 +109,8 @@ impl World {
     fn harmless_unit(&mut self, device: usize) -> Option<ByteOffset> {
         if self.faults.own.chance(300) {
             // A node's name and mailbox.
-            let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(SLOTS))).unwrap_or(0));
+            let slots = self.disks[device].layout().slots;
+            let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(slots))).unwrap_or(0));
             let sector = node_offset(slot, 512) + self.faults.own.below(2) * SECTOR_BYTES as u64;
             return Some(ByteOffset(sector));
         }
@@ -165,7 +166,7 @@ impl World {
             },
             _ => return false,
         };
-        let others = (0..SLOTS).map(SlotIndex).filter(|other| *other != slot);
+        let others = (0..disk.layout().slots).map(SlotIndex).filter(|other| *other != slot);
         let mut records = others.flat_map(|other| [0, 1].map(|index| (other, disk.layout().record(other, index))));
         records.any(|(other, offset)| {
             record(disk, self.at(offset, other)).is_some_and(|record| {
