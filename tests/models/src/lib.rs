@@ -13,6 +13,7 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
 pub mod devices;
 pub mod extension;
+pub mod gate;
 pub mod lifeline;
 pub mod register;
 pub mod removal;
@@ -250,10 +251,19 @@ fn judge_holds(figures: &str, outcome: &Outcome) -> Result<String, String> {
 /// Every case of every model, in the order of the report.
 pub fn all_cases() -> Vec<Case> {
     // Each model's module adds its line here.
-    [lifeline::cases(), extension::cases(), register::cases(), removal::cases(), devices::cases(), slots::cases(), start::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        lifeline::cases(),
+        extension::cases(),
+        register::cases(),
+        removal::cases(),
+        devices::cases(),
+        slots::cases(),
+        start::cases(),
+        gate::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Runs every case and panics with all wrong verdicts together.
