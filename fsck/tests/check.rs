@@ -82,7 +82,10 @@ struct Disk {
 }
 impl Disk {
     fn formatted() -> Self {
-        let superblock = superblock();
+        Self::one_of(1)
+    }
+    fn one_of(device_count: u16) -> Self {
+        let superblock = Superblock { device_count, ..superblock() };
         let device = MemoryDevice::new(SIZE, 512);
         let header = sbd_header_of(&superblock);
         for write in Fresh::new(superblock.clone(), &header, Vec::new(), "host").unwrap().writes().unwrap() {
@@ -92,19 +95,21 @@ impl Disk {
     }
     /// Two nodes; both learned view 1, the first also decided view 2.
     fn used() -> Self {
-        let disk = Self::formatted();
-        disk.put_node(0, "alpha");
-        disk.put_node(1, "beta");
+        Self::formatted().use_it()
+    }
+    fn use_it(self) -> Self {
+        self.put_node(0, "alpha");
+        self.put_node(1, "beta");
         for slot in 0..2 {
-            disk.put_body(slot, 0, &first_view());
-            disk.put_record(slot, 0, 2, &first_view(), 0);
-            disk.put_beat(slot, 1);
+            self.put_body(slot, 0, &first_view());
+            self.put_record(slot, 0, 2, &first_view(), 0);
+            self.put_beat(slot, 1);
         }
-        disk.put_body(0, 1, &second_view());
-        disk.put_ballot(0, 0, 2, &second_view(), 1, 256);
-        disk.put_record(0, 1, 3, &second_view(), 1);
-        disk.put_beat(0, 2);
-        disk
+        self.put_body(0, 1, &second_view());
+        self.put_ballot(0, 0, 2, &second_view(), 1, 256);
+        self.put_record(0, 1, 3, &second_view(), 1);
+        self.put_beat(0, 2);
+        self
     }
     fn place(&self, slot: u16, offset: ByteOffset) -> Place {
         Place { cluster: CLUSTER, offset, slot: SlotIndex(slot) }
@@ -331,6 +336,15 @@ fn every_damage_has_its_finding() {
     }
     let untested: Vec<_> = CODES.iter().map(|code| code.code).filter(|code| !seen.contains(code)).collect();
     assert_eq!(untested, Vec::<&str>::new());
+}
+
+#[test]
+fn one_of_three_devices_may_lack_the_record_of_a_view_that_its_node_acts_in() {
+    for (count, expected) in [(1, vec!["BT-002"]), (3, vec![])] {
+        let disk = Disk::one_of(count).use_it();
+        disk.put_beat(1, 2);
+        assert_eq!(disk.codes(), expected, "{count} devices");
+    }
 }
 
 impl Disk {

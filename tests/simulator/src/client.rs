@@ -1,82 +1,127 @@
 //! What: the programs of the simulated world that take locks, and change the protected data under them.
-//! Owns: what each client asks for, believes to hold, and does meanwhile.
-//! Invariants: a client touches protected data only while it believes to hold a lock that allows it; a killed one is gone only when its last
-//!   disk operation is.
-//! Does not: judge; what it believes is told to the checkers.
+//! Owns: each client's process and socket; what it has asked for and what it believes to hold.
+//! Invariants: a client touches protected data only while it believes to hold a lock that allows it; its socket keeps order; a killed one is
+//!   gone only when its last disk operation is.
+//! Does not: choose what it does next (`choice`), judge; what it believes is told to the checkers.
 //! Called by: the world.
 
+mod answer;
+mod choice;
+
 use crate::{
-    check::locks::Holder,
+    check::locks::Written,
     io::{Answer, Operation, Owner, Work},
     machine::{Pid, Process},
     world::{Event, World},
 };
 use deadbolt_cluster::node::NodeInput;
+use deadbolt_disk_format::Life;
 use deadbolt_dlm_core::{
-    ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token,
+    ClientReply, ClientRequest, Flags, Mode,
     client::{CLIENT_VERSION, LVB_BYTES, Lvb},
     service::{Input, SessionInfo},
 };
+use std::collections::BTreeMap;
 
-const LOCKSPACE: &[u8] = b"simulated";
-/// Pause after a refusal.
+/// Pause after a refusal, and before a client that ended is started again.
 const RETRY_US: u64 = 100_000;
 
-/// What a client is at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Doing {
-    /// Waits for the lockspace.
-    Joining,
-    /// Pauses.
-    Thinking,
-    /// Waits for a lock.
-    Asking {
-        /// Which resource.
-        resource: usize,
-        /// Mode asked for.
-        mode: Mode,
-    },
-    /// Holds one.
-    Holding {
-        /// Which resource.
-        resource: usize,
-        /// The lock's number.
-        lock: u32,
-        /// The mode.
-        mode: Mode,
-        /// What was read under it.
-        seen: Option<u64>,
-        /// It has written.
-        has_written: bool,
-    },
-    /// Waits for the end of an unlock.
-    Releasing,
+/// What was asked and is not answered yet.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Join { space: usize },
+    Leave { space: usize },
+    Lock { resource: usize, mode: Mode, flags: Flags },
+    Convert { lock: u32, resource: usize, before: Mode, mode: Mode, flags: Flags, written: Option<Written> },
+    Unlock { resource: usize, written: Option<Written> },
+    Cancel,
+}
+
+/// A request without an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) since_us: u64,
+    pub(crate) what: What,
+    /// Newest value block that was reported written before this was asked.
+    floor: u64,
+    /// It may end as cancelled.
+    is_cancelled: bool,
+}
+
+/// A lock that the client believes to hold.
+#[derive(Clone, Debug)]
+struct Lock {
+    resource: usize,
+    mode: Mode,
+    /// A conversion or an unlock is under way.
+    is_busy: bool,
+    /// Somebody waits for it, and this client cares.
+    is_wanted: bool,
+    /// Given back after that.
+    until_us: u64,
+    /// A disk operation is on its way under it.
+    has_io: bool,
+    /// Value that was read under it, and nobody else can have changed since.
+    seen: Option<u64>,
+    /// Disk operations that it is still good for.
+    uses: u64,
 }
 
 /// A client process.
 #[derive(Debug)]
 pub struct Client {
     pub(crate) pid: Pid,
-    pub(crate) doing: Doing,
+    /// Of the daemon that its socket leads to.
+    pub(crate) life: Life,
+    /// Numbers of the lockspaces that it has joined.
+    pub(crate) spaces: BTreeMap<usize, u32>,
+    pub(crate) asked: BTreeMap<u64, Asked>,
+    locks: BTreeMap<u32, Lock>,
     serial: u64,
-    lockspace: u32,
     /// Disk operations on their way.
     outstanding: usize,
+    /// It gives back what others want.
+    is_obedient: bool,
     /// The socket to the daemon is closed.
     is_cut_off: bool,
     is_killed: bool,
-    /// When it asked last, us.
-    pub(crate) asked_us: u64,
+    /// The turn that is planned; others that come are stale.
+    turn_at_us: u64,
+    /// When the last frame on the socket arrives, each way.
+    sent_us: u64,
+    read_us: u64,
 }
 
-fn name_of(resource: usize) -> Vec<u8> {
-    format!("r{resource}").into_bytes()
+impl Client {
+    /// For fingerprints.
+    pub(crate) fn number(&self) -> u64 {
+        let held = self.locks.values().map(|lock| u64::from(lock.mode.number()) << 1 | u64::from(lock.is_busy));
+        let waiting = self.asked.values().map(|asked| match asked.what {
+            What::Join { .. } | What::Leave { .. } => 16,
+            What::Lock { mode, .. } | What::Convert { mode, .. } => 17 + u64::from(mode.number()),
+            What::Unlock { .. } | What::Cancel => 24,
+        });
+        held.chain(waiting).fold(u64::from(self.is_killed), |sum, part| sum.wrapping_mul(29).wrapping_add(part))
+    }
 }
 
-fn block(value: u64) -> Lvb {
+/// A resource's name; its lockspace is another matter.
+fn name_of(resource: usize, resources: usize) -> Vec<u8> {
+    format!("r{}", resource % resources).into_bytes()
+}
+
+/// A value block: whose and which.
+fn block(resource: usize, number: u64) -> Lvb {
     let mut lvb = [0; LVB_BYTES];
-    lvb[..8].copy_from_slice(&value.to_le_bytes());
+    lvb[..8].copy_from_slice(&number.to_le_bytes());
+    lvb[8..16].copy_from_slice(&(resource as u64).to_le_bytes());
     lvb
+}
+
+/// The number in a value block; 0, which nobody writes, for one that is not of this resource.
+fn number_in(resource: usize, lvb: &Lvb) -> u64 {
+    let word = |at: usize| lvb[at..at + 8].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    if word(8) == resource as u64 && lvb[16..].iter().all(|byte| *byte == 0) { word(0) } else { 0 }
 }
 
 impl World {
@@ -84,22 +129,28 @@ impl World {
     pub(crate) fn start_clients(&mut self, machine: usize) {
         let wanted = usize::try_from(self.options.clients).unwrap_or(0);
         let present = self.machines[machine].clients.values().filter(|client| !client.is_cut_off && !client.is_killed).count();
+        let Some(life) = self.machines[machine].daemon.as_ref().and_then(crate::machine::Daemon::life) else { return };
         for _ in present..wanted {
             let pid = self.new_pid();
             let client = Client {
                 pid,
-                doing: Doing::Joining,
+                life,
+                spaces: BTreeMap::new(),
+                asked: BTreeMap::new(),
+                locks: BTreeMap::new(),
                 serial: 0,
-                lockspace: 0,
                 outstanding: 0,
+                is_obedient: !self.random.chance(self.options.disobey),
                 is_cut_off: false,
                 is_killed: false,
-                asked_us: self.queue.now_us(),
+                turn_at_us: 0,
+                sent_us: 0,
+                read_us: 0,
             };
             self.machines[machine].clients.insert(pid, client);
             self.node_give(machine, NodeInput::Locks(Input::SessionOpened { session: pid, info: SessionInfo { pid: 1 } }));
-            self.request(machine, pid, ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: false });
-            self.client_join(machine, pid);
+            self.send_request(machine, pid, ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: false });
+            self.plan_client(machine, pid, 1);
         }
     }
 
@@ -107,49 +158,62 @@ impl World {
         self.machines[machine].clients.get_mut(&pid)
     }
 
-    /// Sends a request to the daemon.
-    fn request(&mut self, machine: usize, pid: Pid, request: ClientRequest) {
-        let is_able = self.client(machine, pid).is_some_and(|client| !client.is_cut_off && !client.is_killed);
-        if is_able {
-            let span = self.random.range(5, 60);
-            self.queue.after(span, Event::Request { machine, session: pid, request: Box::new(request) });
-        }
+    // The socket.
+
+    fn send_request(&mut self, machine: usize, pid: Pid, request: ClientRequest) {
+        let at_us = self.queue.now_us() + self.random.range(5, 60);
+        let Some(client) = self.client(machine, pid).filter(|client| !client.is_cut_off && !client.is_killed) else { return };
+        client.sent_us = client.sent_us.max(at_us);
+        let at_us = client.sent_us;
+        self.queue.at(at_us, Event::Request { machine, session: pid, request: Box::new(request) });
     }
 
-    fn next_serial(&mut self, machine: usize, pid: Pid) -> u64 {
-        let now_us = self.queue.now_us();
-        self.client(machine, pid).map_or(0, |client| {
-            client.serial += 1;
-            client.asked_us = now_us;
-            client.serial
-        })
+    /// Sends a request that will be answered.
+    fn ask(&mut self, machine: usize, pid: Pid, what: What, request: impl FnOnce(u64) -> ClientRequest) {
+        let since_us = self.queue.now_us();
+        let floor = match what {
+            What::Lock { resource, .. } | What::Convert { resource, .. } => self.facts.locks.floor(resource),
+            _ => 0,
+        };
+        let Some(client) = self.client(machine, pid) else { return };
+        client.serial += 1;
+        let serial = client.serial;
+        client.asked.insert(serial, Asked { since_us, what, floor, is_cancelled: false });
+        self.send_request(machine, pid, request(serial));
     }
 
-    fn client_join(&mut self, machine: usize, pid: Pid) {
-        let serial = self.next_serial(machine, pid);
-        if let Some(client) = self.client(machine, pid) {
-            client.doing = Doing::Joining;
-        }
-        self.request(machine, pid, ClientRequest::JoinLockspace { serial, name: LOCKSPACE.to_vec() });
-    }
-
-    /// A request reaches the daemon.
+    /// A request reaches the daemon; one that a client sent before its end, too.
     pub(crate) fn client_request(&mut self, machine: usize, session: u64, request: ClientRequest) {
         if self.machines[machine].is_stopped(Process::Daemon) {
             return self.defer(machine, Process::Daemon, Event::Request { machine, session, request: Box::new(request) });
         }
-        if self.client(machine, session).is_some_and(|client| !client.is_cut_off && !client.is_killed) {
-            self.node_give(machine, NodeInput::Locks(Input::Request { session, request }));
+        self.node_give(machine, NodeInput::Locks(Input::Request { session, request }));
+    }
+
+    /// The daemon writes to a client's socket.
+    pub(crate) fn send_reply(&mut self, machine: usize, session: u64, reply: ClientReply) {
+        let at_us = self.queue.now_us() + self.random.range(5, 60);
+        let Some(client) = self.client(machine, session) else { return };
+        client.read_us = client.read_us.max(at_us);
+        let at_us = client.read_us;
+        self.queue.at(at_us, Event::Reply { machine, session, reply: Box::new(reply) });
+    }
+
+    // Turns.
+
+    fn plan_client(&mut self, machine: usize, pid: Pid, span_us: u64) {
+        let now_us = self.queue.now_us();
+        let at_us = now_us + span_us;
+        let Some(client) = self.client(machine, pid) else { return };
+        if client.turn_at_us <= now_us || at_us < client.turn_at_us {
+            client.turn_at_us = at_us;
+            self.queue.at(at_us, Event::ClientTurn { machine, pid });
         }
     }
 
     fn think(&mut self, machine: usize, pid: Pid) {
         let span = self.random.below(self.options.think_ms * 1000 + 1) + 1;
-        self.wait(machine, pid, span);
-    }
-
-    fn wait(&mut self, machine: usize, pid: Pid, span_us: u64) {
-        self.queue.after(span_us, Event::ClientTurn { machine, pid });
+        self.plan_client(machine, pid, span);
     }
 
     /// A pause of a client is over.
@@ -157,141 +221,59 @@ impl World {
         if self.machines[machine].is_stopped(Process::Clients) {
             return self.defer(machine, Process::Clients, Event::ClientTurn { machine, pid });
         }
-        let Some(client) = self.client(machine, pid).filter(|client| !client.is_killed) else { return };
-        match client.doing {
-            Doing::Joining if client.lockspace == 0 => self.client_join(machine, pid),
-            Doing::Thinking => self.client_asks(machine, pid),
-            Doing::Holding { .. } => self.client_goes_on(machine, pid),
-            Doing::Joining | Doing::Asking { .. } | Doing::Releasing => {}
-        }
-    }
-
-    fn client_asks(&mut self, machine: usize, pid: Pid) {
-        if self.is_quiet {
-            return self.wait(machine, pid, RETRY_US);
-        }
-        let resource = self.random.index(usize::try_from(self.options.resources).unwrap_or(1));
-        let mode = match self.random.below(10) {
-            0 => Mode::Nl,
-            1 => Mode::Cr,
-            2 => Mode::Cw,
-            3 | 4 => Mode::Pr,
-            5 => Mode::Pw,
-            _ => Mode::Ex,
-        };
-        let serial = self.next_serial(machine, pid);
-        let Some(client) = self.client(machine, pid) else { return };
-        client.doing = Doing::Asking { resource, mode };
-        let lockspace = client.lockspace;
-        let flags = Flags::VALBLK;
-        let lvb = Some(block(0));
-        self.facts.locks.asked(resource, pid);
-        self.request(machine, pid, ClientRequest::Lock { serial, lockspace, resource: name_of(resource), mode, flags, lvb });
-    }
-
-    /// A reply reaches the client.
-    pub(crate) fn client_reply(&mut self, machine: usize, pid: Pid, reply: ClientReply) {
-        if self.machines[machine].is_stopped(Process::Clients) {
-            return self.defer(machine, Process::Clients, Event::Reply { machine, session: pid, reply: Box::new(reply) });
-        }
-        let Some(client) = self.client(machine, pid).filter(|client| !client.is_killed) else { return };
-        let doing = client.doing;
-        match reply {
-            ClientReply::Joined { lockspace, .. } => {
-                client.lockspace = lockspace;
-                client.doing = Doing::Thinking;
-                self.think(machine, pid);
-            }
-            ClientReply::Completed { status: LockStatus::Success, lock, mode: Some(mode), flags, lvb, token, .. } => {
-                if let Doing::Asking { resource, .. } = doing {
-                    self.client_granted(machine, pid, (resource, lock, mode), token, lvb.filter(|_| !flags.has(ResultFlags::VALNOTVALID)));
-                }
-            }
-            ClientReply::Completed { .. } => {
-                if let Doing::Asking { resource, .. } = doing {
-                    self.facts.locks.refused(resource, pid);
-                }
-                client_of(self, machine, pid).doing = Doing::Thinking;
-                self.think(machine, pid);
-            }
-            ClientReply::Refused { .. } => {
-                if let Doing::Asking { resource, .. } = doing {
-                    self.facts.locks.refused(resource, pid);
-                    client_of(self, machine, pid).doing = Doing::Thinking;
-                }
-                self.wait(machine, pid, RETRY_US);
-            }
-            ClientReply::Lost { .. } => self.cut_off(machine, pid),
-            ClientReply::Welcome { .. } | ClientReply::LockspaceLeft { .. } | ClientReply::Blocking { .. } => {}
-        }
-    }
-
-    fn client_granted(&mut self, machine: usize, pid: Pid, grant: (usize, u32, Mode), token: Token, lvb: Option<Lvb>) {
-        let (resource, lock, mode) = grant;
         let now_us = self.queue.now_us();
-        self.facts.granted += 1;
-        let holder = Holder { machine, boot: self.machines[machine].boot_number, client: pid, mode, token };
-        let value = lvb.map(|lvb| u64::from_le_bytes(lvb[..8].try_into().unwrap_or_default()));
-        let found = self.facts.locks.granted(resource, holder, value);
-        self.report(now_us, found);
-        self.check_lease(machine, "a lock is granted to a client");
-        client_of(self, machine, pid).doing = Doing::Holding { resource, lock, mode, seen: None, has_written: false };
-        if mode.is_writer() || mode == Mode::Pr {
-            self.client_submits(machine, pid, Work::ReadCell(resource));
-        } else {
-            let span = self.random.below(self.options.hold_ms * 1000 + 1);
-            self.wait(machine, pid, span);
+        let Some(client) = self.client(machine, pid).filter(|client| !client.is_killed) else { return };
+        if now_us >= client.turn_at_us && client.turn_at_us > 0 {
+            client.turn_at_us = 0;
+            self.client_acts(machine, pid);
         }
     }
 
-    fn client_submits(&mut self, machine: usize, pid: Pid, work: Work) {
+    // Protected data.
+
+    /// Reads or writes what a lock protects.
+    fn use_lock(&mut self, machine: usize, pid: Pid, id: u32, is_write: bool) {
         self.check_lease(machine, "a client touches protected data");
-        client_of(self, machine, pid).outstanding += 1;
-        self.submit(machine, Owner::Client(pid), 0, 0, work);
+        let Some(client) = self.client(machine, pid) else { return };
+        let Some(lock) = client.locks.get_mut(&id) else { return };
+        let work = match (lock.seen, is_write) {
+            (Some(before), true) => Work::WriteCell(lock.resource, before, before + 1),
+            _ => Work::ReadCell(lock.resource),
+        };
+        lock.has_io = true;
+        lock.uses = lock.uses.saturating_sub(1);
+        client.outstanding += 1;
+        self.submit(machine, Owner::Client(pid), 0, u64::from(id), work);
     }
 
     /// A disk operation of a client came back.
     pub(crate) fn client_completion(&mut self, machine: usize, pid: Pid, operation: &Operation) {
+        let now_us = self.queue.now_us();
         let Some(client) = self.client(machine, pid) else { return };
         client.outstanding = client.outstanding.saturating_sub(1);
         if client.is_killed {
             return self.client_gone(machine, pid);
         }
-        let is_writing = matches!(operation.work, Work::WriteCell(..));
-        if let Doing::Holding { seen, has_written, .. } = &mut client.doing {
-            match &operation.result {
-                Ok(Answer::Cell(value)) => *seen = Some(*value),
-                Ok(Answer::Bytes(_)) => *has_written |= is_writing,
-                // A program that cannot use its data gives the lock back, and has written or not.
-                Err(()) => *has_written = true,
+        let id = u32::try_from(operation.tag).unwrap_or(0);
+        let Some(lock) = client.locks.get_mut(&id) else { return };
+        lock.has_io = false;
+        let mut found = None;
+        match (&operation.result, &operation.work) {
+            (Ok(Answer::Cell(value)), _) => {
+                if let Some(before) = lock.seen.filter(|before| before != value) {
+                    found = Some(("S2", format!("client {pid} holds {lock:?} and reads {value} where it has seen {before}")));
+                }
+                lock.seen = Some(*value);
             }
+            (Ok(Answer::Bytes(_)), Work::WriteCell(_, _, value)) => lock.seen = Some(*value),
+            // It has happened or not: a program that cannot use its data gives the lock back.
+            _ => (lock.seen, lock.uses, lock.until_us) = (None, 0, now_us),
         }
-        let span = self.random.below(self.options.hold_ms * 1000 + 1);
-        self.wait(machine, pid, span);
+        self.report(now_us, found.into_iter().collect());
+        self.think(machine, pid);
     }
 
-    /// The client has held its lock for a while.
-    fn client_goes_on(&mut self, machine: usize, pid: Pid) {
-        let Some(client) = self.client(machine, pid) else { return };
-        let Doing::Holding { resource, lock, mode, seen, has_written } = client.doing else { return };
-        if client.outstanding > 0 {
-            return;
-        }
-        // Only EX excludes readers, so only EX changes the value that a reader may look at twice.
-        if let (Mode::Ex, Some(before), false) = (mode, seen, has_written) {
-            return self.client_submits(machine, pid, Work::WriteCell(resource, before, before + 1));
-        }
-        if client.is_cut_off {
-            return;
-        }
-        let serial = self.next_serial(machine, pid);
-        let value = self.next_operation;
-        client_of(self, machine, pid).doing = Doing::Releasing;
-        self.facts.locks.releasing(resource, pid, mode.is_writer().then_some(value));
-        let lvb = mode.is_writer().then(|| block(value));
-        let flags = if lvb.is_some() { Flags::VALBLK } else { Flags::NONE };
-        self.request(machine, pid, ClientRequest::Unlock { serial, lock, flags, lvb });
-    }
+    // The end.
 
     /// The daemon's socket is closed for this client: it is cut off, goes on for a moment with what it is at, and ends.
     fn cut_off(&mut self, machine: usize, pid: Pid) {
@@ -312,7 +294,7 @@ impl World {
         }
     }
 
-    /// A client is killed. It is gone once its disk operations are.
+    /// A client ends. It is gone once its disk operations are.
     pub(crate) fn kill_client(&mut self, machine: usize, pid: Pid) {
         let Some(client) = self.client(machine, pid) else { return };
         client.is_killed = true;
@@ -322,10 +304,18 @@ impl World {
     }
 
     fn client_gone(&mut self, machine: usize, pid: Pid) {
+        if self.client(machine, pid).is_none_or(|client| client.outstanding > 0) {
+            return;
+        }
+        let now_us = self.queue.now_us();
         let Some(client) = self.machines[machine].clients.remove(&pid) else { return };
-        self.facts.locks.ended(pid);
+        let asked = client.asked.values().filter_map(|asked| match asked.what {
+            What::Lock { resource, .. } | What::Convert { resource, .. } => Some(resource),
+            _ => None,
+        });
+        self.facts.locks.ended(now_us, pid, asked);
         if !client.is_cut_off {
-            self.queue.after(10, Event::SessionEnds { machine, session: pid });
+            self.queue.at(client.sent_us.max(now_us + 10), Event::SessionEnds { machine, session: pid });
         }
         let boot = self.machines[machine].boot_number;
         self.queue.after(RETRY_US, Event::StartClients { machine, boot });
@@ -337,22 +327,5 @@ impl World {
             return self.defer(machine, Process::Daemon, Event::SessionEnds { machine, session });
         }
         self.node_give(machine, NodeInput::Locks(Input::SessionClosed { session }));
-    }
-}
-
-fn client_of(world: &mut World, machine: usize, pid: Pid) -> &mut Client {
-    world.machines[machine].clients.get_mut(&pid).expect("the caller has just found it")
-}
-
-impl Doing {
-    /// For fingerprints.
-    pub(crate) fn number(self) -> u64 {
-        match self {
-            Self::Joining => 0,
-            Self::Thinking => 1,
-            Self::Asking { .. } => 2,
-            Self::Holding { .. } => 3,
-            Self::Releasing => 4,
-        }
     }
 }

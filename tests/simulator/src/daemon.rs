@@ -30,6 +30,7 @@ pub(crate) const EXIT_RESET: u8 = 70;
 pub(crate) const EXIT_KILLED: u8 = 137;
 /// How often the daemon looks for sbd, and for the end of old disk work.
 const LOOK_US: u64 = 20_000;
+const SBD_AREA_BYTES: u64 = 2 << 20;
 /// Pause before the supervisor starts the daemon again.
 const RESTART_US: u64 = 200_000;
 
@@ -356,6 +357,8 @@ impl World {
             DiskOpKind::Read { offset, bytes } => Work::Read(offset, bytes),
             DiskOpKind::Write { offset, data } => Work::Write(offset, data),
             DiskOpKind::WriteThenRead { write_offset, data, read_offset, read_bytes } => {
+                // Nothing but a pill is written to the SBD area by a daemon.
+                self.facts.pills += u64::from(write_offset.0 < SBD_AREA_BYTES && work.device == 0);
                 Work::WriteThenRead(write_offset, data, read_offset, read_bytes)
             }
         };
@@ -366,8 +369,7 @@ impl World {
     fn reply(&mut self, machine: usize, session: u64, reply: ClientReply) {
         let is_grant = matches!(reply, ClientReply::Completed { mode: Some(_), .. });
         if !is_grant || self.local_ms(machine) < self.machines[machine].page.lease_end_ms {
-            let span = self.random.range(5, 60);
-            self.queue.after(span, Event::Reply { machine, session, reply: Box::new(reply) });
+            self.send_reply(machine, session, reply);
         }
     }
 

@@ -51,9 +51,9 @@
 use crate::random::Random;
 use deadbolt_disk_format::{
     BootId, ByteOffset, ClusterUuid, DeviceUuid, Layout, SlotIndex, Superblock, Timings, UNIT_BYTES,
-    fresh::Fresh,
+    fresh::{Fresh, sbd_header_of},
     layout::Area,
-    sbd::{SbdHeader, SbdNode, node_offset},
+    sbd::{SbdNode, node_offset},
 };
 use std::{
     cell::RefCell,
@@ -166,17 +166,7 @@ impl Disk {
             layout,
             formatted_wall_ms: 1,
         };
-        let seconds = |ms: u32| ms.div_ceil(1000);
-        let header = SbdHeader {
-            slots: 255,
-            sector_bytes: 512,
-            watchdog_s: seconds(timings.watchdog_ms),
-            allocate_s: 2,
-            loop_s: 1,
-            msgwait_s: seconds(2 * timings.watchdog_ms),
-            minor: deadbolt_disk_format::sbd::SBD_MINOR,
-            uuid: device,
-        };
+        let header = sbd_header_of(&superblock);
         let infos = Rc::new(layout.units());
         let units = vec![None; index(DEVICE_BYTES)];
         let mut disk = Self { layout, infos, units, tainted: BTreeSet::new(), reads: RefCell::default(), data: vec![0; cells] };

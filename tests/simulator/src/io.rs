@@ -279,6 +279,9 @@ impl World {
     /// Writes; answers what is to be put back once the writer has seen its write.
     fn write(&mut self, operation: &Operation, offset: ByteOffset, data: &[u8], mishap: Option<&MishapKind>) -> Option<Vec<u8>> {
         self.facts.unit_written(operation.device, offset, data);
+        if mishap.is_some_and(|mishap| !matches!(mishap, MishapKind::LateAnswer(_) | MishapKind::LateLanding(_))) {
+            self.facts.damaged.insert(operation.device);
+        }
         let disk = self.target(operation.machine, operation.device);
         match mishap {
             Some(MishapKind::LostWrite | MishapKind::LostBallot) => {}

@@ -10,6 +10,7 @@ pub mod client;
 pub mod clock;
 pub mod daemon;
 pub mod disk;
+pub mod expected;
 pub mod fault;
 pub mod io;
 pub mod kept;

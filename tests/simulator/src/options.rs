@@ -152,6 +152,12 @@ options! {
     rotten_read: "weight", 0..=100, Rarely(250, 1, 5), "Faults: bits of a read are turned on the way.";
     disk_stale: "weight", 0..=100, Rarely(250, 1, 5), "Faults: for a while a path shows all but the votes as it was when that began.";
     rot: "weight", 0..=100, Rarely(250, 1, 5), "Faults: bits turn in a unit that its owner writes again, or that others have too.";
+    lockspaces: "lockspaces", 1..=8, Even(1, 2), "Lockspaces that every client joins, each with its own resources.";
+    locks: "locks", 1..=16, One(&[1, 2, 4]), "Most locks that a client has at once.";
+    disobey: "permille", 0..=1000, One(&[0, 500]), "Clients that do not give back what others want.";
+    session_ends: "permille", 0..=1000, Rarely(300, 1, 500), "How readily a client leaves a lockspace, or exits, when it comes to its mind.";
+    core: "yes or no", 0..=1, Even(0, 1), "After the faults only a core is healed at first; all others stay broken.";
+    wall: "seed", 0..=1_000_000, Fixed(0), "Draws the wall clocks of the machines, on which nothing may depend.";
 }
 
 impl Options {

@@ -27,6 +27,9 @@ pub fn run(outcome: &Outcome, lines: usize) -> String {
     for line in outcome.lines.iter().skip(outcome.lines.len().saturating_sub(lines)) {
         let _ = writeln!(text, "{line}");
     }
+    for violation in &outcome.expected {
+        let _ = writeln!(text, "known, nothing keeps it yet: {}", broken(violation));
+    }
     for violation in &outcome.violations {
         let _ = writeln!(text, "broken: {}", broken(violation));
     }
@@ -61,8 +64,10 @@ pub fn progress(totals: &Totals) -> String {
 /// What many runs showed.
 #[must_use]
 pub fn totals(totals: &Totals, elapsed: Duration, cpu: Duration) -> String {
+    let known: String =
+        totals.expected.iter().map(|(promise, runs)| format!("\n{promise} in {runs} runs: known, nothing keeps it yet")).collect();
     format!(
-        "{}\n{} faults, {} views, {} locks granted\n{:.0} s, {:.0} events per second, {:.1} simulated seconds per CPU second",
+        "{}{known}\n{} faults, {} views, {} locks granted\n{:.0} s, {:.0} events per second, {:.1} simulated seconds per CPU second",
         progress(totals),
         totals.faults,
         totals.views,
@@ -115,6 +120,7 @@ pub fn totals_json(totals: &Totals, elapsed: Duration, cpu: Duration, failures: 
     json!({
         "held": totals.failing == 0,
         "runs": totals.runs,
+        "expected": totals.expected,
         "failing": failures,
         "events": totals.events,
         "faults": totals.faults,

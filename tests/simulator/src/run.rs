@@ -1,16 +1,20 @@
-//! What: one run: a phase with faults, then a phase in which everything must come back.
-//! Owns: the two phases and their verdict.
+//! What: one run: a phase with faults; a phase in which a core is healed and all others stay as they are; a phase in which all are healed.
+//! Owns: the phases and their verdict; the choice of the core, and of what is wrong with everybody else.
 //! Invariants: a run is a function of seed, options and program.
 //! Does not: choose seeds or print.
 //! Called by: the runner, the tests.
 
 use crate::{
-    check::Violation,
+    check::{Violation, live::Verdict},
+    machine::PROCESSES,
     panics::caught,
     plan::Plan,
-    world::{World, view_members},
+    world::{Event, World},
 };
 use std::collections::HashSet;
+
+/// Every so many seeds fsck reads the devices at the end.
+const FSCK_EVERY: u64 = 8;
 
 /// What a run showed.
 #[derive(Debug)]
@@ -19,6 +23,8 @@ pub struct Outcome {
     pub plan: Plan,
     /// Broken promises; none: all held.
     pub violations: Vec<Violation>,
+    /// Broken promises that nothing keeps yet, and that are known.
+    pub expected: Vec<Violation>,
     /// Hash of the event log.
     pub hash: u64,
     /// Events.
@@ -41,7 +47,7 @@ pub struct Outcome {
 #[must_use]
 pub fn run(plan: &Plan, is_tracing: bool) -> Outcome {
     let mut world = World::new(plan, is_tracing);
-    if let Some(text) = caught(&plan.to_string(), || both_phases(&mut world)) {
+    if let Some(text) = caught(&plan.to_string(), || all_phases(&mut world, plan.seed)) {
         world.add_violation("panic", text);
     }
     let (hash, events) = (world.log.hash(), world.log.events());
@@ -49,6 +55,7 @@ pub fn run(plan: &Plan, is_tracing: bool) -> Outcome {
     Outcome {
         plan: plan.clone(),
         violations: world.violations().to_vec(),
+        expected: std::mem::take(&mut world.expected),
         hash,
         events,
         faults: world.faults.count(),
@@ -60,66 +67,101 @@ pub fn run(plan: &Plan, is_tracing: bool) -> Outcome {
     }
 }
 
-fn both_phases(world: &mut World) {
+fn all_phases(world: &mut World, seed: u64) {
     world.power_on();
     world.plan_fault();
     world.run_until(world.options.safety_s * 1_000_000);
-    if world.violations().is_empty() && world.options.fault_gap_ms > 0 {
-        check_liveness(world);
+    if world.violations().is_empty() && world.options.core == 1 {
+        world.check_some_core();
+    }
+    if world.violations().is_empty() {
+        world.check_all();
+    }
+    if world.violations().is_empty() && seed.is_multiple_of(FSCK_EVERY) {
+        world.check_images();
     }
 }
 
-/// Heals everything, and demands that all come together and every client is served.
-fn check_liveness(world: &mut World) {
-    world.note("--- calm: no fault begins any more");
-    world.end_all_faults();
-    let timings = world.timings;
-    // Every earlier life has to be proved gone; the slowest evidence is W + F + D of a starter, twice for one that is reset again.
-    let bound_us = 2 * u64::from(timings.expiry_ms + timings.freeze_ms + timings.storage_delay_ms + timings.lease_ms) * 1000
-        + world.options.reboot_ms * 1000
-        + 30_000_000;
-    let start_us = world.queue.now_us();
-    let mut converged_us = None;
-    while world.violations().is_empty() && world.queue.now_us() < start_us + bound_us {
-        let next_us = world.queue.now_us() + 500_000;
-        world.run_until(next_us);
-        if is_converged(world) {
-            converged_us = Some(world.queue.now_us());
-            break;
-        }
-    }
-    if !world.violations().is_empty() {
-        return;
-    }
-    if converged_us.is_none() && world.is_at_dead_end() {
-        return world.note("a vote unit of a dead node is rotten: nothing can be decided until a person acts");
-    }
-    if converged_us.is_none() {
-        let text = world.describe();
-        return world.add_violation("L3", format!("no common view {} s after the faults stopped: {text}", bound_us / 1_000_000));
-    }
-    check_service(world);
-}
-
-/// L1: every client that asks is answered.
-fn check_service(world: &mut World) {
-    let span_us = 20_000_000 + world.options.hold_ms * 1000 * 20 * world.options.nodes;
-    let before = world.facts.granted;
-    let end_us = world.queue.now_us() + span_us;
-    world.run_until(end_us);
-    if world.violations().is_empty() && world.options.clients > 0 && world.facts.granted == before {
-        let text = world.describe();
-        world.add_violation("L1", format!("no lock was granted for {} s in a healthy cluster: {text}", span_us / 1_000_000));
-    }
-}
-
-fn is_converged(world: &World) -> bool {
-    let count = world.machines.len();
-    let views: Vec<_> = world.machines.iter().filter_map(view_members).collect();
-    views.len() == count && views.iter().all(|members| members.len() == count && Some(members) == views.first())
+/// What stays wrong with a machine outside the core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Frozen {
+    /// Without power.
+    Dead,
+    /// Its processes stand still, until its watchdog ends it.
+    Paused,
+    /// Its paths to the devices hang.
+    WithoutDisk,
+    /// So, and nobody can reach it.
+    Lost,
+    /// Nobody can reach it; it has its disk.
+    CutOff,
 }
 
 impl World {
+    /// L1 to L4 for a part of the machines, while all others stay broken.
+    fn check_some_core(&mut self) {
+        let count = self.machines.len();
+        let disk_votes = usize::from(self.configuration.disk_votes);
+        let least = (count + disk_votes) / 2 + 1;
+        let size = self.random.range(least.saturating_sub(disk_votes).max(1) as u64, count as u64);
+        let mut core: Vec<usize> = (0..count).collect();
+        while core.len() as u64 > size {
+            core.remove(self.random.index(core.len()));
+        }
+        self.note(&format!("--- no fault begins any more; {core:?} are healed, the others stay broken"));
+        self.end_faults(&core);
+        for machine in 0..count {
+            if !core.contains(&machine) {
+                self.freeze(machine, &core);
+            }
+        }
+        self.judge_core(&core);
+    }
+
+    /// L1 to L4 for all machines.
+    fn check_all(&mut self) {
+        self.note("--- no fault begins any more, and all are healed");
+        let all: Vec<usize> = (0..self.machines.len()).collect();
+        self.end_faults(&all);
+        for machine in std::mem::take(&mut self.frozen) {
+            self.queue.after(1, Event::MachineStarts { machine });
+        }
+        self.judge_core(&all);
+    }
+
+    fn judge_core(&mut self, core: &[usize]) {
+        if self.check_core(core) == Verdict::NoCore {
+            self.note("--- a member outside the core has gone on without it, or nothing can be decided until a person acts");
+        }
+    }
+
+    fn freeze(&mut self, machine: usize, core: &[usize]) {
+        // A single node of the core could not outvote a member that lives and has its disk.
+        let members = self.members_in(core);
+        let kinds = [Frozen::Dead, Frozen::Paused, Frozen::WithoutDisk, Frozen::Lost, Frozen::CutOff];
+        let kind = kinds[self.random.index(if members > 1 { kinds.len() } else { kinds.len() - 1 })];
+        self.note(&format!("    {}: {kind:?} for good", self.machines[machine].name));
+        if matches!(kind, Frozen::Lost | Frozen::CutOff) {
+            for other in (0..self.machines.len()).filter(|other| *other != machine) {
+                self.cut(machine, other);
+                self.cut(other, machine);
+            }
+        }
+        match kind {
+            Frozen::Dead => {
+                self.frozen.insert(machine);
+                self.end_machine(machine);
+            }
+            Frozen::Paused => {
+                self.frozen.insert(machine);
+                self.stop_feeder(machine);
+                PROCESSES.into_iter().for_each(|process| self.stop_process(machine, process));
+            }
+            Frozen::WithoutDisk | Frozen::Lost => self.machines[machine].paths.iter_mut().for_each(|path| path.hangs += 1),
+            Frozen::CutOff => {}
+        }
+    }
+
     /// Where everybody stands, for a report.
     pub(crate) fn describe(&mut self) -> String {
         let mut text = Vec::new();

@@ -6,7 +6,7 @@
 
 use crate::{Outcome, Plan, check::Violation, run};
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     num::NonZeroUsize,
     sync::{
         atomic::{AtomicU64, Ordering},
@@ -38,6 +38,8 @@ pub struct Totals {
     pub runs: u64,
     /// Those that broke a promise.
     pub failing: u64,
+    /// Those that broke a promise that nothing keeps yet, by its name.
+    pub expected: BTreeMap<&'static str, u64>,
     /// Events.
     pub events: u64,
     /// Faults that came.
@@ -56,6 +58,8 @@ impl Totals {
     fn add(&mut self, outcome: &Outcome) {
         self.runs += 1;
         self.failing += u64::from(!outcome.violations.is_empty());
+        let expected: BTreeSet<&'static str> = outcome.expected.iter().map(|violation| violation.promise).collect();
+        expected.into_iter().for_each(|promise| *self.expected.entry(promise).or_default() += 1);
         self.events += outcome.events;
         self.faults += outcome.faults;
         self.granted += outcome.granted;

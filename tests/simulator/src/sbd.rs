@@ -17,7 +17,7 @@ use deadbolt_disk_format::{
 use deadbolt_sbd::pill::read_mailbox;
 use deadbolt_sbd_core::{
     CycleSeen, DaemonSeen, DiskFailed, FeedVerdict, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Output, OwnPlace,
-    PhaseName, ResetCommand, feed_verdict, reset_ms_of,
+    PhaseName, ResetCommand, ResetReason, feed_verdict, reset_ms_of,
 };
 
 /// The shell's longest turn, local ms: the fast poll interval of the real one. Idle turns that change nothing are left out, so that an idle
@@ -285,6 +285,9 @@ impl World {
             Output::RetireFeeder => self.order_feeder(machine, Order::Retire),
             Output::PublishAcknowledged { .. } => {}
             Output::Reset { command, reason } => {
+                if matches!(reason, ResetReason::LeaseEnded { .. }) {
+                    self.check_outage(machine);
+                }
                 self.note(&format!("{}: sbd resets: {reason:?}", self.machines[machine].name));
                 self.begin_reset(machine, command);
             }
@@ -343,6 +346,7 @@ impl World {
             place.page.state = SbdState::Alive;
         }
         self.facts.leased(machine, self.machines[machine].boot_number, lease_end_ms);
+        self.lease_renewed(machine);
         self.ring_daemon(machine);
     }
 
@@ -417,6 +421,7 @@ impl World {
             Order::Disarm => {
                 place.watchdog = None;
                 place.feeder = None;
+                self.check_disarm(machine);
                 self.feeder_answers(machine, Answer::Disarmed);
                 return;
             }
@@ -461,6 +466,7 @@ impl World {
         let Some(watchdog) = place.watchdog.as_ref().filter(|watchdog| place.boot_number == boot && watchdog.look == look) else { return };
         if now_ms >= watchdog.due_ms() {
             self.note(&format!("{}: the watchdog fires", place.name));
+            self.check_outage(machine);
             self.end_machine(machine);
         } else {
             self.watch_watchdog(machine);

@@ -6,12 +6,12 @@
 
 use crate::{
     Plan,
-    machine::{PROCESSES, Process, SbdState, Stage},
-    world::{World, slot_of, view_members},
+    machine::{Machine, PROCESSES, Process, SbdState, Stage},
+    world::{World, slot_of},
 };
 use deadbolt_cluster::node::NodeInput;
 use deadbolt_disk_format::{
-    ByteOffset,
+    ByteOffset, Life,
     sbd::{Command, Mailbox, Tail, mailbox_offset},
 };
 use deadbolt_dlm_core::{
@@ -417,11 +417,19 @@ fn damage(world: &mut World, machine: usize, what: &str) -> Result<(), String> {
 fn has_members(world: &World, names: &[String]) -> bool {
     names.iter().all(|name| {
         let machine = world.machines.iter().find(|machine| machine.name == *name);
-        let members = machine.and_then(view_members).unwrap_or_default();
+        let members = machine.and_then(members_of).unwrap_or_default();
         let present: Vec<String> = members.iter().map(|life| format!("n{}", life.slot.0 + 1)).collect();
         present == names
             && machine.and_then(|machine| machine.daemon.as_ref()).and_then(|daemon| daemon.life()).is_some_and(|me| members.contains(&me))
     })
+}
+
+/// The members of the view that a machine's node has learned, if it lives.
+fn members_of(machine: &Machine) -> Option<Vec<Life>> {
+    match machine.daemon.as_ref().map(|daemon| &daemon.stage) {
+        Some(Stage::Live(node)) => Some(node.view().members.clone()),
+        _ => None,
+    }
 }
 
 /// Somebody's view has nobody of this node among members or owed.

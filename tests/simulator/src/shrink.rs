@@ -143,6 +143,7 @@ mod tests {
             violations: if is_bad { vec![violation] } else { Vec::new() },
             hash: 0,
             events: 0,
+            expected: Vec::new(),
             faults: 30,
             simulated_us: 0,
             granted: 0,

@@ -96,6 +96,7 @@ impl World {
     pub(super) fn rot(&mut self, device: usize, offset: ByteOffset, bytes: usize, text: &str) {
         self.note_fault(&format!("device {device}: {text} rots"));
         self.disks[device].rot(offset, bytes, &mut self.faults.own);
+        self.facts.damaged.insert(device);
     }
 
     /// One of the units for which something holds.

@@ -1,6 +1,6 @@
 //! What: what goes wrong, and how it ends.
 //! Owns: when faults come, the choice of their kinds by weight, the end of each, the end of all.
-//! Invariants: every fault that ends by itself is ended; in the calm phase none begins.
+//! Invariants: every fault that ends by itself is ended; in the calm phase none begins, and only whoever ends them all ends any.
 //! Does not: know what a fault should lead to.
 //! Called by: the world.
 
@@ -181,8 +181,7 @@ impl World {
     pub(crate) fn end_fault(&mut self, ending: Ending) {
         match ending {
             Ending::Heal(ways) => ways.into_iter().for_each(|(from, to)| self.heal(from, to)),
-            Ending::Cut(ways) if !self.is_calm => self.cut_all(&ways),
-            Ending::Cut(_) => {}
+            Ending::Cut(ways) => self.cut_all(&ways),
             Ending::Release(machine, device) => self.release(machine, device),
             Ending::Quicken(machine, device) => self.machines[machine].paths[device].extra_us = 0,
             Ending::Mend(machine, device) => self.mend(machine, device),
@@ -193,15 +192,15 @@ impl World {
         }
     }
 
-    /// Every fault ends, also one that would not by itself.
-    pub(crate) fn end_all_faults(&mut self) {
+    /// Every fault of these machines and between them ends, also one that would not by itself; those of others stay for good.
+    pub(crate) fn end_faults(&mut self, machines: &[usize]) {
         self.is_calm = true;
-        self.heal_all_ways();
+        self.heal_ways_between(machines);
         self.options.net_loss = 0;
         self.options.net_repeat = 0;
         self.options.net_delay_us = 0;
         self.options.net_replay = 0;
-        for machine in 0..self.machines.len() {
+        for machine in machines.iter().copied() {
             for device in 0..self.disks.len() {
                 self.mend_path(machine, device);
             }

@@ -69,9 +69,9 @@ impl World {
         }
     }
 
-    pub(super) fn heal_all_ways(&mut self) {
+    pub(super) fn heal_ways_between(&mut self, machines: &[usize]) {
         let ways: Vec<Way> = self.network.cuts().copied().collect();
-        for (from, to) in ways {
+        for (from, to) in ways.into_iter().filter(|(from, to)| machines.contains(from) && machines.contains(to)) {
             while !self.network.is_open(from, to) {
                 self.heal(from, to);
             }
