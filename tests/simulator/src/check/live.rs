@@ -137,7 +137,7 @@ impl World {
                 && place.boot_number == operation.boot
                 && operation.issued_ms + LATE_MS < self.local_ms(operation.machine)
         };
-        self.operations.values().any(is_late)
+        self.operations.values().any(|operation| is_late(operation))
     }
 
     /// Have the members of the newest view that live in the core a quorum with the disk?
