@@ -61,7 +61,11 @@ const SEEDS: [&str; 2] = ["--seeds", "20000"];
 fn sim(arguments: &[String]) -> anyhow::Result<()> {
     let mut command = cargo();
     command.args(["run", "--quiet", "--profile", "sim", "--package", "deadbolt-simulator", "--bin", "deadbolt-sim", "--"]);
-    if arguments.is_empty() { command.args(SEEDS) } else { command.args(arguments) };
+    if arguments.is_empty() {
+        command.args(SEEDS)
+    } else {
+        command.args(arguments)
+    };
     let status = command.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("the simulator did not end with \"every promise held\" ({status})");
