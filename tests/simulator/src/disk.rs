@@ -66,6 +66,8 @@ use std::{
 pub const SECTOR_BYTES: usize = 512;
 const DEVICE_BYTES: u64 = 8 << 20;
 
+/// Bytes by offset and length.
+type Reads = BTreeMap<(u64, usize), Arc<[u8]>>;
 type UnitBytes = [u8; UNIT_BYTES];
 
 /// A set of kinds of area.
@@ -124,7 +126,7 @@ pub struct Disk {
     /// Units whose bytes nobody who may has written there.
     tainted: BTreeSet<usize>,
     /// What was read before, by offset and length, kept up to date.
-    reads: RefCell<BTreeMap<(u64, usize), Arc<[u8]>>>,
+    reads: RefCell<Reads>,
     /// Values that applications protect by locks.
     data: Vec<u64>,
 }

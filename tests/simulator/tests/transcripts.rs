@@ -1,6 +1,8 @@
 //! The transcripts in tests/scenarios are what the program says now, and every row of docs/failures.md has one or names the test that shows it.
 //! DEADBOLT_REWRITE=1 writes them anew; the difference is the review.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use deadbolt_simulator::script::replay;
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -27,8 +27,8 @@ impl World {
             let is_damaged = |offset: Option<ByteOffset>| {
                 self.facts.damaged.contains(&number) || offset.is_some_and(|offset| disk.is_tainted(offset, UNIT_BYTES))
             };
-            let errors = report.findings.iter().filter(|finding| finding.code.severity == Severity::Error);
-            if let Some(error) = errors.filter(|error| !is_damaged(error.offset)).next() {
+            let mut errors = report.findings.iter().filter(|finding| finding.code.severity == Severity::Error);
+            if let Some(error) = errors.find(|error| !is_damaged(error.offset)) {
                 let (code, slot) = (error.code.code, error.slot.map_or(u16::MAX, |slot| slot.0));
                 found.push(("S10", format!("fsck finds {code} on device {number}, slot {slot}: {}, {}", error.code.title, error.detail)));
             }

@@ -137,10 +137,9 @@ impl World {
         let mut living: BTreeMap<SlotIndex, usize> = BTreeMap::new();
         let mut found = Vec::new();
         for (index, machine) in self.machines.iter().enumerate() {
-            if machine.is_on && machine.page.lease_end_ms > machine.clock.ms(self.queue.now_us()) {
-                if let Some(other) = living.insert(machine.slot, index) {
-                    found.push(("S7", format!("{} and {} live in slot {}", self.machines[other].name, machine.name, machine.slot.0)));
-                }
+            let is_leased = machine.is_on && machine.page.lease_end_ms > machine.clock.ms(self.queue.now_us());
+            if is_leased && let Some(other) = living.insert(machine.slot, index) {
+                found.push(("S7", format!("{} and {} live in slot {}", self.machines[other].name, machine.name, machine.slot.0)));
             }
         }
         self.report(self.queue.now_us(), found);
@@ -151,8 +150,9 @@ impl World {
         let boot = self.machines[machine].boot(machine);
         let number = self.machines[machine].boot_number;
         let named: Vec<Life> = self.facts.newest.members.iter().chain(self.facts.newest.removed.keys()).copied().collect();
-        let mine = named.into_iter().filter(|life| life.boot == boot && self.facts.incarnations.get(&life.incarnation) == Some(&machine));
-        let open = mine.filter(|life| !self.is_recorded(life)).next();
+        let mut mine =
+            named.into_iter().filter(|life| life.boot == boot && self.facts.incarnations.get(&life.incarnation) == Some(&machine));
+        let open = mine.find(|life| !self.is_recorded(life));
         let holder = self.facts.locks.held_by(machine, number);
         let text = match (open, holder) {
             (Some(life), _) => Some(format!("{} stops, and *left* of {} is not on disk", self.machines[machine].name, short(life))),
