@@ -5,8 +5,8 @@
 //! Called by: the membership machine.
 
 use crate::{observer::Observer, timing::observed_ms};
-use alloc::collections::BTreeMap;
-use deadbolt_disk_format::{Beat, Evidence, Life, NodeState, Rule, Timings};
+use alloc::{collections::BTreeMap, vec::Vec};
+use deadbolt_disk_format::{Beat, BootId, DEVICES_MAX, Evidence, Life, NodeState, Rule, Timings};
 
 /// Who judges decides how long silence must last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,11 +39,32 @@ struct Sightings {
     left: bool,
     idle: bool,
     operator: bool,
-    rebooted_ms: Option<u64>,
+    /// Per device: another boot than the life's that it shows.
+    others: [Option<OtherBoot>; DEVICES_MAX],
     /// Newest beat seen under the life's own boot: beats are numbered on across boots, so an older one is an old read or a stale device.
     own_boot_beat: u64,
     /// End of the read and T of the answer.
     acknowledged: Option<(u64, u32)>,
+}
+
+/// Another boot in a life's slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct OtherBoot {
+    boot: BootId,
+    beat: u64,
+    /// End of the read that first showed it.
+    since_ms: u64,
+}
+
+impl Sightings {
+    /// Since when a majority of devices shows a later boot. Before it was named in a view, a life had a beat on a majority: one device that
+    /// lags behind may still show the boot before.
+    fn rebooted_ms(&self, devices: usize) -> Option<u64> {
+        let later = self.others.iter().flatten().filter(|other| other.beat > self.own_boot_beat);
+        let mut since: Vec<u64> = later.map(|other| other.since_ms).collect();
+        since.sort_unstable();
+        since.get(devices / 2).copied()
+    }
 }
 
 /// Collects sightings per life.
@@ -53,17 +74,28 @@ pub struct Evidences {
 }
 
 impl Evidences {
-    /// Takes one beat that a read ending at `ended_ms` showed, against every life that is watched in its slot. `may_be_newer` names the
-    /// lives for which another boot in this beat may be a later one: the read returned the observer's own newest beat and was issued
-    /// after the life was first named here.
-    pub fn handle_beat(&mut self, beat: &Beat, ended_ms: u64, lives: impl Iterator<Item = Life>, may_be_newer: impl Fn(&Life) -> bool) {
+    /// Takes one beat that a read of a device ending at `ended_ms` showed, against every life that is watched in its slot. `may_be_newer`
+    /// names the lives for which another boot in this beat may be a later one: the read returned the observer's own newest beat and was
+    /// issued after the life was first named here.
+    pub fn handle_beat(
+        &mut self,
+        beat: &Beat,
+        (device, ended_ms): (usize, u64),
+        lives: impl Iterator<Item = Life>,
+        may_be_newer: impl Fn(&Life) -> bool,
+    ) {
         for life in lives.filter(|life| life.slot == beat.slot) {
             let seen = self.sightings.entry(life).or_default();
+            let other = seen.others.get_mut(device);
             if beat.boot != life.boot {
-                if may_be_newer(&life) && beat.beat > seen.own_boot_beat {
-                    seen.rebooted_ms.get_or_insert(ended_ms);
+                if let Some(other) = other.filter(|_| may_be_newer(&life)) {
+                    let since_ms = other.filter(|known| known.boot == beat.boot).map_or(ended_ms, |known| known.since_ms);
+                    *other = Some(OtherBoot { boot: beat.boot, beat: beat.beat, since_ms });
                 }
                 continue;
+            }
+            if let Some(other) = other {
+                *other = None;
             }
             seen.own_boot_beat = seen.own_boot_beat.max(beat.beat);
             let daemon = &beat.daemon;
@@ -101,7 +133,8 @@ impl Evidences {
         }
         let delay_ms = u64::from(timings.storage_delay_ms);
         let wait = |wait_ms: u64| observed_ms(wait_ms, timings.drift_ppm);
-        let mut due: Option<(u64, Evidence)> = seen.rebooted_ms.map(|at| (at + wait(delay_ms), Evidence::Rebooted));
+        let rebooted_ms = seen.rebooted_ms(observer.devices());
+        let mut due: Option<(u64, Evidence)> = rebooted_ms.map(|at| (at + wait(delay_ms), Evidence::Rebooted));
         if let Some((at, reset_ms)) = seen.acknowledged {
             let acknowledged = (at + wait(u64::from(reset_ms) + delay_ms), Evidence::Acknowledged);
             due = Some(due.map_or(acknowledged, |known| known.min(acknowledged)));
@@ -143,7 +176,7 @@ mod tests {
     use super::*;
     use crate::observer::{BeatsRead, tests::beat};
     use crate::timing::{Wishes, derive};
-    use deadbolt_disk_format::{Acknowledgement, BootId, Incarnation, SlotIndex};
+    use deadbolt_disk_format::{Acknowledgement, Incarnation, SlotIndex};
 
     fn life() -> Life {
         Life { slot: SlotIndex(1), boot: BootId([1; 16]), incarnation: Incarnation([3; 16]) }
@@ -159,7 +192,7 @@ mod tests {
 
     fn show(beat: &Beat, ended_ms: u64) -> (Evidences, Observer) {
         let mut evidences = Evidences::default();
-        evidences.handle_beat(beat, ended_ms, core::iter::once(life()), |_| true);
+        evidences.handle_beat(beat, (0, ended_ms), core::iter::once(life()), |_| true);
         (evidences, Observer::new(SlotIndex(0), 1))
     }
 
@@ -199,11 +232,31 @@ mod tests {
         let (mut evidences, observer) = show(&beat(1, 50), 100);
         let mut old = beat(1, 49);
         old.boot = BootId([8; 16]);
-        evidences.handle_beat(&old, 200, core::iter::once(life()), |_| true);
+        evidences.handle_beat(&old, (0, 200), core::iter::once(life()), |_| true);
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, 10_000), Verdict::MayLive, "numbered before what the life wrote");
         let mut unknown = Evidences::default();
-        unknown.handle_beat(&old, 200, core::iter::once(life()), |_| false);
+        unknown.handle_beat(&old, (0, 200), core::iter::once(life()), |_| false);
         assert_eq!(judge(&unknown, &observer, Witness::Outsider, 10_000), Verdict::MayLive, "read before the life was named");
+    }
+
+    #[test]
+    fn of_three_devices_two_have_to_show_another_boot() {
+        let observer = Observer::new(SlotIndex(0), 3);
+        let (mut late, mut next) = (beat(1, 49), beat(1, 60));
+        late.boot = BootId([8; 16]);
+        next.boot = BootId([9; 16]);
+        let mut evidences = Evidences::default();
+        let mut verdict_after = |beat: &Beat, device: usize, ended_ms: u64| {
+            evidences.handle_beat(beat, (device, ended_ms), core::iter::once(life()), |_| true);
+            judge(&evidences, &observer, Witness::Outsider, 10_000)
+        };
+        // The device that this read was issued to first has missed the life's beats.
+        assert_eq!(verdict_after(&late, 1, 100), Verdict::MayLive);
+        assert_eq!(verdict_after(&late, 1, 200), Verdict::MayLive);
+        assert_eq!(verdict_after(&beat(1, 50), 0, 300), Verdict::MayLive);
+        assert_eq!(verdict_after(&next, 1, 9000), Verdict::MayLive, "one device");
+        assert_eq!(verdict_after(&next, 2, 9900), Verdict::GoneAt { due_ms: 10_415, evidence: Evidence::Rebooted });
+        assert_eq!(verdict_after(&beat(1, 51), 2, 9950), Verdict::MayLive, "what was on its way of the old boot is over it again");
     }
 
     #[test]

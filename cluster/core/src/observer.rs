@@ -68,6 +68,12 @@ impl Observer {
         Self { own, devices, started_ms: None, slots: BTreeMap::new() }
     }
 
+    /// Devices that are watched.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        self.devices
+    }
+
     /// What is known of a slot; none before the first read.
     #[must_use]
     pub fn watched(&self, slot: SlotIndex) -> Option<&Watched> {

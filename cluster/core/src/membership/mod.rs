@@ -372,7 +372,7 @@ impl Membership {
         let since = &self.watched_since;
         let may_be_newer = |life: &Life| is_current && since.get(life).is_some_and(|since| read.issued_ms >= *since);
         for beat in read.beats.values() {
-            self.evidences.handle_beat(beat, read.ended_ms, lives.iter().copied(), may_be_newer);
+            self.evidences.handle_beat(beat, (read.device, read.ended_ms), lives.iter().copied(), may_be_newer);
         }
         self.report_fenced(now_ms);
     }
