@@ -290,6 +290,8 @@ impl Resource {
     fn fail(&mut self, mut entry: Entry, status: LockStatus, out: &mut Notices) {
         entry.status = status;
         entry.wanted = None;
+        // They were about this operation; the lock's next one is another matter.
+        (entry.is_adopted, entry.is_cancelled) = (false, false);
         out.push((entry.owner, Notice::Completed(self.result_of(&entry))));
         if entry.granted.is_some() {
             self.put_granted(entry);

@@ -78,6 +78,8 @@ fn a_conversion_that_an_owed_node_may_rely_on_is_not_taken_back_before_the_gate_
         resource.settle(OPEN, &mut out);
         assert_eq!(told(&out, owner(0)), Some((LockStatus::Cancelled, Some(Mode::Pr))));
         assert!(resource.entries().all(|entry| entry.wanted.is_none()));
+        resource.convert(owner(0), 3, Mode::Ex, (Flags::NONE, None), OPEN, &mut out);
+        assert_eq!(told(&out, owner(0)), Some((LockStatus::Success, Some(Mode::Ex))), "the next conversion is cancelled by nobody");
     }
 }
 
