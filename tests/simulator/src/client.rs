@@ -192,10 +192,11 @@ impl World {
 
     /// The daemon writes to a client's socket.
     pub(crate) fn send_reply(&mut self, machine: usize, session: u64, reply: ClientReply) {
-        let at_us = self.queue.now_us() + self.random.range(5, 60);
-        let Some(client) = self.client(machine, session) else { return };
-        client.read_us = client.read_us.max(at_us);
-        let at_us = client.read_us;
+        let mut at_us = self.queue.now_us() + self.random.range(5, 60);
+        if let Some(client) = self.client(machine, session) {
+            client.read_us = client.read_us.max(at_us);
+            at_us = client.read_us;
+        }
         self.queue.at(at_us, Event::Reply { machine, session, reply: Box::new(reply) });
     }
 

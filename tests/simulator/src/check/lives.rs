@@ -134,15 +134,15 @@ impl World {
 
     /// S7: at most one machine lives in a slot.
     pub(crate) fn check_slots(&mut self) {
-        let mut living: BTreeMap<SlotIndex, usize> = BTreeMap::new();
+        let now_us = self.queue.now_us();
+        let mut slots: BTreeMap<SlotIndex, &str> = BTreeMap::new();
         let mut found = Vec::new();
-        for (index, machine) in self.machines.iter().enumerate() {
-            let is_leased = machine.is_on && machine.page.lease_end_ms > machine.clock.ms(self.queue.now_us());
-            if is_leased && let Some(other) = living.insert(machine.slot, index) {
-                found.push(("S7", format!("{} and {} live in slot {}", self.machines[other].name, machine.name, machine.slot.0)));
+        for machine in self.machines.iter().filter(|machine| machine.is_on && machine.page.lease_end_ms > machine.clock.ms(now_us)) {
+            if let Some(other) = slots.insert(machine.slot, &machine.name) {
+                found.push(("S7", format!("{other} and {} live in slot {}", machine.name, machine.slot.0)));
             }
         }
-        self.report(self.queue.now_us(), found);
+        self.report(now_us, found);
     }
 
     /// S9: a watchdog is disarmed only when nobody has to wait for this node: it is in no view, or *left* or *held nothing* is on disk.
