@@ -158,7 +158,6 @@ options! {
     session_ends: "permille", 0..=1000, Rarely(300, 1, 500), "How readily a client leaves a lockspace, or exits, when it comes to its mind.";
     core: "yes or no", 0..=1, Even(0, 1), "After the faults only a core is healed at first; all others stay broken.";
     wall: "seed", 0..=1_000_000, Fixed(0), "Draws the wall clocks of the machines, on which nothing may depend.";
-    rest_ms: "ms", 0..=60_000, One(&[200, 1000, 3000]), "Rest of all clients between two spells of work.";
 }
 
 impl Options {
