@@ -299,6 +299,12 @@ impl Disk {
         self.write_astray(offset, &found);
     }
 
+    /// Becomes what it was; the protected values are elsewhere and stay.
+    pub fn put_back(&mut self, image: Self) {
+        let data = std::mem::take(&mut self.data);
+        *self = Self { data, ..image };
+    }
+
     /// A protected value.
     #[must_use]
     pub fn cell(&self, cell: usize) -> u64 {

@@ -14,6 +14,9 @@ use crate::{
 use deadbolt_disk_format::ByteOffset;
 use std::{rc::Rc, sync::Arc};
 
+/// How many times D an unfair operation may take to land after its machine's reset.
+const BEYOND: u64 = 20;
+
 /// Whose an operation is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
@@ -41,6 +44,14 @@ pub enum Work {
 }
 
 impl Work {
+    /// Where its first stage begins; nowhere for a protected value.
+    pub(crate) fn offset(&self) -> Option<ByteOffset> {
+        match self {
+            Self::Read(offset, _) | Self::Write(offset, _) | Self::WriteThenRead(offset, ..) => Some(*offset),
+            Self::ReadCell(_) | Self::WriteCell(..) => None,
+        }
+    }
+
     /// Does its first stage change the device?
     pub(crate) fn is_write(&self) -> bool {
         matches!(self, Self::Write(..) | Self::WriteThenRead(..) | Self::WriteCell(..))
@@ -117,7 +128,7 @@ pub struct Operation {
 
 impl Operation {
     /// Is its next effect a change of the device?
-    fn writes_next(&self) -> bool {
+    pub(crate) fn writes_next(&self) -> bool {
         self.work.is_write() && !self.has_written
     }
 }
@@ -282,6 +293,9 @@ impl World {
         if mishap.is_some_and(|mishap| !matches!(mishap, MishapKind::LateAnswer(_) | MishapKind::LateLanding(_))) {
             self.facts.damaged.insert(operation.device);
         }
+        if Areas::VOTE.and(Areas::RECORD).has(&self.disks[operation.device], offset) {
+            self.register_changed_us = self.queue.now_us();
+        }
         let disk = self.target(operation.machine, operation.device);
         match mishap {
             Some(MishapKind::LostWrite | MishapKind::LostBallot) => {}
@@ -406,7 +420,8 @@ impl World {
                 continue;
             }
             operation.is_torn = self.random.chance(200);
-            let span = self.random.below(delay_us);
+            let is_beyond = self.random.chance(self.options.unfair_late_landing);
+            let span = self.random.below(if is_beyond { delay_us * BEYOND } else { delay_us });
             self.queue.after(span, Event::LandLate(number));
         }
     }

@@ -258,6 +258,8 @@ pub struct Machine {
     /// A clean stop is under way, or was done.
     pub(crate) is_stopping: bool,
     pub(crate) restart_ms: u64,
+    /// A copy of another machine: it has that one's slot.
+    pub(crate) is_clone: bool,
     /// It loses its power at so many steps of its disk and network work from now.
     pub(crate) crash_at_step: Option<u64>,
 }

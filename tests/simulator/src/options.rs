@@ -158,6 +158,26 @@ options! {
     session_ends: "permille", 0..=1000, Rarely(300, 1, 500), "How readily a client leaves a lockspace, or exits, when it comes to its mind.";
     core: "yes or no", 0..=1, Even(0, 1), "After the faults only a core is healed at first; all others stay broken.";
     wall: "seed", 0..=1_000_000, Fixed(0), "Draws the wall clocks of the machines, on which nothing may depend.";
+    clone: "weight", 0..=100, Rarely(250, 1, 5), "Faults: a copy of a node that lives and beats is switched on.";
+    liar: "device", 0..=3, Rarely(400, 1, 3), "With three devices: this one lies, and every path to the two others is well; 0: none.";
+    lie: "weight", 0..=100, Even(0, 10), "Faults: the device that lies loses, rots, is another one, or goes back to what it was.";
+    unfair_lost_beats: "weight", 0..=100, Fixed(0), "Unfair faults: beats are acknowledged and lost.";
+    unfair_lost_record: "weight", 0..=100, Fixed(0), "Unfair faults: a views record is acknowledged and lost.";
+    unfair_lost_body: "weight", 0..=100, Fixed(0), "Unfair faults: a body is acknowledged and lost.";
+    unfair_forgotten_ballot: "weight", 0..=100, Fixed(0), "Unfair faults: a ballot is lost after its own scan saw it.";
+    unfair_stale_votes: "weight", 0..=100, Fixed(0), "Unfair faults: for a while a path shows all as it was, votes too.";
+    unfair_rot_both_votes: "weight", 0..=100, Fixed(0), "Unfair faults: both vote units of a living node rot.";
+    unfair_rot_dead_vote: "weight", 0..=100, Fixed(0), "Unfair faults: a vote unit rots whose owner does not live.";
+    unfair_rot_only_copy: "weight", 0..=100, Fixed(0), "Unfair faults: a record or a body rots that nobody else has.";
+    unfair_rot_superblocks: "weight", 0..=100, Fixed(0), "Unfair faults: three of four superblock copies rot.";
+    unfair_swap: "weight", 0..=100, Fixed(0), "Unfair faults: a running node's path leads to another device for a while.";
+    unfair_old_image: "weight", 0..=100, Fixed(0), "Unfair faults: all are off, and the devices go back to what they were.";
+    unfair_clock_rate: "weight", 0..=100, Fixed(0), "Unfair faults: a clock goes on at a rate beyond the bound.";
+    unfair_clock_jump: "weight", 0..=100, Fixed(0), "Unfair faults: a clock jumps forward.";
+    unfair_guest_pause: "weight", 0..=100, Fixed(0), "Unfair faults: a guest is stopped together with its clock and its watchdog.";
+    unfair_clone: "weight", 0..=100, Fixed(0), "Unfair faults: a copy of a node is switched on, whatever the node is at.";
+    unfair_late_landing: "permille", 0..=1000, Fixed(0), "Unfair: writes that land later than D after their machine's reset.";
+    unfair_watchdog: "permille", 0..=1000, Fixed(0), "Unfair: watchdogs that fire later than their driver's table says.";
 }
 
 impl Options {

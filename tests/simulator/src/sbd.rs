@@ -312,6 +312,8 @@ impl World {
         let timings = self.timings;
         let spread_ms = u64::from(timings.earliness_ms) + u64::from(timings.lateness_ms);
         let late_ms = i64::try_from(self.random.below(spread_ms + 1)).unwrap_or(0) - i64::from(timings.earliness_ms);
+        let is_beyond = self.random.chance(self.options.unfair_watchdog);
+        let late_ms = if is_beyond { late_ms.saturating_add(i64::from(timings.expiry_ms)) } else { late_ms };
         let shortest_ms = self.driver.least_ms;
         let now_ms = self.local_ms(machine);
         let pid = self.new_pid();

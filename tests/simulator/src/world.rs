@@ -115,6 +115,10 @@ pub struct World {
     pub(crate) disks: Vec<Disk>,
     /// Vote units that rotted.
     pub(crate) rotten: Vec<Rotten>,
+    /// When a vote unit or a views record was last written.
+    pub(crate) register_changed_us: u64,
+    /// What the device that lies goes back to.
+    pub(crate) liars_copy: Option<Disk>,
     /// Devices that are not the cluster's.
     pub(crate) others: Vec<Disk>,
     pub(crate) machines: Vec<Machine>,
@@ -203,6 +207,8 @@ impl World {
             driver,
             disks,
             rotten: Vec::new(),
+            register_changed_us: 0,
+            liars_copy: None,
             others: Vec::new(),
             machines,
             network: Network::default(),
@@ -269,7 +275,8 @@ impl World {
                     self.end_machine(machine);
                 }
             }
-            Event::MachineStarts { machine } => self.start_machine(machine),
+            Event::MachineStarts { machine } if self.may_start(machine) => self.start_machine(machine),
+            Event::MachineStarts { .. } => {}
             Event::DaemonLook { machine, pid } if self.may_run(machine, Process::Daemon) => self.daemon_looks(machine, pid),
             Event::DaemonLook { machine, .. } => self.defer(machine, Process::Daemon, event),
             Event::DaemonTick { machine, pid } if self.may_run(machine, Process::Daemon) => self.daemon_planned(machine, pid),
@@ -370,10 +377,18 @@ impl World {
     pub(crate) fn machine_at(&self, addresses: &[String]) -> Option<usize> {
         let first = addresses.first()?;
         let number: usize = first.strip_prefix("127.0.0.")?.split_once(':')?.0.parse().ok()?;
-        number.checked_sub(1).filter(|index| *index < self.machines.len())
+        let index = number.checked_sub(1).filter(|index| *index < self.machines.len())?;
+        // A copy has the same address, and answers where the first does not.
+        let copy = self.machines.iter().position(|machine| machine.is_clone && machine.is_on && machine.slot == slot_of(index));
+        Some(copy.filter(|_| !self.machines[index].is_on).unwrap_or(index))
     }
 
     // Machines.
+
+    /// A copy that was refused or has died is not switched on again by itself.
+    fn may_start(&self, machine: usize) -> bool {
+        !self.machines[machine].is_clone || self.options.unfair_clone > 0 && !self.is_calm
+    }
 
     pub(crate) fn start_machine(&mut self, machine: usize) {
         if self.machines[machine].is_on || self.frozen.contains(&machine) {
@@ -422,7 +437,7 @@ impl World {
         }
     }
 
-    fn switch_off(&mut self, machine: usize) {
+    pub(crate) fn switch_off(&mut self, machine: usize) {
         self.lose_connections(machine);
         self.orphan_operations(machine);
         let now_us = self.queue.now_us();
@@ -529,7 +544,7 @@ pub(crate) fn slot_of(machine: usize) -> SlotIndex {
     SlotIndex(u16::try_from(machine).unwrap_or(u16::MAX))
 }
 
-fn new_machine((random, walls): (&mut Random, &mut Random), options: &Options, index: usize, name: &str) -> Machine {
+pub(crate) fn new_machine((random, walls): (&mut Random, &mut Random), options: &Options, index: usize, name: &str) -> Machine {
     let drift = i64::try_from(options.drift_ppm).unwrap_or(0);
     let rate = i64::try_from(random.below(2 * options.drift_ppm + 1)).unwrap_or(0) - drift;
     let base_ms = random.range(10_000, 10_000_000);
@@ -552,6 +567,7 @@ fn new_machine((random, walls): (&mut Random, &mut Random), options: &Options, i
         wall_offset_ms: walls.below(2_000_000_000_000),
         is_stopping: false,
         restart_ms: 1000,
+        is_clone: false,
         crash_at_step: None,
     }
 }

@@ -28,7 +28,7 @@ impl World {
     }
 
     /// Changes a clock; the watchdog goes by it.
-    fn set_clock(&mut self, machine: usize, change: impl FnOnce(&mut Clock, u64)) {
+    pub(super) fn set_clock(&mut self, machine: usize, change: impl FnOnce(&mut Clock, u64)) {
         change(&mut self.machines[machine].clock, self.queue.now_us());
         self.watch_watchdog(machine);
     }

@@ -8,7 +8,7 @@ use super::Ending;
 use crate::{
     disk::{Areas, Disk, SECTOR_BYTES, UnitInfo},
     io::{Mishap, MishapKind},
-    machine::{Detour, Stage},
+    machine::{Detour, Path, Stage},
     world::World,
 };
 use deadbolt_disk_format::{
@@ -32,7 +32,7 @@ pub struct Rotten {
 }
 
 impl World {
-    fn arm_mishap(&mut self, text: &str, kind: MishapKind, areas: Areas) {
+    pub(super) fn arm_mishap(&mut self, text: &str, kind: MishapKind, areas: Areas) {
         let (machine, device) = self.some_path();
         self.note_path(machine, device, text);
         self.machines[machine].paths[device].mishaps.push(Mishap { kind, areas });
@@ -132,17 +132,24 @@ impl World {
     /// The life that owns a unit, if it is well.
     fn living(&self, area: Area) -> Option<Life> {
         let (Area::Vote(slot, _) | Area::Record(slot, _) | Area::Body(slot, _)) = area else { return None };
-        let mut machines = self.machines.iter().filter(|machine| machine.slot == slot && machine.is_on);
-        let machine = machines.next().filter(|machine| machine.stopped.is_empty() && machine.crash_at_step.is_none())?;
-        let is_beating = machine.sbd.as_ref().is_some_and(|sbd| sbd.lifeline.status().phase == PhaseName::Living);
-        let is_well = machine.paths.iter().all(crate::machine::Path::is_well) && is_beating && !machine.is_stopping;
-        match &machine.daemon.as_ref()?.stage {
-            Stage::Live(node) if is_well && node.view().view > ViewNumber(0) && machines.next().is_none() => Some(node.me()),
-            _ => None,
-        }
+        let machine = (0..self.machines.len()).find(|machine| self.machines[*machine].slot == slot && self.machines[*machine].is_on)?;
+        let daemon = self.machines[machine].daemon.as_ref()?;
+        daemon.life().filter(|_| self.is_living(machine))
     }
 
-    fn is_vote_of_the_living(&self, device: usize, info: &UnitInfo) -> bool {
+    /// Does it live in some view, with nothing wrong with it?
+    pub(super) fn is_living(&self, machine: usize) -> bool {
+        let machine = &self.machines[machine];
+        let is_beating = machine.sbd.as_ref().is_some_and(|sbd| sbd.lifeline.status().phase == PhaseName::Living);
+        let is_untouched = machine.stopped.is_empty() && machine.crash_at_step.is_none() && !machine.is_stopping;
+        let has_view = match machine.daemon.as_ref().map(|daemon| &daemon.stage) {
+            Some(Stage::Live(node)) => node.view().view > ViewNumber(0),
+            _ => false,
+        };
+        machine.is_on && is_beating && is_untouched && has_view && machine.paths.iter().all(Path::is_well)
+    }
+
+    pub(super) fn is_vote_of_the_living(&self, device: usize, info: &UnitInfo) -> bool {
         let Area::Vote(slot, _) = info.0 else { return false };
         let layout = *self.disks[device].layout();
         let is_good = |index: u8| ballot(&self.disks[device], self.at(layout.vote(slot, index), slot)).is_some();
@@ -154,7 +161,7 @@ impl World {
     }
 
     /// Does another slot's record name the same view, with a body of its own?
-    fn is_said_elsewhere(&self, device: usize, info: &UnitInfo) -> bool {
+    pub(super) fn is_said_elsewhere(&self, device: usize, info: &UnitInfo) -> bool {
         let disk = &self.disks[device];
         let (slot, digest) = match info.0 {
             Area::Record(slot, _) => match record(disk, self.at(info.1, slot)) {

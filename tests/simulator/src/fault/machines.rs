@@ -6,10 +6,11 @@
 
 use super::Ending;
 use crate::{
-    machine::{PROCESSES, Process},
-    world::World,
+    machine::{Machine, PROCESSES, Process},
+    world::{World, new_machine},
 };
 use deadbolt_cluster::node::NodeInput;
+use deadbolt_sbd_core::PhaseName;
 
 /// Longest way, in steps of its disk and network work, to a crash at a step.
 const STEPS_MOST: u64 = 30;
@@ -132,5 +133,39 @@ impl World {
             }
             None => self.ask_sbd_to_stop(machine),
         }
+    }
+
+    /// A copy of a node that lives and beats is switched on: it has to see that, and to leave the slot alone.
+    pub(super) fn inject_clone(&mut self) {
+        let living: Vec<usize> = (0..self.machines.len()).filter(|machine| self.is_living(*machine)).collect();
+        if let Some(original) = living.get(self.faults.own.index(living.len())).copied() {
+            self.clone_machine(original);
+        }
+    }
+
+    /// Switches a second machine on that has everything of the first but its clock. There is one at a time.
+    pub(super) fn clone_machine(&mut self, original: usize) {
+        let clone = self.machines.iter().position(|machine| machine.is_clone);
+        if self.machines[original].is_clone || clone.is_some_and(|clone| self.machines[clone].is_on) {
+            return;
+        }
+        self.note_fault(&format!("{}: a copy is switched on", self.machines[original].name));
+        let mut copy = new_machine(&mut self.faults.own, &self.options, original, &self.machines[original].name);
+        copy.is_clone = true;
+        let number = clone.unwrap_or(self.machines.len());
+        if let Some(known) = self.machines.get_mut(number) {
+            copy.boot_number = known.boot_number;
+            *known = copy;
+        } else {
+            self.machines.push(copy);
+        }
+        self.has_clones = true;
+        self.start_machine(number);
+    }
+
+    /// Does a copy look whether its slot is in use? Nothing else happens meanwhile: who is not seen to beat may be taken for dead.
+    pub(super) fn is_clone_looking(&self) -> bool {
+        let is_opening = |machine: &Machine| machine.sbd.as_ref().is_some_and(|sbd| sbd.lifeline.status().phase == PhaseName::Opening);
+        self.options.unfair_clone == 0 && self.machines.iter().any(|machine| machine.is_clone && is_opening(machine))
     }
 }

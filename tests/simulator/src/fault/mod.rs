@@ -6,11 +6,14 @@
 
 mod clocks;
 mod data;
+mod liar;
 mod machines;
 mod network;
 mod paths;
+mod unfair;
 
 use crate::{
+    disk::Disk,
     machine::{PROCESSES, Process},
     plan::Plan,
     random::{Random, mix},
@@ -51,7 +54,7 @@ impl Faults {
 }
 
 /// How a fault ends.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Ending {
     /// These directions heal.
     Heal(Vec<(usize, usize)>),
@@ -67,6 +70,10 @@ pub enum Ending {
     Straighten(usize, usize),
     /// Processes continue.
     Continue(usize, Vec<Process>),
+    /// A guest goes on, with its clock.
+    GoOn(usize),
+    /// All machines lose power, and the devices are what they were.
+    PutBack(Vec<Disk>),
 }
 
 type Inject = fn(&mut World);
@@ -109,6 +116,23 @@ const FAULTS: &[(&str, Inject)] = &[
     ("rotten_read", World::inject_rotten_read),
     ("disk_stale", World::inject_stale),
     ("rot", World::inject_rot),
+    ("clone", World::inject_clone),
+    ("lie", World::inject_lie),
+    ("unfair_lost_beats", World::inject_unfair_lost_beats),
+    ("unfair_lost_record", World::inject_unfair_lost_record),
+    ("unfair_lost_body", World::inject_unfair_lost_body),
+    ("unfair_forgotten_ballot", World::inject_unfair_forgotten_ballot),
+    ("unfair_stale_votes", World::inject_unfair_stale_votes),
+    ("unfair_rot_both_votes", World::inject_unfair_rot_both_votes),
+    ("unfair_rot_dead_vote", World::inject_unfair_rot_dead_vote),
+    ("unfair_rot_only_copy", World::inject_unfair_rot_only_copy),
+    ("unfair_rot_superblocks", World::inject_unfair_rot_superblocks),
+    ("unfair_swap", World::inject_unfair_swap),
+    ("unfair_old_image", World::inject_unfair_old_image),
+    ("unfair_clock_rate", World::inject_unfair_clock_rate),
+    ("unfair_clock_jump", World::inject_unfair_clock_jump),
+    ("unfair_guest_pause", World::inject_unfair_guest_pause),
+    ("unfair_clone", World::inject_unfair_clone),
 ];
 
 impl World {
@@ -125,7 +149,7 @@ impl World {
         if self.is_calm {
             return;
         }
-        if self.faults.begin() && !self.is_rewriting() {
+        if self.faults.begin() && !self.is_rewriting() && !self.is_clone_looking() {
             self.inject_one();
         }
         self.plan_fault();
@@ -173,8 +197,16 @@ impl World {
         (count > 1).then(|| (first, (first + 1 + self.faults.own.index(count - 1)) % count))
     }
 
+    /// Where one device lies, the others are well.
     fn some_device(&mut self) -> usize {
-        self.faults.own.index(self.disks.len())
+        let drawn = self.faults.own.index(self.disks.len());
+        self.liar().unwrap_or(drawn)
+    }
+
+    /// The one of three devices that may lie.
+    pub(crate) fn liar(&self) -> Option<usize> {
+        let liar = usize::try_from(self.options.liar).ok()?.checked_sub(1)?;
+        (self.disks.len() == 3).then_some(liar)
     }
 
     /// A fault ends.
@@ -189,6 +221,9 @@ impl World {
             Ending::Continue(machine, processes) => {
                 processes.into_iter().for_each(|process| self.continue_process(machine, process));
             }
+            Ending::GoOn(machine) => self.guest_goes_on(machine),
+            Ending::PutBack(images) if !self.is_calm => self.put_back(images),
+            Ending::PutBack(_) => {}
         }
     }
 
@@ -208,6 +243,9 @@ impl World {
                 self.continue_process(machine, process);
             }
             self.machines[machine].crash_at_step = None;
+            if self.machines[machine].is_clone {
+                self.switch_off(machine);
+            }
         }
     }
 }

@@ -73,7 +73,7 @@ impl World {
     }
 
     fn lose_paths(&mut self, machine: usize, span_us: u64) {
-        for device in 0..self.disks.len() {
+        for device in (0..self.disks.len()).filter(|device| self.liar().is_none_or(|liar| liar == *device)).collect::<Vec<_>>() {
             self.machines[machine].paths[device].hangs += 1;
             self.ends_after(span_us, Ending::Release(machine, device));
         }
