@@ -106,21 +106,21 @@ impl World {
         fitting.get(self.faults.own.index(fitting.len())).copied()
     }
 
-    /// A unit that may be overwritten at any time.
+    /// A unit that may be overwritten at any time, of each kind as often.
     fn harmless_unit(&mut self, device: usize) -> Option<ByteOffset> {
-        if self.faults.own.chance(300) {
-            // A node's name and mailbox.
-            let slots = self.disks[device].layout().slots;
-            let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(slots))).unwrap_or(0));
-            let sector = node_offset(slot, 512) + self.faults.own.below(2) * SECTOR_BYTES as u64;
-            return Some(ByteOffset(sector));
-        }
-        let (_, offset, _) = self.some_unit(device, |world, (area, _, _)| match area {
-            Area::Superblock(_) => world.good_superblocks(device) > COPIES_LEAST,
-            Area::Beat(_) | Area::Requests(_) | Area::Journal(..) | Area::Tool => true,
-            Area::Vote(..) | Area::Record(..) | Area::Body(..) => false,
-        })?;
-        Some(offset)
+        let chosen = match self.faults.own.below(4) {
+            0 => {
+                // A node's name or mailbox.
+                let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(SLOTS))).unwrap_or(0));
+                return Some(ByteOffset(node_offset(slot, 512) + self.faults.own.below(2) * SECTOR_BYTES as u64));
+            }
+            1 => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Beat(_))),
+            2 if self.good_superblocks(device) > COPIES_LEAST => {
+                self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Superblock(_)))
+            }
+            _ => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Requests(_) | Area::Journal(..) | Area::Tool)),
+        };
+        chosen.map(|(_, offset, _)| offset)
     }
 
     fn good_superblocks(&self, device: usize) -> usize {
