@@ -12,7 +12,8 @@
 //! ever, late, failing operations, whatever came of them; a torn write, in sectors; single reads of other bytes or with flipped bits,
 //! for every record names its place and carries a checksum.
 //!
-//! **SBD area** (names, mailboxes). Everything is fair. A name that is lost is written again. No promise hangs on a pill: it is read
+//! **SBD area** (names, mailboxes). Everything is fair but a name that turns into another name: its node is refused at its next start,
+//! for somebody may have given the slot away. A name that is lost or damaged is written again. No promise hangs on a pill: it is read
 //! back by who wrote it, written again while nothing is proved, and a node is gone by other evidence. The format is another's and has
 //! no checksum: flipped bits may look like a pill of a stock tool, and cost a reset. That is why the checker of foreign records (S6)
 //! leaves the area out.

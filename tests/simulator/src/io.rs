@@ -318,7 +318,7 @@ impl World {
     }
 
     /// The device that a path leads to.
-    fn target(&mut self, machine: usize, device: usize) -> &mut Disk {
+    pub(crate) fn target(&mut self, machine: usize, device: usize) -> &mut Disk {
         match self.machines[machine].paths[device].detour {
             Some(Detour::Other(other)) => &mut self.others[other],
             _ => &mut self.disks[device],

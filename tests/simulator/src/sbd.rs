@@ -40,8 +40,9 @@ const KIND: u64 = 7 << 60;
 impl World {
     /// Starts sbd on a machine that is on.
     pub(crate) fn start_sbd(&mut self, machine: usize) {
-        if let Some(device) = (0..self.disks.len()).find(|device| !self.is_own_device(machine, *device)) {
-            self.note(&format!("{}: sbd does not start: device {device} cannot be read or is another one", self.machines[machine].name));
+        let is_open = |world: &mut Self, device| world.is_own_device(machine, device) && world.claims_name(machine, device);
+        if let Some(device) = (0..self.disks.len()).find(|device| !is_open(self, *device)) {
+            self.note(&format!("{}: sbd does not start: device {device} fails, or is not this node's", self.machines[machine].name));
             return self.sbd_refused(machine);
         }
         let pid = self.new_pid();
@@ -89,6 +90,21 @@ impl World {
                 superblock.cluster == self.cluster && usize::from(superblock.device_number) == device
             }
             _ => false,
+        }
+    }
+
+    /// As the shell looks for its name: written where none stands; another name is a refusal.
+    fn claims_name(&mut self, machine: usize, device: usize) -> bool {
+        let offset = ByteOffset(node_offset(self.machines[machine].slot, 512));
+        let name = self.machines[machine].name.clone();
+        let Some(found) = self.look(machine, device, offset, SECTOR) else { return false };
+        match SbdNode::decode(&found) {
+            Ok(node) if node.is_in_use => node.name == name,
+            Ok(_) | Err(_) if self.machines[machine].paths[device].fails_writes => false,
+            Ok(_) | Err(_) => {
+                self.target(machine, device).write(offset, &SbdNode { is_in_use: true, name }.encode(512));
+                true
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 use deadbolt_disk_format::{
     Area, Ballot, ByteOffset, Digest, Life, Place, SlotIndex, Superblock, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place,
-    sbd::node_offset,
+    sbd::mailbox_offset,
 };
 use deadbolt_sbd_core::PhaseName;
 use std::{collections::BTreeSet, rc::Rc};
@@ -49,7 +49,7 @@ impl World {
 
     pub(super) fn inject_stray_write(&mut self) {
         let device = self.some_device();
-        let Some(to) = self.harmless_unit(device) else { return };
+        let Some((to, _)) = self.harmless_unit(device) else { return };
         let machine = self.some_machine();
         self.note_path(machine, device, &format!("writes astray, to byte {}", to.0));
         self.machines[machine].paths[device].mishaps.push(Mishap { kind: MishapKind::StrayWrite(to), areas: NEEDLESS });
@@ -88,8 +88,8 @@ impl World {
                 self.rotten.push(Rotten { device, info, owner });
             }
             self.rot(device, offset, bytes, &format!("{area:?}"));
-        } else if let Some(offset) = self.harmless_unit(device) {
-            self.rot(device, offset, UNIT_BYTES, &format!("byte {}", offset.0));
+        } else if let Some((offset, bytes)) = self.harmless_unit(device) {
+            self.rot(device, offset, bytes, &format!("byte {}", offset.0));
         }
     }
 
@@ -107,12 +107,12 @@ impl World {
     }
 
     /// A unit that may be overwritten at any time, of each kind as often.
-    fn harmless_unit(&mut self, device: usize) -> Option<ByteOffset> {
+    fn harmless_unit(&mut self, device: usize) -> Option<(ByteOffset, usize)> {
         let chosen = match self.faults.own.below(4) {
             0 => {
-                // A node's name or mailbox.
+                // Not a name: one that turns into another is taken for that, and a person has to say whose the slot is.
                 let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(SLOTS))).unwrap_or(0));
-                return Some(ByteOffset(node_offset(slot, 512) + self.faults.own.below(2) * SECTOR_BYTES as u64));
+                return Some((ByteOffset(mailbox_offset(slot, 512)), SECTOR_BYTES));
             }
             1 => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Beat(_))),
             2 if self.good_superblocks(device) > COPIES_LEAST => {
@@ -120,7 +120,7 @@ impl World {
             }
             _ => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Requests(_) | Area::Journal(..) | Area::Tool)),
         };
-        chosen.map(|(_, offset, _)| offset)
+        chosen.map(|(_, offset, bytes)| (offset, bytes))
     }
 
     fn good_superblocks(&self, device: usize) -> usize {

@@ -73,9 +73,8 @@ impl World {
     /// A record or a body that nobody else has.
     pub(super) fn inject_unfair_rot_only_copy(&mut self) {
         let device = self.some_device();
-        let chosen = self.some_unit(device, |world, info| {
-            matches!(info.0, Area::Record(..) | Area::Body(..)) && !world.is_said_elsewhere(device, info)
-        });
+        let chosen = self
+            .some_unit(device, |world, info| matches!(info.0, Area::Record(..) | Area::Body(..)) && !world.is_said_elsewhere(device, info));
         if let Some((area, offset, bytes)) = chosen {
             self.rot(device, offset, bytes, &format!("{area:?}"));
         }
