@@ -12,7 +12,7 @@ use crate::{
     world::World,
 };
 use deadbolt_disk_format::{
-    Area, Ballot, ByteOffset, Digest, Life, Place, SlotIndex, Superblock, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place,
+    Area, Ballot, ByteOffset, Digest, Life, Place, SlotIndex, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place,
     sbd::mailbox_offset,
 };
 use deadbolt_sbd_core::PhaseName;
@@ -20,8 +20,6 @@ use std::{collections::BTreeSet, rc::Rc};
 
 /// Where a write that goes astray, or nowhere, takes nothing away: what is lost is seen by its writer, or needed by nobody.
 const NEEDLESS: Areas = Areas::SBD.and(Areas::REQUESTS).and(Areas::JOURNAL);
-/// Superblock copies of which two equal ones have to stay.
-const COPIES_LEAST: usize = 2;
 
 /// A unit that rotted while its owner lived.
 #[derive(Clone, Copy, Debug)]
@@ -115,18 +113,13 @@ impl World {
                 return Some((ByteOffset(mailbox_offset(slot, 512)), SECTOR_BYTES));
             }
             1 => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Beat(_))),
-            2 if self.good_superblocks(device) > COPIES_LEAST => {
-                self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Superblock(_)))
+            2 => {
+                let spared = self.faults.spared_copies;
+                self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Superblock(copy) if copy % 2 != spared))
             }
             _ => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Requests(_) | Area::Journal(..) | Area::Tool)),
         };
         chosen.map(|(_, offset, bytes)| (offset, bytes))
-    }
-
-    fn good_superblocks(&self, device: usize) -> usize {
-        let disk = &self.disks[device];
-        let copies = disk.layout().superblocks;
-        copies.iter().filter(|offset| Superblock::decode(&disk.read(**offset, UNIT_BYTES), **offset).is_ok()).count()
     }
 
     /// The life that owns a unit, if it is well.

@@ -29,6 +29,8 @@ pub struct Faults {
     own: Random,
     number: u64,
     only: Option<BTreeSet<u64>>,
+    /// Two of four superblock copies stay what they are: the even ones or the odd ones.
+    spared_copies: usize,
 }
 
 impl Faults {
@@ -36,7 +38,7 @@ impl Faults {
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
         let schedule = plan.random(0xfa17);
-        Self { own: schedule.clone(), schedule, number: 0, only: plan.faults.clone() }
+        Self { own: schedule.clone(), schedule, number: 0, only: plan.faults.clone(), spared_copies: plan.random(0x5b).index(2) }
     }
 
     /// How many have come so far, those left out included.
