@@ -341,10 +341,10 @@ impl Lifeline {
     }
 
     fn advance_opening(&mut self, now_ms: u64) {
-        let boot = self.config.boot;
+        let (boot, writer) = (self.config.boot, self.config.writer);
         let wait_ms = u64::from(self.config.timings.poll_ms) * 2 + u64::from(self.config.timings.cycle_ms);
         let Phase::Opening(opening) = &mut self.phase else { return };
-        match opening.advance(now_ms, boot, wait_ms) {
+        match opening.advance(now_ms, boot, writer, wait_ms) {
             OpeningStep::Wait if now_ms >= self.next_cycle_ms => self.read_missing(now_ms),
             OpeningStep::Wait => {}
             OpeningStep::Read => self.read_missing(now_ms),

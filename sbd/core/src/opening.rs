@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use deadbolt_disk_format::{Beat, BootId, DaemonPart, NodeState};
+use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, NodeState};
 
 use crate::cycle::Work;
 use crate::mailbox::PillAge;
@@ -42,11 +42,12 @@ pub(crate) struct Opening {
     answers: Vec<Option<OwnPlace>>,
     mailboxes: Vec<bool>,
     first: Option<Beat>,
+    has_looked_again: bool,
 }
 
 impl Opening {
     pub(crate) fn new(devices: usize) -> Self {
-        Self { stage: Stage::First, answers: vec![None; devices], mailboxes: vec![false; devices], first: None }
+        Self { stage: Stage::First, answers: vec![None; devices], mailboxes: vec![false; devices], first: None, has_looked_again: false }
     }
 
     pub(crate) fn handle_own(&mut self, device: usize, found: Option<OwnPlace>) {
@@ -87,31 +88,46 @@ impl Opening {
         beats.max_by_key(|beat| beat.beat).cloned()
     }
 
-    pub(crate) fn advance(&mut self, now_ms: u64, boot: BootId, wait_ms: u64) -> OpeningStep {
+    fn is_damaged(&self) -> bool {
+        self.answers.iter().flatten().any(|place| *place == OwnPlace::Unreadable)
+    }
+
+    pub(crate) fn advance(&mut self, now_ms: u64, boot: BootId, writer: Incarnation, wait_ms: u64) -> OpeningStep {
         let has_answers = self.has_majority(self.answers.iter().flatten().count());
         match self.stage {
-            Stage::First if has_answers => {
-                self.first = self.newest();
-                let Some(first) = &self.first else { return self.go_on() };
-                if first.is_stopped {
-                    return self.go_on();
-                }
-                let was_empty = first.daemon.state == NodeState::None || first.daemon.state == NodeState::Left;
-                if first.boot == boot && !first.is_idle && !was_empty {
-                    return OpeningStep::Refuse(RefuseReason::LifeBeforeNotEnded { writer: first.writer });
-                }
-                self.stage = Stage::Pausing { until_ms: now_ms + wait_ms };
-                OpeningStep::Wait
-            }
+            Stage::First if has_answers => self.judge_first(now_ms, boot, wait_ms),
             Stage::Pausing { until_ms } if now_ms >= until_ms => {
                 self.stage = Stage::Second;
                 self.answers.fill(None);
                 OpeningStep::Read
             }
-            Stage::Second if has_answers => self.compare(),
-            Stage::Mailboxes if self.has_majority(self.mailboxes.iter().filter(|is_settled| **is_settled).count()) => self.begin(boot),
+            // The looks before were bad: this is the first.
+            Stage::Second if has_answers && self.first.is_none() && self.newest().is_some() => self.judge_first(now_ms, boot, wait_ms),
+            Stage::Second if has_answers => self.compare(now_ms, wait_ms),
+            Stage::Mailboxes if self.has_majority(self.mailboxes.iter().filter(|is_settled| **is_settled).count()) => {
+                self.begin(boot, writer)
+            }
             _ => OpeningStep::Wait,
         }
+    }
+
+    fn judge_first(&mut self, now_ms: u64, boot: BootId, wait_ms: u64) -> OpeningStep {
+        self.first = self.newest();
+        match &self.first {
+            None if !self.is_damaged() => return self.go_on(),
+            Some(first) if first.is_stopped => return self.go_on(),
+            Some(first) if first.boot == boot && !first.is_idle && !matches!(first.daemon.state, NodeState::None | NodeState::Left) => {
+                return OpeningStep::Refuse(RefuseReason::LifeBeforeNotEnded { writer: first.writer });
+            }
+            // Damaged bytes are no news: somebody may beat there.
+            None | Some(_) => {}
+        }
+        self.pause(now_ms, wait_ms)
+    }
+
+    fn pause(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
+        self.stage = Stage::Pausing { until_ms: now_ms + wait_ms };
+        OpeningStep::Wait
     }
 
     fn go_on(&mut self) -> OpeningStep {
@@ -119,8 +135,13 @@ impl Opening {
         OpeningStep::Read
     }
 
-    fn compare(&mut self) -> OpeningStep {
-        let (Some(first), Some(second)) = (&self.first, self.newest()) else { return self.go_on() };
+    fn compare(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
+        let Some(second) = self.newest() else {
+            // Who beats there writes it anew: once more.
+            let is_over = !self.is_damaged() || core::mem::replace(&mut self.has_looked_again, true);
+            return if is_over { self.go_on() } else { self.pause(now_ms, wait_ms) };
+        };
+        let Some(first) = &self.first else { return self.go_on() };
         if (second.writer, second.beat) != (first.writer, first.beat) {
             let (boot, first, second) = (second.boot, first.beat, second.beat);
             return OpeningStep::Refuse(RefuseReason::SlotInUse { boot, first, second });
@@ -129,11 +150,22 @@ impl Opening {
     }
 
     /// A life of the same boot leaves its daemon's last words standing until a new daemon has read them, and with them that it held nothing.
-    fn begin(&mut self, boot: BootId) -> OpeningStep {
+    fn begin(&mut self, boot: BootId, writer: Incarnation) -> OpeningStep {
         let own = self.first.as_ref().filter(|beat| beat.boot == boot);
         let carried = own.map(|beat| DaemonPart { number: 0, ..beat.daemon.clone() });
         let is_idle = own.is_some_and(|beat| beat.is_idle);
-        let beat = self.first.as_ref().map_or(0, |beat| beat.beat);
+        let beat = match &self.first {
+            Some(first) => first.beat,
+            // The others take a beat of this boot for news only if its number is beyond every one that they have seen in this place.
+            None if self.is_damaged() => far_beyond(writer),
+            None => 0,
+        };
         OpeningStep::Begin { beat, part: Box::new(carried.unwrap_or_default()), is_idle }
     }
+}
+
+/// A number that no life reaches by counting; another one each time, should the place be lost again.
+fn far_beyond(writer: Incarnation) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = writer.0;
+    (u64::from_le_bytes([a, b, c, d, e, f, g, h]) >> 3) | (1 << 61)
 }

@@ -69,6 +69,8 @@ struct World {
     now_ms: u64,
     health: Vec<Health>,
     own: Vec<Option<Beat>>,
+    /// Own places of which no read is good until they are written.
+    is_rotten: Vec<bool>,
     mailbox: Vec<MailboxSeen>,
     names: Vec<NameSeen>,
     pending: Vec<Pending>,
@@ -167,6 +169,7 @@ impl World {
             now_ms: 10_000,
             health: vec![Health::Fine(5); devices],
             own: vec![None; devices],
+            is_rotten: vec![false; devices],
             mailbox: vec![MailboxSeen::clear(); devices],
             names: vec![NameSeen::Own; devices],
             pending: Vec::new(),
@@ -248,6 +251,7 @@ impl World {
                 if !pending.fails {
                     self.checker.on_device[device].push(beat.beat);
                     self.own[device] = Some(*beat);
+                    self.is_rotten[device] = false;
                 }
                 let (mailbox, name) = (self.mailbox[device].clone(), self.names[device].clone());
                 if !pending.fails {
@@ -256,7 +260,11 @@ impl World {
                 Input::CycleDone { tag, result: fail(pending.fails).map(|()| CycleSeen { mailbox, name }) }
             }
             Output::ReadOwn { tag, .. } => {
-                let place = self.own[device].clone().map_or(OwnPlace::NeverWritten, |beat| OwnPlace::Beat(Box::new(beat)));
+                let place = match self.own[device].clone() {
+                    _ if self.is_rotten[device] => OwnPlace::Unreadable,
+                    Some(beat) => OwnPlace::Beat(Box::new(beat)),
+                    None => OwnPlace::NeverWritten,
+                };
                 Input::OwnRead { tag, result: fail(pending.fails).map(|()| place) }
             }
             Output::ReadMailbox { tag, .. } => {
@@ -811,6 +819,44 @@ fn opening_tries_again_and_needs_a_majority() {
     world.health[0] = Health::Fine(5);
     world.run(1000);
     assert_eq!(world.machine.status().phase, PhaseName::Living);
+}
+
+#[test]
+fn a_rotten_own_place_is_not_an_empty_one() {
+    let far = |beat: u64| beat >= 1 << 61;
+    let before = || Some(beat_of(BootId([5; 16]), 1_000_000, NodeState::Member, false));
+    let mut world = World::new(config(1));
+    (world.own[0], world.is_rotten[0]) = (before(), true);
+    world.start();
+    world.run(2000);
+    assert_eq!(world.machine.status().phase, PhaseName::Living);
+    assert!(far(world.machine.status().beat), "beyond what anybody has seen there, though it cannot be read");
+
+    // A bad read is not a rotten place.
+    let mut world = World::new(config(1));
+    (world.own[0], world.is_rotten[0]) = (before(), true);
+    world.start();
+    world.run(100);
+    world.is_rotten[0] = false;
+    world.run(2000);
+    assert!((1_000_001..1_000_100).contains(&world.machine.status().beat), "goes on from where the life before ended");
+
+    // Nor does it hide somebody who beats there.
+    for bad_ms in [100, 400] {
+        let mut world = World::new(config(1));
+        world.own[0] = before();
+        world.is_rotten[0] = bad_ms == 100;
+        world.start();
+        world.run(200);
+        world.is_rotten[0] = bad_ms == 400;
+        world.own[0] = Some(Beat { beat: 1_000_002, ..before().unwrap() });
+        world.run(300);
+        world.is_rotten[0] = false;
+        world.own[0] = Some(Beat { beat: 1_000_004, ..before().unwrap() });
+        world.run(2000);
+        let is_refused = world.log.iter().any(|(_, output)| matches!(output, Output::Refuse(RefuseReason::SlotInUse { .. })));
+        assert!(is_refused, "one bad look at {bad_ms} ms: {:?}", world.machine.status());
+    }
 }
 
 #[test]
