@@ -109,7 +109,8 @@ impl World {
         let chosen = match self.faults.own.below(4) {
             0 => {
                 // Not a name: one that turns into another is taken for that, and a person has to say whose the slot is.
-                let slot = SlotIndex(u16::try_from(self.faults.own.below(u64::from(SLOTS))).unwrap_or(0));
+                let slots = u64::from(self.disks[device].layout().slots);
+                let slot = SlotIndex(u16::try_from(self.faults.own.below(slots)).unwrap_or(0));
                 return Some((ByteOffset(mailbox_offset(slot, 512)), SECTOR_BYTES));
             }
             1 => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Beat(_))),
