@@ -661,7 +661,8 @@ impl Lifeline {
             return;
         }
         let Ok(OwnPlace::Beat(found)) = result else { return };
-        if !matches!(self.phase, Phase::Living) {
+        // A look of the opening at a device that answers only now shows the life before this one.
+        if !matches!(self.phase, Phase::Living) || self.devices[device].completed_beat == 0 {
             return;
         }
         let is_own = (found.boot, found.writer) == (self.config.boot, self.config.writer);

@@ -822,6 +822,19 @@ fn opening_tries_again_and_needs_a_majority() {
 }
 
 #[test]
+fn a_device_that_answers_the_opening_late_does_not_end_the_life() {
+    let mut world = World::new(config(3));
+    world.own.fill(Some(beat_of(BootId([5; 16]), 40, NodeState::Member, false)));
+    world.health[0] = Health::Fine(1500);
+    world.start();
+    world.run(1400);
+    assert_eq!(world.machine.status().phase, PhaseName::Living, "two of three are enough");
+    world.run(3000);
+    assert!(world.reset().is_none(), "what the late one showed is of the life before: {:?}", world.reset());
+    assert_eq!(world.machine.status().phase, PhaseName::Living);
+}
+
+#[test]
 fn a_rotten_own_place_is_not_an_empty_one() {
     let far = |beat: u64| beat >= 1 << 61;
     let before = || Some(beat_of(BootId([5; 16]), 1_000_000, NodeState::Member, false));
