@@ -97,7 +97,8 @@ impl World {
     pub(super) fn swap(&mut self, machine: usize, device: usize) {
         let number = u16::try_from(device).unwrap_or(0);
         let count = u16::try_from(self.disks.len()).unwrap_or(1);
-        self.others.push(Disk::formatted(ClusterUuid([0xee; 16]), number, count, self.timings, &[], 1));
+        let names: Vec<String> = self.configuration.nodes.iter().map(|node| node.name.clone()).collect();
+        self.others.push(Disk::formatted(ClusterUuid([0xee; 16]), number, count, self.timings, &names, 1));
         self.machines[machine].paths[device].detour = Some(Detour::Other(self.others.len() - 1));
         self.ends(Ending::Straighten(machine, device));
     }
