@@ -69,6 +69,12 @@ impl Clock {
         self.is_still = is_still;
     }
 
+    /// Does it stand still?
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        self.is_still
+    }
+
     /// Jumps forward.
     pub fn jump(&mut self, now_us: u64, by_ms: u64) {
         self.base_us = self.local_us(now_us) + by_ms * 1000;

@@ -70,7 +70,6 @@ const DEVICE_BYTES: u64 = 8 << 20;
 /// Bytes by offset and length.
 type Reads = BTreeMap<(u64, usize), Arc<[u8]>>;
 type UnitBytes = [u8; UNIT_BYTES];
-type Reads = BTreeMap<(u64, usize), Arc<[u8]>>;
 
 /// A set of kinds of area.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -100,7 +100,7 @@ enum Frozen {
 impl World {
     /// L1 to L4 for a part of the machines, while all others stay broken.
     fn check_some_core(&mut self) {
-        let count = self.machines.len();
+        let count = self.node_count();
         let disk_votes = usize::from(self.configuration.disk_votes);
         let least = (count + disk_votes) / 2 + 1;
         let size = self.random.range(least.saturating_sub(disk_votes).max(1) as u64, count as u64);
@@ -121,7 +121,7 @@ impl World {
     /// L1 to L4 for all machines.
     fn check_all(&mut self) {
         self.note("--- no fault begins any more, and all are healed");
-        let all: Vec<usize> = (0..self.machines.len()).collect();
+        let all: Vec<usize> = (0..self.node_count()).collect();
         self.end_faults(&all);
         for machine in std::mem::take(&mut self.frozen) {
             self.queue.after(1, Event::MachineStarts { machine });

@@ -373,6 +373,11 @@ impl World {
         self.remember_state();
     }
 
+    /// Machines that are no copies of others; those stand behind them.
+    pub(crate) fn node_count(&self) -> usize {
+        self.machines.iter().filter(|machine| !machine.is_clone).count()
+    }
+
     /// The machine at one of these addresses.
     pub(crate) fn machine_at(&self, addresses: &[String]) -> Option<usize> {
         let first = addresses.first()?;

@@ -142,7 +142,7 @@ impl World {
 
     /// Have the members of the newest view that live in the core a quorum with the disk?
     fn is_quorate(&self, core: &[usize]) -> bool {
-        let total = self.machines.len() + usize::from(self.configuration.disk_votes);
+        let total = self.node_count() + usize::from(self.configuration.disk_votes);
         self.members_in(core) > 0 && self.members_in(core) + usize::from(self.configuration.disk_votes) > total / 2
     }
 

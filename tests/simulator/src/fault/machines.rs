@@ -150,7 +150,8 @@ impl World {
             return;
         }
         self.note_fault(&format!("{}: a copy is switched on", self.machines[original].name));
-        let mut copy = new_machine(&mut self.faults.own, &self.options, original, &self.machines[original].name);
+        let (mut random, mut walls) = (self.faults.own.fork(), self.faults.own.fork());
+        let mut copy = new_machine((&mut random, &mut walls), &self.options, original, &self.machines[original].name);
         copy.is_clone = true;
         let number = clone.unwrap_or(self.machines.len());
         if let Some(known) = self.machines.get_mut(number) {

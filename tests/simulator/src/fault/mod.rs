@@ -224,8 +224,7 @@ impl World {
                 processes.into_iter().for_each(|process| self.continue_process(machine, process));
             }
             Ending::GoOn(machine) => self.guest_goes_on(machine),
-            Ending::PutBack(images) if !self.is_calm => self.put_back(images),
-            Ending::PutBack(_) => {}
+            Ending::PutBack(images) => self.put_back(images),
         }
     }
 
@@ -241,13 +240,16 @@ impl World {
             for device in 0..self.disks.len() {
                 self.mend_path(machine, device);
             }
+            if self.machines[machine].clock.is_still() {
+                self.guest_goes_on(machine);
+            }
             for process in PROCESSES {
                 self.continue_process(machine, process);
             }
             self.machines[machine].crash_at_step = None;
-            if self.machines[machine].is_clone {
-                self.switch_off(machine);
-            }
+        }
+        for copy in self.node_count()..self.machines.len() {
+            self.switch_off(copy);
         }
     }
 }
