@@ -19,6 +19,11 @@ pub(super) enum Step {
         slot: SlotIndex,
         place: u8,
     },
+    /// Is the body that the own record names still there?
+    CheckBody {
+        place: u8,
+        digest: Digest,
+    },
     WriteBody {
         place: u8,
         digest: Digest,
@@ -43,7 +48,7 @@ impl Step {
     /// Does it change the device?
     pub(super) fn is_write(&self) -> bool {
         match self {
-            Self::ReadVotes | Self::ReadRecords | Self::ReadBody { .. } => false,
+            Self::ReadVotes | Self::ReadRecords | Self::ReadBody { .. } | Self::CheckBody { .. } => false,
             Self::WriteBody { .. } | Self::WriteRecord { .. } | Self::Cast { .. } | Self::Rewrite { .. } => true,
         }
     }
@@ -88,8 +93,10 @@ pub(super) struct Lane {
     pub(super) bad_loads: u32,
     /// It went back in time: not used any more by this life.
     pub(super) is_away: bool,
-    /// What this life wrote completely, by place.
+    /// What this life wrote completely, by place, and did not read back unreadable since.
     pub(super) places: Vec<Option<Digest>>,
+    /// When the body of the own record was last looked at.
+    pub(super) body_checked_ms: u64,
     pub(super) progress: Progress,
     /// No new operation before this time.
     pub(super) not_before_ms: u64,
@@ -127,6 +134,7 @@ impl Lane {
             bad_loads: 0,
             is_away: false,
             places: vec![None; usize::from(layout.places)],
+            body_checked_ms: 0,
             progress: Progress::default(),
             not_before_ms: 0,
             failures: 0,
@@ -166,11 +174,12 @@ impl Lane {
         first(&is_better_kept).or_else(|| first(&is_named))
     }
 
-    /// Does this life's own record here name this view?
+    /// Does this life's own record here name this view, with a body?
     pub(super) fn has_record(&self, me: &Life, view: ViewNumber, digest: &Digest) -> bool {
         self.own.as_ref().and_then(|own| own.records.newest_readable()).is_some_and(|record| {
             // View 0 is what format left in every record; there is nothing to add to it.
-            record.view == view && record.digest == *digest && (record.life == *me || view == ViewNumber(0))
+            let has_body = *digest == Digest::NONE || self.places.get(usize::from(record.place)) == Some(&Some(*digest));
+            record.view == view && record.digest == *digest && (record.life == *me && has_body || view == ViewNumber(0))
         })
     }
 

@@ -800,6 +800,29 @@ fn a_named_value_without_a_body_stops_the_instance() {
 }
 
 #[test]
+fn a_body_that_rots_is_written_again_by_its_living_owner() {
+    for devices in [1, 3] {
+        let mut world = calm(2, devices);
+        world.decide(0);
+        for device in 0..devices {
+            let bodies = world.disks[device].layout.body(SlotIndex(0), 0);
+            for place in 0..u64::from(world.disks[device].layout.places) {
+                world.flip(device, ByteOffset(bodies.0 + place * u64::from(PLACE_BYTES)));
+            }
+        }
+        world.input(1, Input::Learn);
+        world.finish();
+        assert_eq!(world.view(1), 0, "there is no body to learn from");
+        assert!(world.figures.blocked > 0);
+        world.now_ms += 1000;
+        world.input(0, Input::Learn);
+        world.finish();
+        assert_eq!((world.view(0), world.status(0).may_act), (1, true));
+        assert_eq!(world.view(1), 1, "goes on by itself");
+    }
+}
+
+#[test]
 fn a_device_that_went_back_is_not_used_and_a_foreign_record_halts() {
     let mut world = calm(2, 3);
     world.decide(0);

@@ -17,6 +17,8 @@ pub(super) const BAD_SCANS_MAX: u32 = 3;
 const BAD_SCAN_PAUSE_MS: u64 = 2;
 /// Pause while blocked by a unit: its owner looks at its units at every poll (50 ms while a ballot is in the air).
 const BLOCKED_PAUSE_MS: u64 = 50;
+/// How often the body of the own record is looked at: as often as sbd looks at the own beat. Who does not know the view yet needs it.
+const BODY_CHECK_MS: u64 = 1000;
 /// Longest pause after failed operations of a device. Chosen.
 const FAILED_PAUSE_MS_MAX: u64 = 1000;
 
@@ -56,12 +58,18 @@ impl Register {
         }
         match self.goal {
             Goal::Survey if lane.progress.votes.is_none() => Some(Step::ReadVotes),
-            Goal::Survey => Some(Step::ReadRecords),
+            Goal::Survey => Some(self.check_step(device).unwrap_or(Step::ReadRecords)),
             Goal::Fetch { .. } => lane.progress.sources.last().map(|source| Step::ReadBody { slot: source.slot, place: source.place }),
             Goal::Record => self.record_step(device).or_else(|| self.is_recorded().then_some(Step::ReadVotes)),
             Goal::Enter { .. } | Goal::Accept { .. } => self.ballot_step(device),
             Goal::Stopped | Goal::Idle | Goal::Wait { .. } | Goal::Halted => None,
         }
+    }
+
+    fn check_step(&self, device: usize) -> Option<Step> {
+        let (known, lane) = (self.known?, &self.lanes[device]);
+        let place = lane.place_of(&known.digest)?;
+        (self.now_ms >= lane.body_checked_ms + BODY_CHECK_MS).then_some(Step::CheckBody { place, digest: known.digest })
     }
 
     /// Body and record of the known view, unless they are there.
@@ -150,6 +158,7 @@ impl Register {
                 own.votes.note_issued(index, ballot);
             }
             (Step::WriteBody { place, .. }, _) => lane.places[usize::from(place)] = None,
+            (Step::CheckBody { .. }, _) => lane.body_checked_ms = self.now_ms,
             _ => {}
         }
         self.outputs.push_back(Output::Disk(DiskOp { tag: self.tag, device, kind }));
@@ -162,6 +171,9 @@ impl Register {
         Some(match step {
             Step::ReadVotes => DiskOpKind::Read { offset: layout.votes, bytes: length(layout.votes_bytes()) },
             Step::ReadRecords => DiskOpKind::Read { offset: layout.records, bytes: length(layout.records_bytes()) },
+            Step::CheckBody { place, .. } => {
+                DiskOpKind::Read { offset: layout.body(me.slot, place), bytes: length(u64::from(layout.place_bytes)) }
+            }
             Step::ReadBody { slot, place } => {
                 DiskOpKind::Read { offset: layout.body(slot, place), bytes: length(u64::from(layout.place_bytes)) }
             }
@@ -212,6 +224,7 @@ impl Register {
             Step::ReadRecords => self.records_read(device, &bytes, is_current),
             Step::ReadBody { slot, place } if is_current => self.body_read(device, slot, place, &bytes),
             Step::ReadBody { .. } => {}
+            Step::CheckBody { place, digest } => self.body_checked(device, place, digest, &bytes),
             Step::WriteBody { place, digest } => lane.places[usize::from(place)] = Some(digest),
             Step::WriteRecord { index, record } => {
                 if let Some(own) = &mut lane.own {
@@ -241,7 +254,7 @@ impl Register {
             Step::ReadVotes => layout.votes,
             Step::ReadRecords => layout.records,
             Step::ReadBody { slot, place } => layout.body(slot, place),
-            Step::WriteBody { place, .. } => layout.body(self.me(), place),
+            Step::WriteBody { place, .. } | Step::CheckBody { place, .. } => layout.body(self.me(), place),
             Step::WriteRecord { index, .. } => layout.record(self.me(), index),
             Step::Cast { index, .. } | Step::Rewrite { index, .. } => layout.vote(self.me(), index),
         }
@@ -386,16 +399,30 @@ impl Register {
         }
     }
 
+    /// An own body that is not there any more is forgotten, so that body and record are written anew.
+    fn body_checked(&mut self, device: usize, place: u8, digest: Digest, bytes: &[u8]) {
+        let slot = self.me();
+        let lane = &mut self.lanes[device];
+        let expected = Place { cluster: self.config.cluster, offset: lane.layout.body(slot, place), slot };
+        if value_of(bytes, &expected, &digest).is_none() {
+            lane.places[usize::from(place)] = None;
+        }
+    }
+
     fn body_read(&mut self, device: usize, slot: deadbolt_disk_format::SlotIndex, place: u8, bytes: &[u8]) {
         let Goal::Fetch { digest, .. } = self.goal else { return };
         let lane = &mut self.lanes[device];
         lane.progress.sources.pop();
         let offset = lane.layout.body(slot, place);
         let expected = Place { cluster: self.config.cluster, offset, slot };
-        let value: Option<Vec<u8>> = decode_body_place(bytes, &expected).ok().map(|(_, _, value)| value);
-        let is_wanted = |value: &Vec<u8>| ViewBody::decode_value(value).is_ok_and(|body| body.digest() == digest);
-        if let Some(value) = value.filter(is_wanted) {
+        if let Some(value) = value_of(bytes, &expected, &digest) {
             self.values.insert(digest, value);
         }
     }
+}
+
+/// The value of a digest, if that is what stands in a body's place.
+fn value_of(bytes: &[u8], expected: &Place, digest: &Digest) -> Option<Vec<u8>> {
+    let (_, _, value) = decode_body_place(bytes, expected).ok()?;
+    ViewBody::decode_value(&value).is_ok_and(|body| body.digest() == *digest).then_some(value)
 }
