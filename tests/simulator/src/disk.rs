@@ -32,11 +32,10 @@
 //! scan that does not show another's ballot; both units of a living node rotten. Unfair, but only a stop: a unit of a dead node rots:
 //! nothing may be decided any more until a person acts.
 //!
-//! **Views records.** Fair while another node's record says the same: a lost or rotten one is found and written again at the next look.
-//! Unfair where it was the only one: with its owner dead nothing can be decided any more.
-//!
-//! **Bodies.** Fair: torn, for nothing names a place before it is complete; rot and a lost write while another node keeps a copy. Unfair
-//! where it was the only copy: who does not know the view cannot learn it.
+//! **Views records, bodies.** Fair: a torn body, for nothing names a place before it is complete. Fair: rot of a record or a body whose
+//! owner lives, or which another node has too: the owner finds it at its next look (a body: within a second) and writes it again, and
+//! meanwhile nothing else happens to it. Unfair where it was the only one and its owner is dead, or dies before that look: who does not
+//! know the view cannot learn it, and nothing can be decided any more.
 //!
 //! **Journal, requests, tool.** Everything is fair: no decision reads them.
 //!

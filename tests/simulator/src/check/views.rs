@@ -9,6 +9,13 @@ use crate::{daemon::short, machine::Stage};
 use deadbolt_disk_format::{Evidence, Life, SlotIndex, ViewBody, ViewNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
+impl super::Facts {
+    /// The number of the newest decided view.
+    pub(crate) fn newest_view(&self) -> ViewNumber {
+        self.newest.number
+    }
+}
+
 /// The newest decided view, and of every one who was owed in it.
 #[derive(Debug, Default)]
 pub(super) struct Newest {

@@ -21,7 +21,7 @@ use std::{collections::BTreeSet, rc::Rc};
 /// Where a write that goes astray, or nowhere, takes nothing away: what is lost is seen by its writer, or needed by nobody.
 const NEEDLESS: Areas = Areas::SBD.and(Areas::REQUESTS).and(Areas::JOURNAL);
 
-/// A unit that rotted while its owner lived.
+/// A vote unit, record or body that rotted while its owner lived.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotten {
     device: usize,
@@ -78,11 +78,11 @@ impl World {
         let device = self.some_device();
         let chosen = match self.faults.own.below(4) {
             0 => self.some_unit(device, |world, info| world.is_vote_of_the_living(device, info)),
-            1 => self.some_unit(device, |world, info| world.is_said_elsewhere(device, info)),
+            1 => self.some_unit(device, |world, info| world.is_view_of_the_living(device, info) || world.is_said_elsewhere(device, info)),
             _ => None,
         };
         if let Some(info @ (area, offset, bytes)) = chosen {
-            if let (Area::Vote(..), Some(owner)) = (area, self.living(area)) {
+            if let Some(owner) = self.living(area) {
                 self.rotten.push(Rotten { device, info, owner });
             }
             self.rot(device, offset, bytes, &format!("{area:?}"));
@@ -150,6 +150,13 @@ impl World {
         self.living(info.0).is_some() && is_good(0) && is_good(1)
     }
 
+    /// The record or the body of the view that its owner is in, which gives it back.
+    fn is_view_of_the_living(&self, device: usize, info: &UnitInfo) -> bool {
+        let (Area::Record(slot, _) | Area::Body(slot, _)) = info.0 else { return false };
+        let Some(view) = self.living(info.0).and_then(|life| self.view_of(life)) else { return false };
+        self.says(device, slot, view)
+    }
+
     fn at(&self, offset: ByteOffset, slot: SlotIndex) -> Place {
         Place { cluster: self.cluster, offset, slot }
     }
@@ -178,26 +185,47 @@ impl World {
         })
     }
 
-    fn rotten_votes(&self) -> impl Iterator<Item = &Rotten> {
-        self.rotten.iter().filter(|rotten| match rotten.info.0 {
-            Area::Vote(slot, _) => ballot(&self.disks[rotten.device], self.at(rotten.info.1, slot)).is_none(),
-            _ => false,
+    /// Does a slot's own record on a device name this view, with its body?
+    fn says(&self, device: usize, slot: SlotIndex, view: ViewNumber) -> bool {
+        let disk = &self.disks[device];
+        let layout = *disk.layout();
+        [0, 1]
+            .into_iter()
+            .filter_map(|index| record(disk, self.at(layout.record(slot, index), slot)))
+            .any(|record| record.view == view && body_digest(disk, self.at(layout.body(slot, record.place), slot)) == Some(record.digest))
+    }
+
+    /// The view of a life, while it lives.
+    fn view_of(&self, life: Life) -> Option<ViewNumber> {
+        self.machines.iter().find_map(|machine| match machine.daemon.as_ref().map(|daemon| &daemon.stage) {
+            Some(Stage::Live(node)) if node.me() == life => Some(node.view().view),
+            _ => None,
         })
     }
 
-    fn is_alive(&self, life: Life) -> bool {
-        self.machines.iter().any(|machine| machine.daemon.as_ref().and_then(crate::machine::Daemon::life) == Some(life))
+    /// Is what rotted still missing, in the view that it matters for?
+    fn is_missing(&self, rotten: &Rotten, view: ViewNumber) -> bool {
+        match rotten.info.0 {
+            Area::Vote(slot, _) => ballot(&self.disks[rotten.device], self.at(rotten.info.1, slot)).is_none(),
+            Area::Record(slot, _) | Area::Body(slot, _) => !self.says(rotten.device, slot, view),
+            _ => false,
+        }
     }
 
-    /// Does a rotten vote unit wait for its living owner? No other fault may take that owner away meanwhile.
+    /// Has the living owner of what rotted on the only device still to give it back? No other fault may take that owner away meanwhile.
     pub(super) fn is_rewriting(&self) -> bool {
-        self.rotten_votes().any(|rotten| self.is_alive(rotten.owner))
+        let is_wanted = |rotten: &Rotten| self.view_of(rotten.owner).is_some_and(|view| self.is_missing(rotten, view));
+        self.disks.len() == 1 && self.rotten.iter().any(is_wanted)
     }
 
-    /// Did the owner of a rotten vote unit end before it had rewritten it, on so many devices that nothing can be decided any more?
+    /// Did owners of what rotted end before they had given it back, so that nothing can be decided any more?
     pub(crate) fn is_at_dead_end(&self) -> bool {
-        let devices: BTreeSet<usize> =
-            self.rotten_votes().filter(|rotten| !self.is_alive(rotten.owner)).map(|rotten| rotten.device).collect();
+        let view = self.facts.newest_view();
+        let is_lost = |rotten: &&Rotten| self.view_of(rotten.owner).is_none() && self.is_missing(rotten, view);
+        let slots = || (0..self.disks[0].layout().slots).map(SlotIndex);
+        let is_vote = |rotten: &Rotten| matches!(rotten.info.0, Area::Vote(..));
+        let is_final = |rotten: &&Rotten| is_vote(rotten) || !slots().any(|slot| self.says(rotten.device, slot, view));
+        let devices: BTreeSet<usize> = self.rotten.iter().filter(is_lost).filter(is_final).map(|rotten| rotten.device).collect();
         devices.len() * 2 > self.disks.len()
     }
 }

@@ -47,6 +47,7 @@ impl World {
             Some(image) if self.is_register_quiet() => {
                 self.note_fault(&format!("device {device} is what it was before"));
                 self.disks[device].put_back(image);
+                self.facts.damaged.insert(device);
             }
             Some(image) => self.liars_copy = Some(image),
         }

@@ -100,6 +100,7 @@ impl World {
         let names: Vec<String> = self.configuration.nodes.iter().map(|node| node.name.clone()).collect();
         self.others.push(Disk::formatted(ClusterUuid([0xee; 16]), number, count, self.timings, &names, 1));
         self.machines[machine].paths[device].detour = Some(Detour::Other(self.others.len() - 1));
+        self.facts.damaged.insert(device);
         self.ends(Ending::Straighten(machine, device));
     }
 
@@ -115,8 +116,9 @@ impl World {
         (0..self.machines.len()).for_each(|machine| self.end_machine(machine));
         // Nothing of the lives before is on its way to the copies.
         self.operations.clear();
-        for (disk, image) in self.disks.iter_mut().zip(images) {
+        for (device, (disk, image)) in self.disks.iter_mut().zip(images).enumerate() {
             disk.put_back(image);
+            self.facts.damaged.insert(device);
         }
     }
 
