@@ -4,7 +4,31 @@
 //! Does not: excuse anything else.
 //! Called by: the world, for what random runs find; the test that plays the scenarios.
 
-use crate::check::Violation;
+use crate::{Options, Outcome, Plan, check::Violation, run};
+
+/// A promise that falls.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// The promise.
+    pub promise: &'static str,
+    /// What would keep it.
+    pub missing: &'static str,
+    /// Options beside those of a calm run, with clients that write under their locks.
+    pub settings: &'static [&'static str],
+}
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "all nodes lose the disk for longer than a lease",
+    promise: "S11",
+    missing: "the freeze",
+    settings: &["disk_lost_for_all=1", "fault_gap_ms=5000"],
+}];
+
+/// Seeds that a scenario is played with; with one of them its promise has to fall.
+pub const SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
 
 /// Promises that random runs break in a way that is known. S11: the freeze is not built.
 const KNOWN: &[&str] = &["S11"];
@@ -13,4 +37,30 @@ const KNOWN: &[&str] = &["S11"];
 #[must_use]
 pub fn is_known(violation: &Violation) -> bool {
     KNOWN.contains(&violation.promise)
+}
+
+impl Scenario {
+    /// What is run.
+    ///
+    /// # Panics
+    /// The list names an option that does not exist.
+    #[must_use]
+    pub fn plan(&self, seed: u64) -> Plan {
+        let mut options = Options::calm();
+        let settings = ["clients=2", "resources=1", "locks=1", "hold_ms=50", "think_ms=1", "lockspaces=1", "stall_ms=1000"];
+        settings.iter().chain(self.settings).for_each(|setting| options.set(setting).expect("an option within its range"));
+        Plan { seed, options, faults: None }
+    }
+
+    /// Does its promise fall?
+    #[must_use]
+    pub fn is_broken(&self, outcome: &Outcome) -> bool {
+        outcome.violations.iter().chain(&outcome.expected).any(|violation| violation.promise == self.promise)
+    }
+
+    /// The first seed with which it falls.
+    #[must_use]
+    pub fn find(&self) -> Option<u64> {
+        SEEDS.into_iter().find(|seed| self.is_broken(&run(&self.plan(*seed), false)))
+    }
 }

@@ -178,6 +178,7 @@ options! {
     unfair_clone: "weight", 0..=100, Fixed(0), "Unfair faults: a copy of a node is switched on, whatever the node is at.";
     unfair_late_landing: "permille", 0..=1000, Fixed(0), "Unfair: writes that land later than D after their machine's reset.";
     unfair_watchdog: "permille", 0..=1000, Fixed(0), "Unfair: watchdogs that fire later than their driver's table says.";
+    rest_ms: "ms", 0..=60_000, One(&[200, 1000, 3000]), "Rest of all clients between two spells of work.";
 }
 
 impl Options {

@@ -140,8 +140,7 @@ pub struct World {
     pub(crate) is_quiet: bool,
     /// Machines that do not start.
     pub(crate) frozen: BTreeSet<usize>,
-    /// Known promises count, too.
-    pub(crate) is_strict: bool,
+    /// Broken promises that are known: nothing keeps them yet.
     pub(crate) expected: Vec<Violation>,
     violations: Vec<Violation>,
 }
@@ -223,7 +222,6 @@ impl World {
             is_calm: false,
             is_quiet: false,
             frozen: BTreeSet::new(),
-            is_strict: false,
             expected: Vec::new(),
             violations: Vec::new(),
         }
@@ -256,8 +254,7 @@ impl World {
     pub(crate) fn file_found(&mut self) {
         for violation in self.facts.take_found() {
             self.note(&format!("*** {}: {}", violation.promise, violation.what));
-            let is_expected = !self.is_strict && crate::expected::is_known(&violation);
-            let list = if is_expected { &mut self.expected } else { &mut self.violations };
+            let list = if crate::expected::is_known(&violation) { &mut self.expected } else { &mut self.violations };
             list.push(violation);
         }
     }

@@ -19,6 +19,9 @@ const PATIENCE_US: u64 = 5_000_000;
 /// How often a client that is to want nothing looks whether that is over.
 const QUIET_US: u64 = 200_000;
 
+/// Spell of work between two rests, for clients that do not think.
+const SPELL_US: u64 = 200_000;
+
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Join(usize),
@@ -50,7 +53,11 @@ impl World {
     /// A client does one thing, or waits for an answer.
     pub(super) fn client_acts(&mut self, machine: usize, pid: Pid) {
         let now_us = self.queue.now_us();
+        let rest_us = self.rest_us();
         let Some(client) = self.client(machine, pid) else { return };
+        if rest_us > 0 && client.locks.is_empty() && client.asked.is_empty() {
+            return self.plan_client(machine, pid, rest_us);
+        }
         let next_us = client.locks.values().filter(|lock| lock.is_idle()).map(|lock| lock.until_us).min();
         let patient_us = client.asked.values().map(|asked| asked.since_us + PATIENCE_US).min();
         let pause_us = 1000 + self.random.below(self.options.hold_ms * 500 + 1);
@@ -72,6 +79,15 @@ impl World {
             (None, None) if self.is_quiet => self.plan_client(machine, pid, QUIET_US),
             (None, None) => {}
         }
+    }
+
+    /// How long nothing new is begun; 0: it may be. All clients work and rest together: those that never rest show the same over and over,
+    /// and those that rest alone do not meet.
+    fn rest_us(&self) -> u64 {
+        let spell_us = SPELL_US + 10 * self.options.think_ms * 1000;
+        let period_us = spell_us + self.options.rest_ms * 1000;
+        let at_us = self.queue.now_us() % period_us;
+        if at_us < spell_us { 0 } else { period_us - at_us }
     }
 
     /// What it can do now, by weight.
@@ -105,7 +121,9 @@ impl World {
             }
         }
         if !self.is_quiet {
-            self.new_actions(client, &mut actions);
+            if self.rest_us() == 0 {
+                self.new_actions(client, &mut actions);
+            }
             actions.extend((!client.locks.is_empty() || !client.asked.is_empty()).then_some((10, Action::Wait)));
         }
         actions
