@@ -31,9 +31,17 @@ pub(crate) enum Verdict {
 fn fence_ms(world: &World) -> u64 {
     let timings = &world.timings;
     let printed_ms = budget_crash(timings).total_ms().max(budget_partition(timings).total_ms());
-    // Beside the budget: every node before this one in the order of proposers may be one that may not judge yet, and a disk that is slow.
-    let turns_ms = 2 * u64::from(timings.poll_ms) * world.options.nodes;
-    observed_ms(printed_ms + turns_ms + 20 * world.options.disk_us / 1000, timings.drift_ppm)
+    observed_ms(printed_ms + turns_ms(world), timings.drift_ppm)
+}
+
+/// How long a member that has just gone silent may still be the one that goes on, in the eyes of the others.
+fn preferred_ms(world: &World) -> u64 {
+    observed_ms(u64::from(world.timings.lease_ms) + turns_ms(world), world.timings.drift_ppm)
+}
+
+/// Beside any time: every node before this one in the order of proposers may be one that may not judge yet, and a disk that is slow.
+fn turns_ms(world: &World) -> u64 {
+    2 * u64::from(world.timings.poll_ms) * world.options.nodes + 20 * world.options.disk_us / 1000
 }
 
 /// L3: a last reset of whoever has to be, its start, and what an outsider waits for those who are gone; twice, for the first proposer may be
@@ -57,6 +65,8 @@ impl World {
         let start_us = self.queue.now_us();
         let resets = self.resets_of(core);
         let bound_ms = converge_ms(self);
+        // Whoever has just been cut off may be let in, or kept, by what was heard before.
+        let unheard_us = 2 * u64::from(self.timings.detect_ms) * 1000;
         let mut is_converged = false;
         let (mut healthy_us, mut quorate_us) = (start_us, u64::MAX);
         while !is_converged && self.violations().is_empty() && self.queue.now_us() < healthy_us + bound_ms * 1000 {
@@ -67,7 +77,7 @@ impl World {
             quorate_us = if self.is_quorate(core) { quorate_us.min(self.queue.now_us()) } else { u64::MAX };
             self.check_fences(quorate_us, core);
             self.check_loops(core, &resets, 1);
-            is_converged = self.is_converged(core);
+            is_converged = self.queue.now_us() >= start_us + unheard_us && self.is_converged(core);
         }
         if !self.violations().is_empty() {
             return Verdict::Judged;
@@ -149,14 +159,18 @@ impl World {
     /// L2: whom a view has removed is proved gone within the budget, where there is a quorum and somebody may judge by W.
     fn check_fences(&mut self, quorate_us: u64, core: &[usize]) {
         let bound_ms = fence_ms(self);
+        let preferred_ms = preferred_ms(self);
         let now_us = self.queue.now_us();
         let lives: Vec<Life> = core.iter().filter_map(|machine| self.machines[*machine].daemon.as_ref().and_then(Daemon::life)).collect();
         let newest = &self.facts.newest;
+        let beat_us = |life: &Life| self.facts.beats.get(&life.slot).copied().unwrap_or(0);
+        // While a member outside the core seems to live, it may be the one that goes on: the core waits for it.
+        let outside_us = newest.members.iter().filter(|life| !lives.contains(life)).map(beat_us).max().unwrap_or(0);
         let is_judged = |companions: &[Life]| companions.iter().any(|life| newest.members.contains(life) && lives.contains(life));
         let is_late = |life: &Life, since_us: u64| {
             // What a dead node had sent may land until D after its end.
-            let beat_us = self.facts.beats.get(&life.slot).copied().unwrap_or(0);
-            now_us > since_us.max(quorate_us).max(beat_us).saturating_add(bound_ms * 1000)
+            let begun_us = since_us.max(quorate_us).max(beat_us(life));
+            now_us > begun_us.saturating_add(bound_ms * 1000).max(outside_us + preferred_ms * 1000)
         };
         let late = newest.removed.iter().find(|(life, (since_us, companions))| is_late(life, *since_us) && is_judged(companions));
         if let Some((life, _)) = late.map(|(life, entry)| (*life, entry)) {
