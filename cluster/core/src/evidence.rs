@@ -118,9 +118,9 @@ impl Evidences {
         self.sightings.retain(|life, _| is_watched(life));
     }
 
-    /// Judges a life, strongest evidence first.
+    /// Judges a life that the observer has known of since `named_ms`, strongest evidence first.
     #[must_use]
-    pub fn judge(&self, life: &Life, observer: &Observer, timings: &Timings, witness: Witness, now_ms: u64) -> Verdict {
+    pub fn judge(&self, life: &Life, observer: &Observer, timings: &Timings, (witness, named_ms): (Witness, u64), now_ms: u64) -> Verdict {
         let seen = self.sightings.get(life).copied().unwrap_or_default();
         if seen.left {
             return Verdict::Gone(Evidence::Left);
@@ -143,14 +143,15 @@ impl Evidences {
             Some((due_ms, evidence)) if now_ms >= due_ms => return Verdict::Gone(evidence),
             _ => {}
         }
-        if Self::is_expired(life, observer, timings, witness) {
+        if Self::is_expired(life, observer, timings, (witness, named_ms)) {
             return Verdict::Gone(Evidence::Expired);
         }
         due.map_or(Verdict::MayLive, |(due_ms, evidence)| Verdict::GoneAt { due_ms, evidence })
     }
 
     /// Silent for W + D (W + F + D for an outsider). Silence proves nothing of a node under the rule *cluster*.
-    fn is_expired(life: &Life, observer: &Observer, timings: &Timings, witness: Witness) -> bool {
+    /// What was silent before the life's own beats were seen there may have been another life.
+    fn is_expired(life: &Life, observer: &Observer, timings: &Timings, (witness, named_ms): (Witness, u64)) -> bool {
         let Some(watched) = observer.watched(life.slot) else {
             return false;
         };
@@ -167,7 +168,8 @@ impl Evidences {
         };
         let wait_ms =
             u64::from(timings.expiry_ms).max(own_wait_ms) + observed_ms(freeze_ms + u64::from(timings.storage_delay_ms), timings.drift_ppm);
-        observer.is_silent_for(life.slot, wait_ms)
+        let is_seen = watched.beat.as_ref().is_some_and(|beat| (beat.boot, beat.daemon.incarnation) == (life.boot, life.incarnation));
+        observer.is_silent_for(life.slot, if is_seen { 0 } else { named_ms }, wait_ms)
     }
 }
 
@@ -187,7 +189,7 @@ mod tests {
     }
 
     fn judge(evidences: &Evidences, observer: &Observer, witness: Witness, now_ms: u64) -> Verdict {
-        evidences.judge(&life(), observer, &timings(), witness, now_ms)
+        evidences.judge(&life(), observer, &timings(), (witness, 0), now_ms)
     }
 
     fn show(beat: &Beat, ended_ms: u64) -> (Evidences, Observer) {
@@ -294,5 +296,18 @@ mod tests {
         let late = silent_until(wait_ms + 61_000, Rule::Disk);
         assert_eq!(judge(&evidences, &late, Witness::Outsider, wait_ms + 61_000), Verdict::Gone(Evidence::Expired));
         assert_eq!(judge(&evidences, &silent_until(900_000, Rule::Cluster), Witness::MemberOfLastView, 900_000), Verdict::MayLive);
+    }
+
+    #[test]
+    fn the_silence_of_an_earlier_life_proves_nothing_of_a_later_one() {
+        let observer = silent_until(50_000, Rule::Disk);
+        let later = [Life { boot: BootId([9; 16]), ..life() }, Life { incarnation: Incarnation([9; 16]), ..life() }];
+        for named in later {
+            let judge = |observer: &Observer, now_ms| {
+                Evidences::default().judge(&named, observer, &timings(), (Witness::MemberOfLastView, 50_000), now_ms)
+            };
+            assert_eq!(judge(&observer, 50_001), Verdict::MayLive, "nothing of it was seen yet");
+            assert_eq!(judge(&silent_until(90_000, Rule::Disk), 90_001), Verdict::Gone(Evidence::Expired), "silent since it was named");
+        }
     }
 }

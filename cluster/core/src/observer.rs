@@ -112,13 +112,13 @@ impl Observer {
         }
     }
 
-    /// Was the slot silent for `wait_ms`, confirmed by a majority of devices?
+    /// Was the slot silent for `wait_ms` since its last change and since `from_ms`, confirmed by a majority of devices?
     #[must_use]
-    pub fn is_silent_for(&self, slot: SlotIndex, wait_ms: u64) -> bool {
+    pub fn is_silent_for(&self, slot: SlotIndex, from_ms: u64, wait_ms: u64) -> bool {
         let Some(watched) = self.slots.get(&slot) else {
             return false;
         };
-        let due = watched.changed_ms.saturating_add(wait_ms);
+        let due = watched.changed_ms.max(from_ms).saturating_add(wait_ms);
         let confirmed = watched.silent_until_ms.iter().filter(|issued| **issued >= due).count();
         confirmed * 2 > self.devices
     }
@@ -211,9 +211,9 @@ pub(crate) mod tests {
         let mut observer = Observer::new(SlotIndex(0), 1);
         observer.handle_read(&read(0, 0, (1, 1), Some(7)), core::iter::once(PEER));
         observer.handle_read(&read(0, 1004, (1, 1), Some(7)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000), "issued 1 ms too early: the first read ended at 5");
+        assert!(!observer.is_silent_for(PEER, 0, 1000), "issued 1 ms too early: the first read ended at 5");
         observer.handle_read(&read(0, 1005, (1, 1), Some(7)), core::iter::once(PEER));
-        assert!(observer.is_silent_for(PEER, 1000));
+        assert!(observer.is_silent_for(PEER, 0, 1000));
     }
 
     #[test]
@@ -221,9 +221,9 @@ pub(crate) mod tests {
         let mut observer = Observer::new(SlotIndex(0), 1);
         observer.handle_read(&read(0, 0, (1, 1), Some(7)), core::iter::once(PEER));
         observer.handle_read(&read(0, 2000, (1, 1), Some(8)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000));
+        assert!(!observer.is_silent_for(PEER, 0, 1000));
         observer.handle_read(&read(0, 3004, (1, 1), Some(8)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000));
+        assert!(!observer.is_silent_for(PEER, 0, 1000));
     }
 
     #[test]
@@ -231,9 +231,9 @@ pub(crate) mod tests {
         let mut observer = Observer::new(SlotIndex(0), 1);
         observer.handle_read(&read(0, 0, (1, 1), Some(7)), core::iter::once(PEER));
         observer.handle_read(&read(0, 9000, (5, 4), Some(7)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000), "own beat 5 was complete, the path still shows 4");
+        assert!(!observer.is_silent_for(PEER, 0, 1000), "own beat 5 was complete, the path still shows 4");
         observer.handle_read(&read(0, 9000, (0, 4), Some(7)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000), "an observer without an own beat cannot tell");
+        assert!(!observer.is_silent_for(PEER, 0, 1000), "an observer without an own beat cannot tell");
     }
 
     #[test]
@@ -241,9 +241,9 @@ pub(crate) mod tests {
         let mut observer = Observer::new(SlotIndex(0), 1);
         observer.handle_read(&read(0, 0, (1, 1), Some(7)), core::iter::once(PEER));
         observer.handle_read(&read(0, 9000, (1, 1), None), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000));
+        assert!(!observer.is_silent_for(PEER, 0, 1000));
         observer.handle_read(&read(0, 9100, (1, 1), Some(7)), core::iter::once(PEER));
-        assert!(observer.is_silent_for(PEER, 1000));
+        assert!(observer.is_silent_for(PEER, 0, 1000));
     }
 
     #[test]
@@ -253,11 +253,11 @@ pub(crate) mod tests {
             observer.handle_read(&read(device, 0, (1, 1), Some(7)), core::iter::once(PEER));
         }
         observer.handle_read(&read(0, 2000, (1, 1), Some(7)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000));
+        assert!(!observer.is_silent_for(PEER, 0, 1000));
         observer.handle_read(&read(2, 2000, (1, 1), Some(7)), core::iter::once(PEER));
-        assert!(observer.is_silent_for(PEER, 1000));
+        assert!(observer.is_silent_for(PEER, 0, 1000));
         observer.handle_read(&read(1, 2000, (1, 1), Some(8)), core::iter::once(PEER));
-        assert!(!observer.is_silent_for(PEER, 1000), "news on one device is news");
+        assert!(!observer.is_silent_for(PEER, 0, 1000), "news on one device is news");
     }
 
     #[test]
@@ -265,6 +265,6 @@ pub(crate) mod tests {
         let mut observer = Observer::new(SlotIndex(0), 1);
         observer.handle_read(&read(0, 10, (1, 1), None), core::iter::once(PEER));
         observer.handle_read(&read(0, 1015, (1, 1), None), core::iter::once(PEER));
-        assert!(observer.is_silent_for(PEER, 1000));
+        assert!(observer.is_silent_for(PEER, 0, 1000));
     }
 }

@@ -562,7 +562,8 @@ impl Membership {
         let timings = *self.timings();
         #[cfg(feature = "planted")]
         let timings = self.spoiled(timings);
-        self.evidences.judge(life, &self.observer, &timings, self.witness_of(life), now_ms)
+        let named_ms = self.watched_since.get(life).copied().unwrap_or(now_ms);
+        self.evidences.judge(life, &self.observer, &timings, (self.witness_of(life), named_ms), now_ms)
     }
 
     pub(crate) fn evidence_of(&self, life: &Life, now_ms: u64) -> Option<Evidence> {

@@ -8,12 +8,14 @@
 mod lvb;
 mod model;
 mod recovery;
+mod rules;
 mod world;
 
 use crate::{Case, search, search_dead_ends};
 use lvb::Lvb;
-use model::{Gate, Rule};
+use model::Gate;
 use recovery::Recovery;
+use rules::Rule;
 use world::Bounds;
 
 /// Two incompatible grants.
@@ -47,7 +49,7 @@ const FAR_THREE: Horizon = (THREE, Bounds { nodes: 4, renewals: 1, ..THREE });
 const FAR_JOIN: Horizon = (JOIN, Bounds { nodes: 4, removals: 2, ..JOIN });
 const FAR_LIVES: Horizon = (LIVES, Bounds { joins: 2, crashes: 1, lives: 3, ..LIVES });
 
-const GATE: Gate = Gate { bounds: THREE, rule: Rule::Design, mistake: model::Mistake::None, has_shared: false, tokens: 0, only: None };
+const GATE: Gate = Gate { bounds: THREE, rule: Rule::Design, mistake: rules::Mistake::None, has_shared: false, tokens: 0, only: None };
 
 fn gate(name: &'static str, horizon: Horizon, model: Gate) -> Case {
     Case::holds(name, move |scale| search(Gate { bounds: scale.pick(horizon.0, horizon.1), ..model }, scale))
@@ -61,7 +63,7 @@ fn gate_opens(name: &'static str, horizon: Horizon, rule: Rule) -> Case {
     })
 }
 
-fn gate_stuck(name: &'static str, mistake: model::Mistake) -> Case {
+fn gate_stuck(name: &'static str, mistake: rules::Mistake) -> Case {
     let model = Gate { bounds: Bounds { may_settle: true, ..THREE }, mistake, ..GATE };
     Case::found(name, L1, move |scale| search_dead_ends(&model, L1, scale, |state| model.is_served(state)))
 }
@@ -74,7 +76,7 @@ pub fn gate_rules() -> Vec<Case> {
     let less = |rule| Gate { rule, ..GATE };
     vec![
         gate("gate: two removed, one after the other", FAR_THREE, GATE),
-        gate("gate: shared locks, two removed", (THREE, Bounds { nodes: 4, ..THREE }), shared),
+        gate("gate: shared locks, two removed", (THREE, Bounds { renewals: 1, ..THREE }), shared),
         gate("gate: a home by join", FAR_JOIN, GATE),
         gate("gate: shared locks, a home by join", (JOIN, Bounds { removals: 2, ..JOIN }), shared),
         gate("gate: removed nodes come back", FAR_LIVES, GATE),
@@ -84,9 +86,10 @@ pub fn gate_rules() -> Vec<Case> {
         gate_opens("gate: opens, two removed", (THREE, Bounds { nodes: 4, ..THREE }), Rule::Design),
         gate_opens("gate: opens, a home by join", (JOIN, Bounds { nodes: 4, ..JOIN }), Rule::Design),
         gate_opens("gate: opens, removed nodes come back", (Bounds { removals: 1, ..LIVES }, LIVES), Rule::Design),
-        gate("gate: less: the hash over members alone", FAR_JOIN, less(Rule::HashOverMembers)),
-        gate("gate: less: a master goes on without its home", FAR_JOIN, less(Rule::MasterSuffices)),
+        gate("gate: less: the hash over members alone", (JOIN, Bounds { nodes: 4, ..JOIN }), less(Rule::HashOverMembers)),
+        gate("gate: less: a master goes on without its home", (JOIN, Bounds { nodes: 4, ..JOIN }), less(Rule::MasterSuffices)),
         gate("gate: less: let in before the share is rebuilt", FAR_LIVES, less(Rule::LetInBeforeRebuild)),
+        gate("gate: less: masters known by slot", FAR_LIVES, less(Rule::MasterBySlot)),
         gate("gate: less: all three, a home by join", FAR_JOIN, less(Rule::Least)),
         gate("gate: less: all three, removed nodes come back", FAR_LIVES, less(Rule::Least)),
         gate_opens("gate: less: all three, opens", (JOIN, Bounds { nodes: 4, ..JOIN }), Rule::Least),
@@ -96,7 +99,7 @@ pub fn gate_rules() -> Vec<Case> {
 /// The planted mistakes of the gate per resource.
 #[must_use]
 pub fn gate_mistakes() -> Vec<Case> {
-    use model::Mistake as M;
+    use rules::Mistake as M;
     let planted = |name: &'static str, property: &'static str, bounds: Bounds, mistake: M| {
         let tokens = if property == S4 { 3 } else { 0 };
         let model = Gate { bounds, mistake, tokens, has_shared: mistake == M::GhostsWeaker, only: Some(property), ..GATE };
@@ -119,7 +122,7 @@ pub fn gate_mistakes() -> Vec<Case> {
         planted("gate: hand-over taken back at the old end", S2, JOIN, M::GiverKeeps),
         planted("gate: handed over without authority", S2, JOIN, M::HandsOverNothing),
         planted("gate: a master's word taken for authority", S2, JOIN, M::MasterGivesAuthority),
-        planted("gate: let in before the share is rebuilt, masters known by slot", S2, LIVES, M::MasterBySlot),
+        planted("gate: let in before the share is rebuilt, masters known by slot", S2, LIVES, M::MasterBySlotLetIn),
         planted("gate: an answer overrules a grant of the same view", S2, Bounds { removals: 1, ..THREE }, M::AnswerOverrulesGrant),
         planted("gate: a lost appointment taken for a free resource", S2, THREE, M::LostAppointmentIsFree),
         planted("gate: mastery given back and kept", S2, THREE, M::GivenBackKept),

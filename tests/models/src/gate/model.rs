@@ -8,75 +8,8 @@
 
 use stateright::{Model, Property};
 
+use super::rules::{Mistake, Rule};
 use super::world::{Bounds, Change, Mode, NODES_MAX, Slots, View, World};
-
-/// A departure from the rules of the gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mistake {
-    /// None: the rules of the design.
-    None,
-    /// A rebuild does not wait for the owed.
-    RebuildBeforeGone,
-    /// A rebuild waits for the owed that were removed with the lost home only.
-    RebuildAwaitsRemovedWithHome,
-    /// A rebuild waits for the owed that were removed with the lost master only.
-    RebuildAwaitsRemovedWithMaster,
-    /// A rebuild does without the answers that have not come.
-    RebuildWithoutAnswers,
-    /// A rebuild counts what a member answered in an older view.
-    OldAnswerTaken,
-    OldGrantTaken,
-    OldUnlockTaken,
-    OldAppointmentTaken,
-    OldHandOverTaken,
-    /// A home by join takes its share as empty.
-    JoinOpensEmpty,
-    /// The hash runs over members alone, and who comes next in it takes the share of a removed home for its own.
-    HeirOpensEmpty,
-    /// A home by join takes over what it reads at a former home that has not learned the view.
-    TakenFromOneEnd,
-    /// A former home keeps what it handed over, and goes on with it when it is home again.
-    GiverKeeps,
-    /// A home hands its share over without authority.
-    HandsOverNothing,
-    /// The word of a living master gives a home authority.
-    MasterGivesAuthority,
-    /// A master is known by its slot, not by its life.
-    MasterBySlot,
-    /// What a holder answered overrules what it was granted since.
-    AnswerOverrulesGrant,
-    /// A holder that lost a grant with its view is not heard.
-    HoldersUnheard,
-    /// A master that lost its appointment, or gave its resource back, with the view is not heard.
-    MastersUnheard,
-    /// An appointment with a rebuilt queue was lost; the resource is taken for free.
-    LostAppointmentIsFree,
-    /// The locks of owed nodes are dropped.
-    GhostsForgotten,
-    /// The locks of owed nodes are kept in the mode before the last conversion.
-    GhostsWeaker,
-    /// A master that gave its resource back goes on in the next view if it heard of no other master.
-    GivenBackKept,
-    /// Mastery that comes back does not bring the token counter along.
-    CounterRestarts,
-    /// A token is the counter alone.
-    CounterAlone,
-}
-
-/// A rule that asks for less than the design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rule {
-    /// The design's.
-    Design,
-    /// The hash runs over members alone; authority moves as in the design.
-    HashOverMembers,
-    /// A master goes on while it is a member, whoever is home.
-    MasterSuffices,
-    /// A life is let in as soon as its earlier life is released.
-    LetInBeforeRebuild,
-    /// All of these together.
-    Least,
-}
 
 /// The model with its horizon.
 #[derive(Debug, Clone, Copy)]
@@ -439,10 +372,10 @@ impl Gate {
             Share::Nothing => Share::Nothing,
             Share::Free { .. } => Share::Free { counter: 0 },
             Share::At { master, is_full, .. } => {
-                let is_by_slot = self.mistake == Mistake::MasterBySlot && view.is_member(master);
+                let is_by_slot = self.rule == Rule::MasterBySlot || self.mistake == Mistake::MasterBySlotLetIn;
                 if master == me && node.queue.is_none() {
                     Share::Nothing
-                } else if view.is_still_member(before, master) || is_by_slot {
+                } else if view.is_still_member(before, master) || (is_by_slot && view.is_member(master)) {
                     Share::At { master, is_firm: master == me, is_full }
                 } else {
                     Share::Nothing
@@ -625,7 +558,7 @@ impl Gate {
         let mut changes = Vec::new();
         state.world.changes(&self.bounds, &mut changes);
         let is_waiting = matches!(self.rule, Rule::LetInBeforeRebuild | Rule::Least);
-        if !is_waiting && self.mistake != Mistake::MasterBySlot && !self.is_rebuilt(state) {
+        if !is_waiting && self.mistake != Mistake::MasterBySlotLetIn && !self.is_rebuilt(state) {
             changes.retain(|change| !matches!(change, Change::Admit(slot) if state.world.is_second_life(*slot)));
         }
         actions.extend(changes.into_iter().map(Action::World));
@@ -697,6 +630,21 @@ impl Gate {
                 let is_handed = |message: &&Message| matches!(message.body, Body::HandOver(_));
                 state.messages.iter().filter(is_handed).any(|message| (0..NODES_MAX).any(|i| model.may_take(state, i, message)))
             }));
+        }
+        match self.rule {
+            Rule::HashOverMembers => {
+                properties.push(Property::sometimes("the share of a home opens that is owed", |model: &Self, state: &State| {
+                    let owed = |i: usize| state.world.known(i).owed[model.bounds.outsiders];
+                    (0..NODES_MAX).any(|i| model.is_home(state, i) && state.nodes[i].share != Share::Nothing && owed(i).is_some())
+                }))
+            }
+            Rule::MasterSuffices => {
+                properties.push(Property::sometimes("a master goes on whose home is owed", |model: &Self, state: &State| {
+                    let has_home = |view: &View| model.home(view).is_some_and(|home| view.is_member(home));
+                    (0..NODES_MAX).any(|i| model.may_grant(state, i) && !has_home(state.world.known(i)))
+                }))
+            }
+            Rule::Design | Rule::LetInBeforeRebuild | Rule::MasterBySlot | Rule::Least => {}
         }
         if self.bounds.crashes > 0 {
             properties.push(Property::sometimes("a removed life comes back when its judges are gone", |_, state: &State| {
