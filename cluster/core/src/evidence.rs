@@ -168,7 +168,7 @@ impl Evidences {
         };
         let wait_ms =
             u64::from(timings.expiry_ms).max(own_wait_ms) + observed_ms(freeze_ms + u64::from(timings.storage_delay_ms), timings.drift_ppm);
-        let is_seen = watched.beat.as_ref().is_some_and(|beat| (beat.boot, beat.daemon.incarnation) == (life.boot, life.incarnation));
+        let is_seen = watched.beat.as_ref().is_some_and(|beat| beat.life() == *life);
         observer.is_silent_for(life.slot, if is_seen { 0 } else { named_ms }, wait_ms)
     }
 }

@@ -44,8 +44,12 @@ pub struct Watched {
     pub beat: Option<Beat>,
     /// End of the read that showed the last change; the start of observation if there was none.
     pub changed_ms: u64,
+    /// Issue of that read.
+    pub shown_ms: u64,
     /// End of the read that first showed the present daemon number.
     pub daemon_changed_ms: u64,
+    /// Newest issue of a current read of the slot.
+    pub looked_ms: u64,
     /// Per device: what it showed last.
     versions: Vec<Option<Version>>,
     /// Per device: issue of the newest valid read that showed no change since `changed_ms`.
@@ -104,7 +108,9 @@ impl Observer {
             let watched = self.slots.entry(slot).or_insert_with(|| Watched {
                 beat: None,
                 changed_ms: started_ms.max(read.ended_ms),
+                shown_ms: read.issued_ms,
                 daemon_changed_ms: read.ended_ms,
+                looked_ms: 0,
                 versions: alloc::vec![None; devices],
                 silent_until_ms: alloc::vec![0; devices],
             });
@@ -129,6 +135,9 @@ impl Watched {
         let Some(known) = self.versions.get_mut(read.device) else {
             return;
         };
+        if is_current {
+            self.looked_ms = self.looked_ms.max(read.issued_ms);
+        }
         if let Some(beat) = beat {
             let version = Version::of(beat);
             if *known != Some(version) {
@@ -149,6 +158,7 @@ impl Watched {
                 }
                 if is_newer || !is_first_look {
                     self.changed_ms = read.ended_ms;
+                    self.shown_ms = read.issued_ms;
                     self.silent_until_ms.iter_mut().for_each(|issued| *issued = 0);
                     return;
                 }

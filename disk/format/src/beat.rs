@@ -7,8 +7,8 @@
 use crate::head::{Field, Head, Place, RecordError, RecordType, Unit, check_reserved, fields, open_short, put, seal_short};
 use crate::head::{bytes_of, u8_of, u16_of, u32_of, u64_of};
 use crate::types::{
-    Acknowledgement, Beat, DAEMON_PART_BYTES, DaemonPart, Incarnation, NodeState, Rule, SLOTS_MAX, SlotIndex, SlotSet, ViewNumber, Vouch,
-    WatchdogKind,
+    Acknowledgement, Beat, DAEMON_PART_BYTES, DaemonPart, Incarnation, Life, NodeState, Rule, SLOTS_MAX, SlotIndex, SlotSet, ViewNumber,
+    Vouch, WatchdogKind,
 };
 use alloc::vec::Vec;
 
@@ -190,6 +190,12 @@ fn decode_vouches(part: &[u8]) -> Result<Vec<Vouch>, RecordError> {
 }
 
 impl Beat {
+    /// The life whose daemon's part it carries.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life { slot: self.slot, boot: self.boot, incarnation: self.daemon.incarnation }
+    }
+
     /// The bytes of a beat unit.
     ///
     /// # Panics

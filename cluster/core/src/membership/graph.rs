@@ -6,7 +6,7 @@
 
 use super::{Membership, Output, Role};
 use alloc::{collections::BTreeMap, vec::Vec};
-use deadbolt_disk_format::{Life, NodeState, SlotIndex, SlotSet};
+use deadbolt_disk_format::{Beat, Life, NodeState, SlotIndex, SlotSet};
 
 /// One node of the graph.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +64,29 @@ impl Membership {
         self.now_ms.saturating_sub(at_ms) <= u64::from(self.timings().detect_ms)
     }
 
+    /// Does nothing that was read say that this member of the view does not go on? Silence is what reads have shown, not what they have
+    /// not: a node whose reads are late knows nothing against anybody.
+    fn seems_alive(&self, member: &Life) -> bool {
+        if *member == self.setup.me {
+            return self.now_ms < self.lease_end_ms;
+        }
+        let Some(watched) = self.observer.watched(member.slot) else {
+            return true;
+        };
+        let window_ms = u64::from(self.timings().lease_ms);
+        let named_ms = self.named_ms(member);
+        match &watched.beat {
+            Some(beat) if beat.life() == *member => {
+                can_act(beat)
+                    && !self.observer.is_silent_for(member.slot, 0, window_ms)
+                    && watched.looked_ms < watched.daemon_changed_ms.saturating_add(window_ms)
+            }
+            // Another life in its place counts where the read is newer than the member's name.
+            Some(_) if watched.shown_ms >= named_ms => false,
+            _ => !self.observer.is_silent_for(member.slot, named_ms, window_ms),
+        }
+    }
+
     /// The life that the newest beat in a slot shows, if the beat and its daemon part are fresh.
     pub(crate) fn fresh_life(&self, slot: SlotIndex) -> Option<Life> {
         if slot == self.setup.me.slot {
@@ -74,8 +97,7 @@ impl Membership {
         let now_ms = self.now_ms;
         let window_ms = u64::from(self.timings().lease_ms);
         let is_fresh = watched.age_ms(now_ms) <= window_ms && now_ms.saturating_sub(watched.daemon_changed_ms) <= window_ms;
-        let is_alive = is_fresh && beat.acknowledged.is_none() && !beat.is_stopped && !beat.is_idle;
-        is_alive.then_some(Life { slot, boot: beat.boot, incarnation: beat.daemon.incarnation })
+        (is_fresh && can_act(beat)).then(|| beat.life())
     }
 
     /// State that the newest beat or hello of this life shows.
@@ -88,8 +110,7 @@ impl Membership {
                 Role::Condemned => NodeState::Condemned,
             });
         }
-        let beat = self.observer.watched(life.slot)?.beat.as_ref()?;
-        let on_disk = (beat.daemon.incarnation == life.incarnation).then_some(beat.daemon.state);
+        let on_disk = self.beat_of(life).map(|beat| beat.daemon.state);
         let said = self.heard.get(&life.slot).filter(|heard| heard.hello.life == *life && self.is_heard(heard.at_ms));
         match (on_disk, said) {
             (Some(NodeState::Left | NodeState::Condemned), _) => on_disk,
@@ -108,7 +129,12 @@ impl Membership {
         {
             return heard.hello.hears;
         }
-        self.observer.watched(life.slot).and_then(|watched| watched.beat.as_ref()).map_or_else(SlotSet::default, |beat| beat.daemon.hears)
+        self.beat_of(life).map_or_else(SlotSet::default, |beat| beat.daemon.hears)
+    }
+
+    /// The newest beat, if this life wrote it.
+    fn beat_of(&self, life: &Life) -> Option<&Beat> {
+        self.observer.watched(life.slot)?.beat.as_ref().filter(|beat| beat.life() == *life)
     }
 
     /// Lives that carry the next view: members with a fresh beat of the same life, and those who ask to be let in. The latter's votes
@@ -118,15 +144,17 @@ impl Membership {
         let body = &self.known.body;
         let mut candidates = Vec::new();
         for node in &body.configuration.nodes {
-            let Some(life) = self.fresh_life(node.slot) else {
+            let member = body.members.iter().find(|life| life.slot == node.slot && !self.is_restart() && self.seems_alive(life));
+            let Some(life) = member.copied().or_else(|| self.fresh_life(node.slot)) else {
                 continue;
             };
             let is_member = body.members.contains(&life);
             let state = self.state_of(&life);
-            // A member whose state on disk is still `Joining` has not read the view that let it in yet.
+            // A member whose state on disk is still `Joining` has not read the view that let it in yet; nothing may have been read of it.
             let is_willing = match state {
                 Some(NodeState::Member | NodeState::Joining) => !self.forced.contains(&life),
-                Some(NodeState::None | NodeState::Left | NodeState::Condemned) | None => false,
+                Some(NodeState::None | NodeState::Left | NodeState::Condemned) => false,
+                None => is_member && !self.forced.contains(&life),
             };
             if is_willing && (is_member || !self.is_restart() || self.may_be_let_in(&life)) {
                 candidates.push((life, is_member));
@@ -224,6 +252,11 @@ impl Membership {
             self.outputs.push_back(Output::Permit(may_grant));
         }
     }
+}
+
+/// Its sbd lives, and no pill has ended it.
+fn can_act(beat: &Beat) -> bool {
+    beat.acknowledged.is_none() && !beat.is_stopped && !beat.is_idle
 }
 
 /// Total of the configured votes, the disk's included.

@@ -562,8 +562,12 @@ impl Membership {
         let timings = *self.timings();
         #[cfg(feature = "planted")]
         let timings = self.spoiled(timings);
-        let named_ms = self.watched_since.get(life).copied().unwrap_or(now_ms);
-        self.evidences.judge(life, &self.observer, &timings, (self.witness_of(life), named_ms), now_ms)
+        self.evidences.judge(life, &self.observer, &timings, (self.witness_of(life), self.named_ms(life)), now_ms)
+    }
+
+    /// Since when this node watches a life.
+    pub(crate) fn named_ms(&self, life: &Life) -> u64 {
+        self.watched_since.get(life).copied().unwrap_or(self.now_ms)
     }
 
     pub(crate) fn evidence_of(&self, life: &Life, now_ms: u64) -> Option<Evidence> {

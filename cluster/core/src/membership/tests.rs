@@ -21,6 +21,7 @@ struct Place {
     recovers: bool,
     holds: bool,
     is_stopped: bool,
+    is_blind: bool,
 }
 
 struct World {
@@ -96,6 +97,7 @@ impl World {
                 recovers: true,
                 holds: false,
                 is_stopped: false,
+                is_blind: false,
             });
             world.boot(slot, nodes);
         }
@@ -168,10 +170,10 @@ impl World {
         let published = place.part.number;
         let recovers = place.recovers;
         machine.handle(now_ms, Input::Lifeline { lease_end_ms: now_ms + u64::from(timings().lease_ms), published });
-        machine.handle(
-            now_ms,
-            Input::Beats(BeatsRead { device: 0, issued_ms: now_ms, ended_ms: now_ms + 1, own_beat, beats: self.beats.clone() }),
-        );
+        if !place.is_blind {
+            let read = BeatsRead { device: 0, issued_ms: now_ms, ended_ms: now_ms + 1, own_beat, beats: self.beats.clone() };
+            machine.handle(now_ms, Input::Beats(read));
+        }
         if let Some(body) = self.views.last() {
             if recovers && body.owed.is_empty() {
                 machine.handle(now_ms, Input::Recovered(body.view));
@@ -345,6 +347,21 @@ fn a_dead_node_is_owed_until_it_expired() {
     assert_eq!(world.evidence(2), Some(Evidence::Expired));
     let waited = world.now_ms - removed_at;
     assert!(waited >= 1500, "only {waited} ms after the removal");
+}
+
+#[test]
+fn a_node_whose_reads_are_late_removes_nobody_for_it() {
+    // Node 2 goes and comes back while node 0, the first proposer, sees no beat: neither its old life's silence nor its new one counts.
+    let mut world = World::whole(3);
+    world.places[0].is_blind = true;
+    world.reset(2);
+    world.run_until(20_000, "in again", |world| world.members() == [0, 1, 2] && world.evidence(2).is_some());
+    let views = world.views.len();
+    (0..200).for_each(|_| world.step());
+    assert_eq!(world.views.len(), views, "{:?}", world.views.last());
+    world.places[0].is_blind = false;
+    (0..200).for_each(|_| world.step());
+    assert_eq!(world.views.len(), views, "{:?}", world.views.last());
 }
 
 #[test]
