@@ -168,6 +168,14 @@ impl World {
         self.travel(number);
     }
 
+    /// Is an operation of this boot on its way for longer than this?
+    pub(crate) fn waits_for_disk(&self, machine: usize, most_ms: u64) -> bool {
+        let place = &self.machines[machine];
+        let (is_on, boot, now_ms) = (place.is_on, place.boot_number, self.local_ms(machine));
+        let mut own = self.operations.values().filter(|operation| operation.machine == machine && operation.boot == boot);
+        is_on && own.any(|operation| operation.issued_ms + most_ms < now_ms)
+    }
+
     /// Plans the landing, or lets the operation wait where the path hangs.
     fn travel(&mut self, number: u64) {
         let Some(operation) = self.operations.get(&number) else { return };

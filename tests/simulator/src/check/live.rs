@@ -71,19 +71,22 @@ impl World {
         let (mut healthy_us, mut quorate_us) = (start_us, u64::MAX);
         while !is_converged && self.violations().is_empty() && self.queue.now_us() < healthy_us + bound_ms * 1000 {
             self.run_until(self.queue.now_us() + STEP_US);
-            if self.has_late_work(core) {
+            let is_late = self.has_late_work(core);
+            if is_late {
                 (healthy_us, quorate_us) = (self.queue.now_us(), u64::MAX);
             }
             quorate_us = if self.is_quorate(core) { quorate_us.min(self.queue.now_us()) } else { u64::MAX };
             self.check_fences(quorate_us, core);
             self.check_loops(core, &resets, 1);
-            is_converged = self.queue.now_us() >= start_us + unheard_us && self.is_converged(core);
+            is_converged = !is_late && self.queue.now_us() >= start_us + unheard_us && self.is_converged(core);
         }
         if !self.violations().is_empty() {
             return Verdict::Judged;
         }
         if !is_converged {
-            if self.is_led_from_outside(core) || self.is_at_dead_end() {
+            // Only the first node can make the first view.
+            let is_unborn = self.facts.views.is_empty() && !core.contains(&0);
+            if is_unborn || self.is_led_from_outside(core) || self.is_at_dead_end() {
                 return Verdict::NoCore;
             }
             let text = self.describe();
@@ -140,14 +143,7 @@ impl World {
 
     /// Is a disk operation of the core still on its way that a fault has delayed?
     fn has_late_work(&self, core: &[usize]) -> bool {
-        let is_late = |operation: &crate::io::Operation| {
-            let place = &self.machines[operation.machine];
-            core.contains(&operation.machine)
-                && place.is_on
-                && place.boot_number == operation.boot
-                && operation.issued_ms + LATE_MS < self.local_ms(operation.machine)
-        };
-        self.operations.values().any(|operation| is_late(operation))
+        core.iter().any(|machine| self.waits_for_disk(*machine, LATE_MS))
     }
 
     /// Have the members of the newest view that live in the core a quorum with the disk?
@@ -194,7 +190,7 @@ impl World {
         let (view, resets, pills) = (self.facts.newest.number, self.resets_of(core), self.facts.pills);
         let granted = self.facts.granted;
         let bound_ms = answer_ms(self);
-        let busy_end_us = self.queue.now_us() + 5_000_000 + 4 * self.options.hold_ms * 1000;
+        let busy_end_us = self.queue.now_us() + 5_000_000 + 4 * (self.options.hold_ms + self.options.rest_ms) * 1000;
         while self.violations().is_empty() && self.queue.now_us() < busy_end_us {
             self.run_until(self.queue.now_us() + STEP_US);
             self.check_rest(core, view, &resets, pills);

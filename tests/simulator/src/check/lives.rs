@@ -149,7 +149,7 @@ impl World {
     pub(crate) fn check_disarm(&mut self, machine: usize) {
         let boot = self.machines[machine].boot(machine);
         let number = self.machines[machine].boot_number;
-        let named: Vec<Life> = self.facts.newest.members.iter().chain(self.facts.newest.removed.keys()).copied().collect();
+        let named: Vec<Life> = self.facts.named_lives().collect();
         let mut mine =
             named.into_iter().filter(|life| life.boot == boot && self.facts.incarnations.get(&life.incarnation) == Some(&machine));
         let open = mine.find(|life| !self.is_recorded(life));

@@ -14,6 +14,11 @@ impl super::Facts {
     pub(crate) fn newest_view(&self) -> ViewNumber {
         self.newest.number
     }
+
+    /// Members of the newest view, and whoever was removed and is not released yet.
+    pub(crate) fn named_lives(&self) -> impl Iterator<Item = Life> {
+        self.newest.members.iter().chain(self.newest.removed.keys()).copied()
+    }
 }
 
 /// The newest decided view, and of every one who was owed in it.

@@ -113,7 +113,7 @@ impl World {
                 let slot = SlotIndex(u16::try_from(self.faults.own.below(slots)).unwrap_or(0));
                 return Some((ByteOffset(mailbox_offset(slot, 512)), SECTOR_BYTES));
             }
-            1 => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Beat(_))),
+            1 => self.some_unit(device, |world, (area, _, _)| matches!(area, Area::Beat(slot) if !world.is_last_word(*slot))),
             2 => {
                 let spared = self.faults.spared_copies;
                 self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Superblock(copy) if copy % 2 != spared))
@@ -121,6 +121,11 @@ impl World {
             _ => self.some_unit(device, |_, (area, _, _)| matches!(area, Area::Requests(_) | Area::Journal(..) | Area::Tool)),
         };
         chosen.map(|(_, offset, bytes)| (offset, bytes))
+    }
+
+    /// May the beat of a slot be all that tells how a life that the view names has ended?
+    fn is_last_word(&self, slot: SlotIndex) -> bool {
+        self.facts.named_lives().any(|life| life.slot == slot && self.view_of(life).is_none())
     }
 
     /// The life that owns a unit, if it is well.
@@ -133,6 +138,10 @@ impl World {
 
     /// Does it live in some view, with nothing wrong with it?
     pub(super) fn is_living(&self, machine: usize) -> bool {
+        // A fault that is over may still keep an operation back.
+        if self.waits_for_disk(machine, 50 + 2 * self.options.disk_us / 1000) {
+            return false;
+        }
         let machine = &self.machines[machine];
         let is_beating = machine.sbd.as_ref().is_some_and(|sbd| sbd.lifeline.status().phase == PhaseName::Living);
         let is_untouched = machine.stopped.is_empty() && machine.crash_at_step.is_none() && !machine.is_stopping;
