@@ -96,11 +96,7 @@ impl Opening {
         let has_answers = self.has_majority(self.answers.iter().flatten().count());
         match self.stage {
             Stage::First if has_answers => self.judge_first(now_ms, boot, wait_ms),
-            Stage::Pausing { until_ms } if now_ms >= until_ms => {
-                self.stage = Stage::Second;
-                self.answers.fill(None);
-                OpeningStep::Read
-            }
+            Stage::Pausing { until_ms } if now_ms >= until_ms => self.look_again(),
             // The looks before were bad: this is the first.
             Stage::Second if has_answers && self.first.is_none() && self.newest().is_some() => self.judge_first(now_ms, boot, wait_ms),
             Stage::Second if has_answers => self.compare(now_ms, wait_ms),
@@ -114,7 +110,8 @@ impl Opening {
     fn judge_first(&mut self, now_ms: u64, boot: BootId, wait_ms: u64) -> OpeningStep {
         self.first = self.newest();
         match &self.first {
-            None if !self.is_damaged() => return self.go_on(),
+            // Once more: a single read may have gone astray, to where nothing was written yet.
+            None if !self.is_damaged() => return self.look_again(),
             Some(first) if first.is_stopped => return self.go_on(),
             Some(first) if first.boot == boot && !first.is_idle && !matches!(first.daemon.state, NodeState::None | NodeState::Left) => {
                 return OpeningStep::Refuse(RefuseReason::LifeBeforeNotEnded { writer: first.writer });
@@ -128,6 +125,12 @@ impl Opening {
     fn pause(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
         self.stage = Stage::Pausing { until_ms: now_ms + wait_ms };
         OpeningStep::Wait
+    }
+
+    fn look_again(&mut self) -> OpeningStep {
+        self.stage = Stage::Second;
+        self.answers.fill(None);
+        OpeningStep::Read
     }
 
     fn go_on(&mut self) -> OpeningStep {

@@ -873,6 +873,18 @@ fn a_rotten_own_place_is_not_an_empty_one() {
 }
 
 #[test]
+fn one_read_that_shows_nothing_does_not_make_the_own_place_empty() {
+    let before = beat_of(BootId([5; 16]), 1_000_000, NodeState::Member, false);
+    let mut world = World::new(config(1));
+    world.health[0] = Health::Fine(50);
+    world.start();
+    world.run(60);
+    world.own[0] = Some(before);
+    world.run(2000);
+    assert!(world.machine.status().beat > 1_000_000, "goes on from where the life before ended: {:?}", world.machine.status());
+}
+
+#[test]
 fn a_process_watchdog_needs_its_supervisor() {
     let mut world = World::new(LifelineConfig { watchdog: WatchdogKind::Process, ..config(1) });
     world.start();
