@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use control::{ControlRequest, ControlSocket};
 use deadbolt_cluster_core::{membership, timing};
 use deadbolt_disk::{Access, BackendChoice, Completion, Engine, now_ns};
-use deadbolt_disk_format::{Beat, BootId, Configuration, Incarnation, Life, NodeState, SlotIndex, ViewBody, ViewNumber, sbd::Command};
+use deadbolt_disk_format::{Beat, Configuration, Incarnation, Life, SlotIndex, ViewBody, ViewNumber, sbd::Command};
 use deadbolt_dlm::server::{Server, ServerEvent};
 use deadbolt_sbd::{
     page::{DaemonSide, Page, SbdState},
@@ -264,8 +264,10 @@ impl Daemon {
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
         let me = Life { slot: self.slot, boot, incarnation: Incarnation(incarnation) };
-        let carried_left =
-            beats.iter().find(|beat| beat.slot == self.slot).map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, boot, view));
+        let carried_left = beats
+            .iter()
+            .find(|beat| beat.slot == self.slot)
+            .map_or((Incarnation::NONE, ViewNumber(0)), |beat| membership::carried_left(beat, boot, view));
         let name = self.file.name.clone();
         let key = PillKey::new(self.key.bytes());
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -362,19 +364,6 @@ impl Daemon {
         }
         Ok(EXIT_STOPPED)
     }
-}
-
-/// What an earlier incarnation of this boot recorded, to be carried on for those who have not seen it: the *left* (or sbd's word that it
-/// held nothing) of the life that the newest view still names; else the newest *left* that is known.
-fn carried(beat: &Beat, boot: BootId, view: &ViewBody) -> (Incarnation, ViewNumber) {
-    let daemon = &beat.daemon;
-    if beat.boot != boot {
-        return (Incarnation::NONE, ViewNumber(0));
-    }
-    let lives = view.members.iter().chain(view.owed.iter().map(|owed| &owed.life));
-    let is_named = |incarnation: Incarnation| lives.clone().any(|life| life.slot == beat.slot && life.incarnation == incarnation);
-    let has_ended = beat.is_idle || daemon.state == NodeState::Left;
-    if has_ended && is_named(daemon.incarnation) { (daemon.incarnation, daemon.view) } else { (daemon.left_incarnation, daemon.left_view) }
 }
 
 /// This node's slot: by its name in the newest view; slot 0 with the configuration that `init` left, on a device where nobody was ever in.

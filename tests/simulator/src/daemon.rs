@@ -16,8 +16,7 @@ use deadbolt_cluster::{
 };
 use deadbolt_cluster_core::membership;
 use deadbolt_disk_format::{
-    Beat, BootId, ByteOffset, Incarnation, Life, NodeState, Place, SlotIndex, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord,
-    decode_body_place, sbd::Command,
+    Beat, ByteOffset, Incarnation, Life, Place, SlotIndex, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place, sbd::Command,
 };
 use deadbolt_dlm_core::ClientReply;
 use deadbolt_qdisk_core::register::DiskOpKind;
@@ -135,7 +134,7 @@ impl World {
         let mut incarnation = [0; 16];
         incarnation[..8].copy_from_slice(&self.random.number().to_le_bytes());
         incarnation[8..].copy_from_slice(&self.random.number().to_le_bytes());
-        let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| carried(beat, boot, view));
+        let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| membership::carried_left(beat, boot, view));
         let name = self.machines[machine].name.clone();
         let key = self.pill_key.clone();
         let initial = (view.view == ViewNumber(0) && slot == SlotIndex(0)).then(|| self.configuration.clone());
@@ -432,18 +431,6 @@ impl World {
             self.queue.after(LOOK_US, Event::RestartDaemon { machine, boot });
         }
     }
-}
-
-/// What an earlier incarnation of this boot recorded, as the shell finds it in the own beat.
-fn carried(beat: &Beat, boot: BootId, view: &ViewBody) -> (Incarnation, ViewNumber) {
-    let daemon = &beat.daemon;
-    if beat.boot != boot {
-        return (Incarnation::NONE, ViewNumber(0));
-    }
-    let lives = view.members.iter().chain(view.owed.iter().map(|owed| &owed.life));
-    let is_named = |incarnation: Incarnation| lives.clone().any(|life| life.slot == beat.slot && life.incarnation == incarnation);
-    let has_ended = beat.is_idle || daemon.state == NodeState::Left;
-    if has_ended && is_named(daemon.incarnation) { (daemon.incarnation, daemon.view) } else { (daemon.left_incarnation, daemon.left_view) }
 }
 
 /// A life in few letters.

@@ -29,8 +29,8 @@ use alloc::{
     string::String,
 };
 use deadbolt_disk_format::{
-    Configuration, DaemonPart, Digest, Evidence, Incarnation, Life, NodeEntry, NodeState, Released, SlotIndex, SlotSet, Timings, ViewBody,
-    ViewNumber,
+    Beat, BootId, Configuration, DaemonPart, Digest, Evidence, Incarnation, Life, NodeEntry, NodeState, Released, SlotIndex, SlotSet,
+    Timings, ViewBody, ViewNumber,
 };
 
 /// How a machine begins.
@@ -52,6 +52,21 @@ pub struct Setup {
     pub initial: Option<Configuration>,
     /// Which clique goes on.
     pub arbiter: Arbiter,
+}
+
+/// What an earlier incarnation of this boot recorded in the own beat, to be carried on for those who have not seen it: the *left* (or sbd's
+/// word that it held nothing) of a life that the newest view still names; else of the newest life, which a view may name that is being
+/// decided.
+#[must_use]
+pub fn carried_left(beat: &Beat, boot: BootId, view: &ViewBody) -> (Incarnation, ViewNumber) {
+    let daemon = &beat.daemon;
+    if beat.boot != boot {
+        return (Incarnation::NONE, ViewNumber(0));
+    }
+    let mut lives = view.members.iter().chain(view.owed.iter().map(|owed| &owed.life));
+    let is_older_named = lives.any(|life| life.slot == beat.slot && life.incarnation == daemon.left_incarnation);
+    let has_ended = beat.is_idle || daemon.state == NodeState::Left;
+    if has_ended && !is_older_named { (daemon.incarnation, daemon.view) } else { (daemon.left_incarnation, daemon.left_view) }
 }
 
 /// A change of the configuration that somebody asked for.

@@ -515,3 +515,20 @@ fn names_that_cannot_be_told_apart_are_refused() {
     }
     assert!(check_name("node-1.example_x").is_ok());
 }
+
+#[test]
+fn an_end_is_carried_on_for_a_view_that_is_being_decided() {
+    let boot = BootId([7; 16]);
+    let life = |number: u8| Life { slot: SlotIndex(1), boot, incarnation: Incarnation([number; 16]) };
+    let mut own = beat(1, 9);
+    (own.boot, own.is_idle) = (boot, true);
+    (own.daemon.incarnation, own.daemon.left_incarnation) = (life(2).incarnation, life(1).incarnation);
+    let carried = |own: &Beat, members: &[Life]| carried_left(own, boot, &ViewBody { members: members.to_vec(), ..ViewBody::default() }).0;
+    assert_eq!(carried(&own, &[life(1)]), life(1).incarnation, "the older one is still waited for");
+    assert_eq!(carried(&own, &[life(2)]), life(2).incarnation);
+    assert_eq!(carried(&own, &[]), life(2).incarnation, "nobody knows of it yet");
+    own.is_idle = false;
+    assert_eq!(carried(&own, &[]), life(1).incarnation, "it has not ended");
+    own.boot = BootId([8; 16]);
+    assert_eq!(carried(&own, &[]), Incarnation::NONE, "of another boot");
+}
