@@ -281,8 +281,9 @@ impl Register {
     /// Nothing newer is known: go on with the proposal, if there is one.
     fn settle(&mut self, known: Known) {
         self.drop_lost_proposal(known);
-        if !self.is_recorded() {
-            // An own record was read back unreadable.
+        // An own record was read back unreadable, or the scan after it ended without a verdict.
+        let is_announced = self.announced.is_some_and(|(view, _)| view == known.view);
+        if !self.is_recorded() || !is_announced {
             return self.begin(Goal::Record);
         }
         if self.proposal.is_some() {

@@ -761,6 +761,27 @@ fn an_unreadable_vote_unit_stops_every_decision_until_its_owner_rewrites_it() {
 }
 
 #[test]
+fn a_view_whose_last_scan_was_bad_is_learned_from_a_later_one() {
+    let mut world = calm(3, 1);
+    world.decide(2);
+    world.input(0, Input::Learn);
+    world.finish();
+    world.propose(0);
+    while [0, 1].into_iter().all(|index| world.disks[0].record(SlotIndex(0), index).is_none_or(|record| record.view.0 < 2)) {
+        world.progress(0);
+    }
+    let offset = world.disks[0].layout.vote(SlotIndex(2), 0);
+    world.flip(0, offset);
+    world.finish();
+    assert!(world.figures.blocked > 0 && !world.status(0).may_act);
+    for node in [0, 2, 0] {
+        world.input(node, Input::Learn);
+        world.finish();
+    }
+    assert_eq!((world.view(0), world.status(0).may_act), (2, true));
+}
+
+#[test]
 fn an_unreadable_vote_unit_binds_the_next_life_of_its_owner() {
     let mut world = calm(2, 1);
     world.decide(1);
