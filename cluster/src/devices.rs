@@ -52,6 +52,12 @@ pub enum DevicesError {
         /// What the four copies said.
         found: String,
     },
+    /// A view is decided, and no device has its body.
+    #[error("view {view} is decided and its body is not readable on any device; run fsck-deadbolt")]
+    NoBody {
+        /// Which.
+        view: ViewNumber,
+    },
     /// Devices of two clusters.
     #[error("{} belongs to cluster {first}, {} to cluster {second}; a node's devices must be those of one cluster", first_path.display(), second_path.display())]
     TwoClusters {
@@ -286,22 +292,6 @@ impl ClusterDevice {
         let bytes = self.read(offset, usize::try_from(layout.place_bytes).unwrap_or(0))?;
         let value = decode_body_place(&bytes, &self.place(offset, record.life.slot)).ok().map(|(_, _, value)| value);
         Ok(value.and_then(|value| ViewBody::decode_value(&value).ok()).filter(|body| body.digest() == record.digest))
-    }
-
-    /// The newest decided view; the default one (number 0) on a device where nobody was ever in.
-    ///
-    /// # Errors
-    /// The device fails, or the newest view has no readable body.
-    pub fn newest_view(&self) -> Result<ViewBody, DevicesError> {
-        let views = self.views()?;
-        match views.into_iter().next() {
-            None => Ok(ViewBody::default()),
-            Some((_, Some(body))) => Ok(body),
-            Some((record, None)) => Err(DevicesError::NotOurs {
-                path: self.path.clone(),
-                found: format!("view {} is decided and its body is not readable; run fsck-deadbolt", record.view),
-            }),
-        }
     }
 
     /// Every good beat.

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod devices;
 pub mod initial;
 pub mod links;
+pub mod look;
 pub mod node;
 pub mod program;
 pub mod seal;

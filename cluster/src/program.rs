@@ -10,7 +10,7 @@ use crate::{
     devices,
     supervisor::{self, BootContext, Namespaces, RestartPolicy, SupervisorOptions},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use deadbolt_disk::{Access, Severity};
 use deadbolt_disk_format::{SlotIndex, WatchdogKind};
@@ -89,8 +89,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     directory.read_key()?;
     check_devices(&file)?;
     let devices = devices::open_for(&file, Access::ReadWrite)?;
-    let first = devices.first().context("node.toml names no device")?;
-    let (slot, _) = daemon::find_slot(&directory, &file, first)?;
+    let (slot, _) = daemon::find_slot(&directory, &file, &devices)?;
     drop(devices);
     let daemon_directory = directory.clone();
     let (sbd_file, sbd_directory) = (file.clone(), directory.clone());

@@ -13,6 +13,7 @@ use deadbolt_cluster::{
     daemon::initial_file,
     devices::{self, DevicesError},
     initial::{self, InitialWishes},
+    look::newest_view_on,
     seal::ClusterKey,
 };
 use deadbolt_cluster_core::{membership::check_name, timing::derive};
@@ -190,7 +191,7 @@ fn prepare_device(arguments: &InitArguments) -> Result<()> {
     match devices::open(&arguments.devices, Access::ReadWrite) {
         Ok(found) if !arguments.force => {
             let Some(first) = found.first() else { bail!("no device given") };
-            let view = first.newest_view()?;
+            let view = newest_view_on(&found)?;
             if view.view > ViewNumber(0) {
                 let names: Vec<&str> = view.configuration.nodes.iter().map(|node| node.name.as_str()).collect();
                 bail!(

@@ -10,6 +10,7 @@ use clap::Args;
 use deadbolt_cluster::{
     devices::{self, ClusterDevice},
     links,
+    look::newest_view_on,
     seal::ClusterKey,
 };
 use deadbolt_cluster_core::hello::NodeMessage;
@@ -45,7 +46,7 @@ pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
     let key = read_key(&arguments.key_file)?;
     let devices = devices::open(&arguments.devices, Access::ReadWrite)?;
     let Some(first) = devices.first() else { bail!("no device given") };
-    let view = first.newest_view()?;
+    let view = newest_view_on(&devices)?;
     if view.view == ViewNumber(0) {
         bail!("{}: cluster {} has no member yet; run `deadbolt init` on the first node", first.path.display(), first.superblock.name);
     }
@@ -146,6 +147,6 @@ fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, argume
 }
 
 fn is_configured(device: &ClusterDevice, name: &str) -> Result<bool> {
-    let view = device.newest_view().context("reading the newest view")?;
+    let view = newest_view_on(std::slice::from_ref(device)).context("reading the newest view")?;
     Ok(view.configuration.nodes.iter().any(|node| node.name.eq_ignore_ascii_case(name)))
 }

@@ -8,7 +8,7 @@ use super::{EXIT_FAILED, EXIT_OK, NodeArguments};
 use crate::ask::{AskError, ask};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use deadbolt_cluster::{config::NodeDirectory, devices, program::program, supervisor};
+use deadbolt_cluster::{config::NodeDirectory, devices, look::newest_view_on, program::program, supervisor};
 use deadbolt_disk::Access;
 use serde_json::{Value, json};
 use std::{
@@ -206,7 +206,7 @@ pub(super) fn leave(arguments: &LeaveArguments) -> Result<u8> {
     let devices = devices::open(&file.devices, Access::Read)?;
     let deadline = Instant::now() + Duration::from_secs(30);
     while Instant::now() < deadline {
-        let view = devices.first().context("no device")?.newest_view()?;
+        let view = newest_view_on(&devices)?;
         if !view.configuration.nodes.iter().any(|node| node.name == file.name) {
             directory.remove()?;
             say!("{}: out of the configuration since view {}", file.name, view.view);

@@ -7,7 +7,7 @@
 use super::{EXIT_OK, TimingWishes, seconds};
 use anyhow::Result;
 use clap::Args;
-use deadbolt_cluster::devices;
+use deadbolt_cluster::{devices, look::newest_view_on};
 use deadbolt_cluster_core::timing::{Budget, budget_crash, budget_partition, derive};
 use deadbolt_disk::Access;
 use deadbolt_disk_format::{Timings, ViewNumber};
@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &TimingArguments) -> Result<u8> {
 fn of_device(path: &PathBuf) -> Result<Timings> {
     let devices = devices::open(std::slice::from_ref(path), Access::Read)?;
     let Some(device) = devices.first() else { anyhow::bail!("no device") };
-    let view = device.newest_view()?;
+    let view = newest_view_on(&devices)?;
     Ok(if view.view > ViewNumber(0) { view.configuration.timings } else { device.superblock.timings })
 }
 

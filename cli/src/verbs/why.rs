@@ -7,7 +7,7 @@
 use super::{EXIT_OK, NodeArguments};
 use anyhow::{Context, Result};
 use clap::Args;
-use deadbolt_cluster::{daemon::status::view_json, devices};
+use deadbolt_cluster::{daemon::status::view_json, devices, look::newest_view_on};
 use deadbolt_disk::Access;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &WhyArguments) -> Result<u8> {
         views.clear();
         views.extend(newest);
     }
-    let nodes = first.newest_view().map(|view| view.configuration.nodes).unwrap_or_default();
+    let nodes = newest_view_on(&devices).map(|view| view.configuration.nodes).unwrap_or_default();
     let name = |slot| nodes.iter().find(|node| node.slot == slot).map_or_else(|| format!("slot {slot}"), |node| node.name.clone());
     let entries: Vec<Value> = if arguments.last_view {
         Vec::new()

@@ -11,8 +11,9 @@ pub mod status;
 
 use crate::{
     config::{NodeDirectory, NodeFile},
-    devices::{self, ClusterDevice},
+    devices::{self, ClusterDevice, DevicesError},
     links::{LinkEvent, Links},
+    look::{self, Seen},
     node::{Node, NodeInput, NodeSetup, arbitrate},
     seal::ClusterKey,
     supervisor,
@@ -66,6 +67,8 @@ const EXIT_RESET: u8 = 70;
 const EPOCH_SHIFT: u32 = 48;
 /// How often the turn counter is advanced at least.
 const TURN: Duration = Duration::from_millis(50);
+/// How long the first look waits for the last devices once a majority has answered. Chosen: far above a read.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// CLOCK_BOOTTIME in ms.
 pub(crate) fn now_ms() -> u64 {
@@ -123,7 +126,7 @@ impl Daemon {
         let devices = devices::open_for(&file, Access::ReadWrite)?;
         let first = devices.first().context("node.toml names no device")?;
         timing::check(&first.superblock.timings)?;
-        let (slot, initial) = find_slot(&directory, &file, first)?;
+        let (slot, initial) = find_slot(&directory, &file, &devices)?;
         let side = page.daemon();
         let (sender, completions) = mpsc::unbounded_channel();
         let mut engines = Vec::new();
@@ -159,11 +162,9 @@ impl Daemon {
     async fn live(&mut self) -> Result<Outcome> {
         self.wait_for_sbd().await?;
         self.drain().await?;
-        let device = self.devices.first().context("no device")?.clone();
-        let (beats, view) = self
-            .turning(tokio::task::spawn_blocking(move || device.beats().and_then(|beats| Ok((beats, device.newest_view()?)))))
-            .await???;
-        let mut node = self.make_node(&beats, &view)?;
+        let seen = self.turning(first_look(&self.devices)).await??;
+        let view = look::newest_view(&seen).map_err(|view| DevicesError::NoBody { view })?;
+        let mut node = self.make_node(look::newest_beat(&seen, self.slot), &view)?;
         let me = node.me();
         let first = self.devices.first().context("no device")?;
         let (link_sender, mut link_events) = mpsc::channel(4096);
@@ -258,16 +259,13 @@ impl Daemon {
         }
     }
 
-    fn make_node(&mut self, beats: &[Beat], view: &ViewBody) -> Result<Node> {
+    fn make_node(&mut self, beat: Option<&Beat>, view: &ViewBody) -> Result<Node> {
         let first = self.devices.first().context("no device")?;
         let boot = self.side.boot();
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
         let me = Life { slot: self.slot, boot, incarnation: Incarnation(incarnation) };
-        let carried_left = beats
-            .iter()
-            .find(|beat| beat.slot == self.slot)
-            .map_or((Incarnation::NONE, ViewNumber(0)), |beat| membership::carried_left(beat, boot, view));
+        let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| membership::carried_left(beat, boot, view));
         let name = self.file.name.clone();
         let key = PillKey::new(self.key.bytes());
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -366,12 +364,42 @@ impl Daemon {
     }
 }
 
+/// Every device is asked at once; one that does not answer hinders nobody for long.
+async fn first_look(devices: &[ClusterDevice]) -> Result<Vec<Seen>> {
+    let mut looks = tokio::task::JoinSet::new();
+    for device in devices.iter().cloned() {
+        looks.spawn_blocking(move || Seen::read(&device));
+    }
+    let mut seen = Vec::new();
+    let mut failed = None;
+    let until = tokio::time::Instant::now() + LOOK;
+    loop {
+        tokio::select! {
+            look = looks.join_next() => match look {
+                None => break,
+                Some(look) => match look? {
+                    Ok(one) => seen.push(one),
+                    Err(error) => failed = Some(error),
+                },
+            },
+            () = tokio::time::sleep_until(until), if look::is_majority(&seen, devices.len()) => break,
+        }
+    }
+    // Blocking reads cannot be taken back.
+    looks.detach_all();
+    match failed {
+        Some(error) if !look::is_majority(&seen, devices.len()) => Err(error.into()),
+        _ => Ok(seen),
+    }
+}
+
 /// This node's slot: by its name in the newest view; slot 0 with the configuration that `init` left, on a device where nobody was ever in.
 ///
 /// # Errors
 /// The node is not configured.
-pub fn find_slot(directory: &NodeDirectory, file: &NodeFile, first: &ClusterDevice) -> Result<(SlotIndex, Option<Configuration>)> {
-    let view = first.newest_view()?;
+pub fn find_slot(directory: &NodeDirectory, file: &NodeFile, devices: &[ClusterDevice]) -> Result<(SlotIndex, Option<Configuration>)> {
+    let first = devices.first().context("node.toml names no device")?;
+    let view = look::newest_view_on(devices)?;
     if let Some(node) = view.configuration.nodes.iter().find(|node| node.name.eq_ignore_ascii_case(&file.name)) {
         return Ok((node.slot, None));
     }

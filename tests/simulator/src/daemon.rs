@@ -11,6 +11,7 @@ use crate::{
     world::{Event, World},
 };
 use deadbolt_cluster::{
+    look::{self, Seen},
     node::{DiskWork, Node, NodeInput, NodeOutput, NodeSetup, arbitrate},
     seal::DatagramSealer,
 };
@@ -84,14 +85,17 @@ impl World {
     /// As the shell does at the start of an incarnation: own beat and newest view are read, then the node is made.
     fn begin_incarnation(&mut self, machine: usize, pid: Pid) {
         let now_ms = self.local_ms(machine);
-        if self.machines[machine].paths[0].hangs > 0 {
+        let answering = self.machines[machine].paths.iter().filter(|path| path.hangs == 0).count();
+        if answering * 2 <= self.disks.len() {
             return self.queue.after(LOOK_US, Event::DaemonLook { machine, pid });
         }
-        let Some((beat, view)) = self.first_look(machine) else {
+        let seen: Vec<Seen> = (0..self.disks.len()).filter_map(|device| self.first_look(machine, device)).collect();
+        let view = look::newest_view(&seen).ok().filter(|_| look::is_majority(&seen, self.disks.len()));
+        let Some(view) = view else {
             self.note(&format!("{}: the daemon cannot read the newest view", self.machines[machine].name));
             return self.exit_daemon(machine, 1);
         };
-        let setup = self.node_setup(machine, now_ms, beat.as_ref(), &view);
+        let setup = self.node_setup(machine, now_ms, look::newest_beat(&seen, self.machines[machine].slot), &view);
         let me = setup.membership.me;
         self.note(&format!(
             "{}: an incarnation begins in boot {}: {}",
@@ -160,34 +164,27 @@ impl World {
         }
     }
 
-    /// The own beat and the newest decided view on the first device; none where that fails, or where the view has no readable body.
-    fn first_look(&mut self, machine: usize) -> Option<(Option<Beat>, ViewBody)> {
-        let layout = *self.disks[0].layout();
+    /// The own beat and the decided views on a device; none where it does not answer.
+    fn first_look(&mut self, machine: usize, device: usize) -> Option<Seen> {
+        let layout = *self.disks[device].layout();
         let cluster = self.cluster;
         let at = |offset: ByteOffset, slot| Place { cluster, offset, slot };
         let own = at(layout.beat(self.machines[machine].slot), self.machines[machine].slot);
-        let beat = Beat::decode(&self.look(machine, 0, own.offset, UNIT_BYTES)?, &own).ok();
-        let mut records: Vec<ViewRecord> = Vec::new();
+        let beat = Beat::decode(&self.look(machine, device, own.offset, UNIT_BYTES)?, &own).ok();
+        let mut seen = Seen { beats: beat.into_iter().collect(), views: Vec::new() };
         for slot in (0..layout.slots).map(SlotIndex) {
             for index in 0..2 {
                 let offset = layout.record(slot, index);
-                records.extend(ViewRecord::decode(&self.look(machine, 0, offset, UNIT_BYTES)?, &at(offset, slot)));
+                let record = ViewRecord::decode(&self.look(machine, device, offset, UNIT_BYTES)?, &at(offset, slot));
+                let Some(record) = record.ok().filter(|record| record.view > ViewNumber(0)) else { continue };
+                let place = at(layout.body(slot, record.place), slot);
+                let bytes = self.look(machine, device, place.offset, usize::try_from(layout.place_bytes).unwrap_or(0))?;
+                let value = decode_body_place(&bytes, &place).ok().map(|(_, _, value)| value);
+                let body = value.and_then(|value| ViewBody::decode_value(&value).ok()).filter(|body| body.digest() == record.digest);
+                seen.views.push((record, body));
             }
         }
-        records.sort_by_key(|record| std::cmp::Reverse((record.view, record.sequence)));
-        let Some(newest) = records.first().copied().filter(|record| record.view > ViewNumber(0)) else {
-            return Some((beat, ViewBody::default()));
-        };
-        for record in records.iter().filter(|record| (record.view, record.digest) == (newest.view, newest.digest)) {
-            let place = at(layout.body(record.life.slot, record.place), record.life.slot);
-            let bytes = self.look(machine, 0, place.offset, usize::try_from(layout.place_bytes).unwrap_or(0))?;
-            let value = decode_body_place(&bytes, &place).ok().map(|(_, _, value)| value);
-            let body = value.and_then(|value| ViewBody::decode_value(&value).ok()).filter(|body| body.digest() == newest.digest);
-            if let Some(body) = body {
-                return Some((beat, body));
-            }
-        }
-        None
+        Some(seen)
     }
 
     /// One input to the node, and everything that follows from it.

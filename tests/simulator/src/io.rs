@@ -304,8 +304,11 @@ impl World {
         if Areas::VOTE.and(Areas::RECORD).has(&self.disks[operation.device], offset) {
             self.register_changed_us = self.queue.now_us();
         }
+        let is_needed = matches!(mishap, Some(MishapKind::StrayWrite(to)) if self.is_needed_beat(operation.device, *to));
         let disk = self.target(operation.machine, operation.device);
         match mishap {
+            // What it would have overwritten has become the last word on a life: it is lost instead.
+            Some(MishapKind::StrayWrite(_)) if is_needed => {}
             Some(MishapKind::LostWrite | MishapKind::LostBallot) => {}
             Some(MishapKind::StrayWrite(to)) => disk.write_astray(*to, data),
             Some(MishapKind::ForgottenWrite) => {

@@ -471,8 +471,11 @@ impl World {
         self.start_later(machine);
     }
 
-    /// Everything has stopped; the node is started again after a while.
+    /// Everything has stopped; the node is started again after a while. Where sbd died before it could disarm it, the watchdog comes first.
     pub(crate) fn finish_stop(&mut self, machine: usize) {
+        if self.machines[machine].watchdog.is_some() {
+            return;
+        }
         self.end_processes(machine);
         if !self.is_scripted {
             self.start_later(machine);

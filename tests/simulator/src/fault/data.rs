@@ -123,6 +123,11 @@ impl World {
         chosen.map(|(_, offset, bytes)| (offset, bytes))
     }
 
+    /// Is it such a beat?
+    pub(crate) fn is_needed_beat(&self, device: usize, offset: ByteOffset) -> bool {
+        matches!(self.disks[device].info_at(offset), Some((Area::Beat(slot), _, _)) if self.is_last_word(slot))
+    }
+
     /// May the beat of a slot be all that tells how a life that the view names has ended?
     fn is_last_word(&self, slot: SlotIndex) -> bool {
         self.facts.named_lives().any(|life| life.slot == slot && self.view_of(life).is_none())
