@@ -246,10 +246,17 @@ impl World {
         let flags = [Flags::NONE, Flags::VALBLK, Flags::VALBLK, Flags::VALBLK, Flags::IVVALBLK][self.random.index(5)];
         let Some(client) = self.client(machine, pid) else { return };
         let Some(lock) = client.locks.remove(&id) else { return };
+        // A conversion that it overtakes may have been granted by then.
+        let mut may_write = lock.mode.is_writer();
         for asked in client.asked.values_mut() {
-            asked.is_cancelled |= matches!(asked.what, What::Convert { lock, .. } if lock == id);
+            if let What::Convert { lock, mode, .. } = asked.what
+                && lock == id
+            {
+                asked.is_cancelled = true;
+                may_write |= mode.is_writer();
+            }
         }
-        let (written, lvb) = self.some_block(lock.resource, flags, lock.mode.is_writer());
+        let (written, lvb) = self.some_block(lock.resource, flags, may_write);
         self.facts.locks.releasing(now_us, LockKey { client: pid, lock: id }, written);
         self.ask(machine, pid, What::Unlock { resource: lock.resource, written }, |serial| ClientRequest::Unlock {
             serial,
