@@ -61,6 +61,16 @@ ends! {
     stale_votes: ["unfair_stale_votes=5", "cut=2", "crash=1"] => Seen(&["OwnPlaceReverted", "WentBack"]);
     both_votes_of_a_living_node_rotten: ["unfair_rot_both_votes=3", "crash=1"] => Seen(&["UnreadableVote"]);
     the_vote_of_a_dead_node_rotten: ["unfair_rot_dead_vote=5", "crash=2"] => Seen(&["UnreadableVote"]);
-    the_only_copy_rotten: ["unfair_rot_only_copy=5", "crash=2"] => Seen(&["cannot read the newest view", "MissingBody", "MissingRecord"]);
+    the_only_copy_rotten: ["unfair_rot_only_copy=5", "crash=5", "fault_gap_ms=300"] => Seen(&["cannot read the newest view", "MissingBody", "MissingRecord"]);
     superblocks_rotten: ["unfair_rot_superblocks=1", "crash=2"] => Seen(&["sbd does not start"]);
+    // Mostly seen; but beats are written and read back there, too, and the others see silence.
+    another_device_for_a_while: ["unfair_swap=5", "crash=1"] => Unseen("S3");
+    all_go_back_to_an_old_image: ["unfair_old_image=1"] => Unseen("S1");
+    a_clock_beyond_its_rate: ["unfair_clock_rate=5", "disk_hang=5"] => Unseen("S3");
+    // Every lease on it is over at once, its watchdog's time too.
+    a_clock_that_jumps: ["unfair_clock_jump=5", "disk_hang=5"] => Seen(&["the watchdog fires"]);
+    a_guest_stopped_with_its_clock: ["unfair_guest_pause=5"] => Unseen("S3");
+    a_copy_of_a_node_that_stalls: ["unfair_clone=5", "pause_node=5"] => Unseen("S7");
+    writes_that_land_later_than_d: ["unfair_late_landing=500", "crash=5", "disk_hang=5"] => Unseen("S3");
+    a_watchdog_later_than_its_table: ["unfair_watchdog=1000", "pause_node=5"] => Unseen("S3");
 }
