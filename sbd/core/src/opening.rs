@@ -40,6 +40,8 @@ enum Stage {
 pub(crate) struct Opening {
     stage: Stage,
     answers: Vec<Option<OwnPlace>>,
+    /// What the looks before showed last.
+    before: Vec<Option<OwnPlace>>,
     mailboxes: Vec<bool>,
     first: Option<Beat>,
     has_looked_again: bool,
@@ -47,7 +49,14 @@ pub(crate) struct Opening {
 
 impl Opening {
     pub(crate) fn new(devices: usize) -> Self {
-        Self { stage: Stage::First, answers: vec![None; devices], mailboxes: vec![false; devices], first: None, has_looked_again: false }
+        Self {
+            stage: Stage::First,
+            answers: vec![None; devices],
+            before: vec![None; devices],
+            mailboxes: vec![false; devices],
+            first: None,
+            has_looked_again: false,
+        }
     }
 
     pub(crate) fn handle_own(&mut self, device: usize, found: Option<OwnPlace>) {
@@ -83,8 +92,8 @@ impl Opening {
 
     /// The newest beat among the answers: each life goes on from the number of the one before.
     fn newest(&self) -> Option<Beat> {
-        let beats =
-            self.answers.iter().flatten().filter_map(|place| if let OwnPlace::Beat(beat) = place { Some(beat.as_ref()) } else { None });
+        let places = self.before.iter().chain(&self.answers).flatten();
+        let beats = places.filter_map(|place| if let OwnPlace::Beat(beat) = place { Some(beat.as_ref()) } else { None });
         beats.max_by_key(|beat| beat.beat).cloned()
     }
 
@@ -97,8 +106,8 @@ impl Opening {
         match self.stage {
             Stage::First if has_answers => self.judge_first(now_ms, boot, wait_ms),
             Stage::Pausing { until_ms } if now_ms >= until_ms => self.look_again(),
-            // The looks before were bad: this is the first.
-            Stage::Second if has_answers && self.first.is_none() && self.newest().is_some() => self.judge_first(now_ms, boot, wait_ms),
+            // The looks before were bad, or did not show this: it is the first.
+            Stage::Second if has_answers && self.newest() != self.first && !self.is_advancing() => self.judge_first(now_ms, boot, wait_ms),
             Stage::Second if has_answers => self.compare(now_ms, wait_ms),
             Stage::Mailboxes if self.has_majority(self.mailboxes.iter().filter(|is_settled| **is_settled).count()) => {
                 self.begin(boot, writer)
@@ -111,7 +120,10 @@ impl Opening {
         self.first = self.newest();
         match &self.first {
             // Once more: a single read may have gone astray, to where nothing was written yet.
-            None if !self.is_damaged() => return self.look_again(),
+            None if !self.is_damaged() => {
+                self.remember();
+                return self.look_again();
+            }
             Some(first) if first.is_stopped => return self.go_on(),
             Some(first) if first.boot == boot && !first.is_idle && !matches!(first.daemon.state, NodeState::None | NodeState::Left) => {
                 return OpeningStep::Refuse(RefuseReason::LifeBeforeNotEnded { writer: first.writer });
@@ -123,14 +135,27 @@ impl Opening {
     }
 
     fn pause(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
+        self.remember();
         self.stage = Stage::Pausing { until_ms: now_ms + wait_ms };
         OpeningStep::Wait
     }
 
     fn look_again(&mut self) -> OpeningStep {
         self.stage = Stage::Second;
+        // What came late was read too near to what comes now.
         self.answers.fill(None);
         OpeningStep::Read
+    }
+
+    /// A bad look takes nothing away from a good one.
+    fn remember(&mut self) {
+        for (before, answer) in self.before.iter_mut().zip(&self.answers) {
+            match answer {
+                None => {}
+                Some(OwnPlace::Unreadable) if before.is_some() => {}
+                Some(place) => *before = Some(place.clone()),
+            }
+        }
     }
 
     fn go_on(&mut self) -> OpeningStep {
@@ -138,18 +163,40 @@ impl Opening {
         OpeningStep::Read
     }
 
-    fn compare(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
-        let Some(second) = self.newest() else {
-            // Who beats there writes it anew: once more.
-            let is_over = !self.is_damaged() || core::mem::replace(&mut self.has_looked_again, true);
-            return if is_over { self.go_on() } else { self.pause(now_ms, wait_ms) };
+    /// Does one device show another beat than before? What two devices show says nothing: they need not have the same.
+    fn advanced(&self) -> Option<(BootId, u64, u64)> {
+        self.before.iter().zip(&self.answers).find_map(|looks| match looks {
+            (Some(OwnPlace::Beat(first)), Some(OwnPlace::Beat(second))) if (second.writer, second.beat) != (first.writer, first.beat) => {
+                Some((second.boot, first.beat, second.beat))
+            }
+            _ => None,
+        })
+    }
+
+    fn is_advancing(&self) -> bool {
+        self.advanced().is_some()
+    }
+
+    /// Devices that showed the same in both looks: who beats there beats on a majority, so that a majority of these would not be one.
+    fn unchanged(&self) -> usize {
+        let is_same = |(before, now): &(&Option<OwnPlace>, &Option<OwnPlace>)| match (before, now) {
+            (Some(OwnPlace::Beat(_)), Some(OwnPlace::Beat(_))) | (Some(OwnPlace::NeverWritten), Some(OwnPlace::NeverWritten)) => true,
+            // Who beats there would have written it anew.
+            (Some(_), Some(OwnPlace::Unreadable)) => self.has_looked_again,
+            _ => false,
         };
-        let Some(first) = &self.first else { return self.go_on() };
-        if (second.writer, second.beat) != (first.writer, first.beat) {
-            let (boot, first, second) = (second.boot, first.beat, second.beat);
+        self.before.iter().zip(&self.answers).filter(is_same).count()
+    }
+
+    fn compare(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
+        if let Some((boot, first, second)) = self.advanced() {
             return OpeningStep::Refuse(RefuseReason::SlotInUse { boot, first, second });
         }
-        self.go_on()
+        if self.has_majority(self.unchanged()) {
+            return self.go_on();
+        }
+        self.has_looked_again = true;
+        self.pause(now_ms, wait_ms)
     }
 
     /// A life of the same boot leaves its daemon's last words standing until a new daemon has read them, and with them that it held nothing.

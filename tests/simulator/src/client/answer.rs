@@ -10,6 +10,7 @@ use crate::{
     machine::{Pid, Process},
     world::{Event, World},
 };
+use deadbolt_disk_format::ViewNumber;
 use deadbolt_dlm_core::{ClientReply, Flags, LockStatus, Mode, ResultFlags, Token, client::Lvb, mode::LvbTransfer};
 
 /// `Completed`, but for its serial.
@@ -78,12 +79,14 @@ impl World {
         let wrong = judge(asked, ending).map(|text| format!("{text}: {asked:?} ends with {ending:?}"));
         let now_us = self.queue.now_us();
         let place = (machine, self.machines[machine].boot_number);
+        // A master that was removed and does not know it grants null and CR locks beside writers that it does not see any more.
+        let is_of_now = ViewNumber(ending.token.view) >= self.facts.newest_view();
+        let floor = if is_of_now { asked.floor } else { 0 };
         match asked.what {
             What::Lock { resource, flags, .. } => {
                 if let (LockStatus::Success, Some(mode)) = (ending.status, ending.mode) {
                     let block = block_of(resource, None, flags, mode, ending);
-                    let grant =
-                        Grant { place, resource, before: None, mode, token: ending.token, block, floor: asked.floor, written: None };
+                    let grant = Grant { place, resource, before: None, mode, token: ending.token, block, floor, written: None };
                     self.granted(machine, pid, asked.since_us, ending.lock, &grant);
                 }
             }
@@ -95,7 +98,7 @@ impl World {
                     // A forced unlock has overtaken it: whatever it got is on its way back.
                     _ if is_unlocking => {}
                     Some(mode) if ending.status == LockStatus::Success => {
-                        let (before, token, floor) = (Some(before), ending.token, asked.floor);
+                        let (before, token) = (Some(before), ending.token);
                         let block = block_of(resource, before, flags, mode, ending);
                         let grant = Grant { place, resource, before, mode, token, block, floor, written };
                         self.granted(machine, pid, asked.since_us, ending.lock, &grant);
