@@ -99,8 +99,7 @@ impl Evidences {
             }
             seen.own_boot_beat = seen.own_boot_beat.max(beat.beat);
             let daemon = &beat.daemon;
-            seen.left |=
-                (daemon.incarnation == life.incarnation && daemon.state == NodeState::Left) || daemon.left_incarnation == life.incarnation;
+            seen.left |= (daemon.incarnation == life.incarnation && daemon.state == NodeState::Left) || daemon.left.has(life.incarnation);
             seen.idle |= beat.is_idle && daemon.incarnation == life.incarnation;
             if let Some(answer) = beat.acknowledged {
                 seen.acknowledged.get_or_insert((ended_ms, answer.reset_ms));
@@ -207,7 +206,7 @@ mod tests {
         let mut later = beat(1, 9);
         later.daemon.incarnation = Incarnation([4; 16]);
         later.daemon.state = NodeState::Joining;
-        later.daemon.left_incarnation = life().incarnation;
+        later.daemon.left.newest = life().incarnation;
         let (evidences, observer) = show(&later, 100);
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, 100), Verdict::Gone(Evidence::Left));
     }

@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use control::{ControlRequest, ControlSocket};
 use deadbolt_cluster_core::{membership, timing};
 use deadbolt_disk::{Access, BackendChoice, Completion, Engine, now_ns};
-use deadbolt_disk_format::{Beat, Configuration, Incarnation, Life, SlotIndex, ViewBody, ViewNumber, sbd::Command};
+use deadbolt_disk_format::{Beat, Configuration, Incarnation, LeftLives, Life, SlotIndex, ViewBody, ViewNumber, sbd::Command};
 use deadbolt_dlm::server::{Server, ServerEvent};
 use deadbolt_sbd::{
     page::{DaemonSide, Page, SbdState},
@@ -265,7 +265,7 @@ impl Daemon {
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
         let me = Life { slot: self.slot, boot, incarnation: Incarnation(incarnation) };
-        let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| membership::carried_left(beat, boot, view));
+        let carried_left = beat.map_or_else(LeftLives::default, |beat| membership::carried_left(beat, boot, view));
         let name = self.file.name.clone();
         let key = PillKey::new(self.key.bytes());
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));

@@ -7,8 +7,8 @@
 use crate::head::{Field, Head, Place, RecordError, RecordType, Unit, check_reserved, fields, open_short, put, seal_short};
 use crate::head::{bytes_of, u8_of, u16_of, u32_of, u64_of};
 use crate::types::{
-    Acknowledgement, Beat, DAEMON_PART_BYTES, DaemonPart, Incarnation, Life, NodeState, Rule, SLOTS_MAX, SlotIndex, SlotSet, ViewNumber,
-    Vouch, WatchdogKind,
+    Acknowledgement, Beat, DAEMON_PART_BYTES, DaemonPart, EARLIER_LEFT, Incarnation, LeftLives, Life, NodeState, Rule, SLOTS_MAX,
+    SlotIndex, SlotSet, ViewNumber, Vouch, WatchdogKind,
 };
 use alloc::vec::Vec;
 
@@ -51,7 +51,8 @@ fields! {
         VOUCHES: 88, 128;
         LEFT_INCARNATION: 216, 16;
         LEFT_VIEW: 232, 8;
-        RESERVED_B: 240, 80;
+        EARLIER_LEFT: 240, 64;
+        RESERVED_B: 304, 16;
     }
 }
 fields! {
@@ -70,6 +71,11 @@ const _: () = assert!(beat_fields::DAEMON.offset.is_multiple_of(8));
 const FLAG_STOPPED: u8 = 1;
 const FLAG_IDLE: u8 = 2;
 const FLAG_ACKNOWLEDGED: u8 = 4;
+
+fn earlier_left_field(index: usize) -> Field {
+    let size = daemon_fields::EARLIER_LEFT.size / EARLIER_LEFT;
+    Field { offset: daemon_fields::EARLIER_LEFT.offset + index * size, size, ..daemon_fields::EARLIER_LEFT }
+}
 
 fn vouch_field(index: usize) -> Field {
     Field { name: "VOUCH", offset: daemon_fields::VOUCHES.offset + index * VOUCH_BYTES, size: VOUCH_BYTES }
@@ -105,8 +111,11 @@ impl DaemonPart {
         }
         put(&mut part, at::CONSENT_VIEW, &self.consent_view.0.to_le_bytes());
         put(&mut part, at::CONSENT_INSTANT_MS, &self.consent_instant_ms.to_le_bytes());
-        put(&mut part, at::LEFT_INCARNATION, &self.left_incarnation.0);
-        put(&mut part, at::LEFT_VIEW, &self.left_view.0.to_le_bytes());
+        put(&mut part, at::LEFT_INCARNATION, &self.left.newest.0);
+        put(&mut part, at::LEFT_VIEW, &self.left.view.0.to_le_bytes());
+        for (index, incarnation) in self.left.earlier.iter().enumerate() {
+            put(&mut part, earlier_left_field(index), &incarnation.0);
+        }
         for (index, vouch) in self.vouches.iter().enumerate() {
             let field = vouch_field(index);
             put(&mut part, field, &vouch.slot.0.to_le_bytes());
@@ -157,8 +166,11 @@ impl DaemonPart {
             consent_view: ViewNumber(u64_of(part, at::CONSENT_VIEW)),
             consent_instant_ms: u64_of(part, at::CONSENT_INSTANT_MS),
             vouches: decode_vouches(part)?,
-            left_incarnation: Incarnation(bytes_of(part, at::LEFT_INCARNATION)),
-            left_view: ViewNumber(u64_of(part, at::LEFT_VIEW)),
+            left: LeftLives {
+                newest: Incarnation(bytes_of(part, at::LEFT_INCARNATION)),
+                view: ViewNumber(u64_of(part, at::LEFT_VIEW)),
+                earlier: core::array::from_fn(|index| Incarnation(bytes_of(part, earlier_left_field(index)))),
+            },
         })
     }
 }

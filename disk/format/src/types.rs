@@ -16,6 +16,8 @@ pub const DEVICES_MAX: usize = 3;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Size of the daemon's part of a beat, in bytes.
 pub const DAEMON_PART_BYTES: usize = 320;
+/// Incarnations beside the newest one of which a beat says that they have ended.
+pub const EARLIER_LEFT: usize = 4;
 
 macro_rules! bytes16 {
     ($(#[$doc:meta])* $name:ident) => {
@@ -228,6 +230,42 @@ pub enum NodeState {
     Condemned,
 }
 
+/// Incarnations of a boot that recorded *left*, or *held nothing* when they died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LeftLives {
+    /// The newest.
+    pub newest: Incarnation,
+    /// Last view known when it ended.
+    pub view: ViewNumber,
+    /// Older ones, newest first.
+    pub earlier: [Incarnation; EARLIER_LEFT],
+}
+
+impl LeftLives {
+    fn all(&self) -> impl Iterator<Item = Incarnation> {
+        core::iter::once(self.newest).chain(self.earlier).filter(|incarnation| *incarnation != Incarnation::NONE)
+    }
+
+    /// Has this one ended?
+    #[must_use]
+    pub fn has(&self, incarnation: Incarnation) -> bool {
+        self.all().any(|left| left == incarnation)
+    }
+
+    /// The same after one more has ended. Where they are too many, those that no view names go first, the oldest before the others.
+    #[must_use]
+    pub fn with(&self, newest: Incarnation, view: ViewNumber, is_named: impl Fn(Incarnation) -> bool) -> Self {
+        let mut older: Vec<Incarnation> = self.all().filter(|left| *left != newest).collect();
+        while older.len() > EARLIER_LEFT {
+            let unnamed = older.iter().rposition(|left| !is_named(*left));
+            older.remove(unnamed.unwrap_or(EARLIER_LEFT));
+        }
+        let mut earlier = [Incarnation::NONE; EARLIER_LEFT];
+        earlier.iter_mut().zip(older).for_each(|(place, left)| *place = left);
+        Self { newest, view, earlier }
+    }
+}
+
 /// The daemon's part of a beat, numbered. 320 bytes on disk.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DaemonPart {
@@ -245,10 +283,8 @@ pub struct DaemonPart {
     pub view: ViewNumber,
     /// Bit n: it hears slot n on the network.
     pub hears: SlotSet,
-    /// The newest incarnation of this boot that recorded *left* or *held nothing*; carried on by later incarnations of the boot.
-    pub left_incarnation: Incarnation,
-    /// Last view known when it did.
-    pub left_view: ViewNumber,
+    /// Incarnations of this boot that have ended; carried on by later ones.
+    pub left: LeftLives,
     /// Consent to a freeze: view and instant (CLOCK_BOOTTIME ms of the writer); 0: none.
     pub consent_view: ViewNumber,
     /// See `consent_view`.

@@ -184,6 +184,13 @@ fn released_key(released: &Released) -> (Life, u8, u32, u16) {
 }
 
 impl ViewBody {
+    /// Is this life of a node in the view, as a member or as one that is owed?
+    #[must_use]
+    pub fn names(&self, slot: SlotIndex, incarnation: Incarnation) -> bool {
+        let mut lives = self.members.iter().chain(self.owed.iter().map(|owed| &owed.life));
+        lives.any(|life| (life.slot, life.incarnation) == (slot, incarnation))
+    }
+
     /// The canonical bytes: lists sorted, no head, no padding. See [`ViewBody::check`] for what a reader would refuse.
     #[must_use]
     pub fn encode_value(&self) -> Vec<u8> {

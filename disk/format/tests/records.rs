@@ -214,7 +214,7 @@ fn any_part() -> impl Strategy<Value = DaemonPart> {
         Just(NodeState::Condemned)
     ];
     let vouches = prop::collection::vec((0u16..255, any::<u32>()), 0..=16);
-    (any::<[u64; 6]>(), any::<[[u8; 16]; 2]>(), state, any::<bool>(), 0u8..=100, any::<[u64; 4]>(), vouches).prop_map(
+    (any::<[u64; 6]>(), any::<[[u8; 16]; 6]>(), state, any::<bool>(), 0u8..=100, any::<[u64; 4]>(), vouches).prop_map(
         |(numbers, incarnations, state, holds, score, hears, vouches)| DaemonPart {
             number: numbers[0],
             incarnation: Incarnation(incarnations[0]),
@@ -223,8 +223,11 @@ fn any_part() -> impl Strategy<Value = DaemonPart> {
             score,
             view: ViewNumber(numbers[1]),
             hears: SlotSet(hears),
-            left_incarnation: Incarnation(incarnations[1]),
-            left_view: ViewNumber(numbers[2]),
+            left: LeftLives {
+                newest: Incarnation(incarnations[1]),
+                view: ViewNumber(numbers[2]),
+                earlier: [2, 3, 4, 5].map(|index| Incarnation(incarnations[index])),
+            },
             consent_view: ViewNumber(numbers[3]),
             consent_instant_ms: numbers[4],
             vouches: vouches.into_iter().map(|(slot, serial)| Vouch { slot: SlotIndex(slot), serial }).collect(),

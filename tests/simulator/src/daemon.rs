@@ -17,7 +17,8 @@ use deadbolt_cluster::{
 };
 use deadbolt_cluster_core::membership;
 use deadbolt_disk_format::{
-    Beat, ByteOffset, Incarnation, Life, Place, SlotIndex, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place, sbd::Command,
+    Beat, ByteOffset, Incarnation, LeftLives, Life, Place, SlotIndex, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place,
+    sbd::Command,
 };
 use deadbolt_dlm_core::ClientReply;
 use deadbolt_qdisk_core::register::DiskOpKind;
@@ -138,7 +139,7 @@ impl World {
         let mut incarnation = [0; 16];
         incarnation[..8].copy_from_slice(&self.random.number().to_le_bytes());
         incarnation[8..].copy_from_slice(&self.random.number().to_le_bytes());
-        let carried_left = beat.map_or((Incarnation::NONE, ViewNumber(0)), |beat| membership::carried_left(beat, boot, view));
+        let carried_left = beat.map_or_else(LeftLives::default, |beat| membership::carried_left(beat, boot, view));
         let name = self.machines[machine].name.clone();
         let key = self.pill_key.clone();
         let initial = (view.view == ViewNumber(0) && slot == SlotIndex(0)).then(|| self.configuration.clone());

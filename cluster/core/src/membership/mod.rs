@@ -29,7 +29,7 @@ use alloc::{
     string::String,
 };
 use deadbolt_disk_format::{
-    Beat, BootId, Configuration, DaemonPart, Digest, Evidence, Incarnation, Life, NodeEntry, NodeState, Released, SlotIndex, SlotSet,
+    Beat, BootId, Configuration, DaemonPart, Digest, Evidence, LeftLives, Life, NodeEntry, NodeState, Released, SlotIndex, SlotSet,
     Timings, ViewBody, ViewNumber,
 };
 
@@ -45,7 +45,7 @@ pub struct Setup {
     /// Times to use before any view is known: the superblock's.
     pub timings: Timings,
     /// What an earlier incarnation of this boot recorded (from the own beat unit).
-    pub carried_left: (Incarnation, ViewNumber),
+    pub carried_left: LeftLives,
     /// Beyond every part number that an earlier daemon of this boot can have used.
     pub first_number: u64,
     /// The configuration of the first view; only for `init`.
@@ -54,19 +54,17 @@ pub struct Setup {
     pub arbiter: Arbiter,
 }
 
-/// What an earlier incarnation of this boot recorded in the own beat, to be carried on for those who have not seen it: the *left* (or sbd's
-/// word that it held nothing) of a life that the newest view still names; else of the newest life, which a view may name that is being
-/// decided.
+/// What earlier incarnations of this boot recorded in the own beat, to be carried on for those who have not seen it: *left*, or sbd's word
+/// that the last one held nothing. Also of those that no view names: one may that is being decided.
 #[must_use]
-pub fn carried_left(beat: &Beat, boot: BootId, view: &ViewBody) -> (Incarnation, ViewNumber) {
+pub fn carried_left(beat: &Beat, boot: BootId, view: &ViewBody) -> LeftLives {
     let daemon = &beat.daemon;
-    if beat.boot != boot {
-        return (Incarnation::NONE, ViewNumber(0));
-    }
-    let mut lives = view.members.iter().chain(view.owed.iter().map(|owed| &owed.life));
-    let is_older_named = lives.any(|life| life.slot == beat.slot && life.incarnation == daemon.left_incarnation);
     let has_ended = beat.is_idle || daemon.state == NodeState::Left;
-    if has_ended && !is_older_named { (daemon.incarnation, daemon.view) } else { (daemon.left_incarnation, daemon.left_view) }
+    match beat.boot == boot {
+        false => LeftLives::default(),
+        true if has_ended => daemon.left.with(daemon.incarnation, daemon.view, |left| view.names(beat.slot, left)),
+        true => daemon.left,
+    }
 }
 
 /// A change of the configuration that somebody asked for.
@@ -257,8 +255,6 @@ pub struct Membership {
     holds_said: Option<bool>,
     pub(crate) recovered: ViewNumber,
     pub(crate) is_stopping: bool,
-    /// A view has named this life: only then does its own *left* mean anything to anybody.
-    was_named: bool,
     pub(crate) permit: Option<bool>,
     /// What the arbiter was asked last, and its answer.
     arbitrated: Option<(ArbitrationInput, Option<Choice>)>,
@@ -304,7 +300,6 @@ impl Membership {
             holds_said: None,
             recovered: ViewNumber(0),
             is_stopping: false,
-            was_named: false,
             permit: None,
             arbitrated: None,
             proposal: proposal::Proposals::default(),
@@ -418,7 +413,6 @@ impl Membership {
         }
         let is_member = body.members.contains(&self.setup.me);
         let was_member = self.role == Role::Member;
-        self.was_named |= is_member;
         self.gone.extend(body.released.iter().map(|released| (released.life.slot, *released)));
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
         self.proposal.handle_view(&body, is_member, now_ms);
@@ -626,10 +620,11 @@ impl Membership {
             Role::Recording { .. } | Role::Left => NodeState::Left,
             Role::Condemned => NodeState::Condemned,
         };
-        let (left_incarnation, left_view) = if state == NodeState::Left && self.was_named {
-            (self.setup.me.incarnation, self.known.body.view)
+        let carried = self.setup.carried_left;
+        let left = if state == NodeState::Left {
+            carried.with(self.setup.me.incarnation, self.known.body.view, |left| self.known.body.names(self.setup.me.slot, left))
         } else {
-            self.setup.carried_left
+            carried
         };
         self.outputs.push_back(Output::Publish(DaemonPart {
             number: self.number,
@@ -638,8 +633,7 @@ impl Membership {
             holds: self.holds,
             view: self.known.body.view,
             hears: self.hears(),
-            left_incarnation,
-            left_view,
+            left,
             ..DaemonPart::default()
         }));
     }

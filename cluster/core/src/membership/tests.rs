@@ -5,7 +5,7 @@ use super::*;
 use crate::observer::tests::beat;
 use crate::timing::{Wishes, derive};
 use alloc::{string::ToString, vec, vec::Vec};
-use deadbolt_disk_format::{Acknowledgement, Beat, BootId, ViewReason};
+use deadbolt_disk_format::{Acknowledgement, Beat, BootId, Incarnation, ViewReason};
 
 const STEP_MS: u64 = 50;
 
@@ -110,7 +110,7 @@ impl World {
         place.is_alive = true;
         place.is_stopped = false;
         place.holds = false;
-        let carried_left = (place.part.left_incarnation, place.part.left_view);
+        let carried_left = place.part.left;
         let setup = Setup {
             me: Life {
                 slot: SlotIndex(slot as u16),
@@ -517,18 +517,20 @@ fn names_that_cannot_be_told_apart_are_refused() {
 }
 
 #[test]
-fn an_end_is_carried_on_for_a_view_that_is_being_decided() {
+fn ends_are_carried_on_for_views_that_are_being_decided() {
     let boot = BootId([7; 16]);
     let life = |number: u8| Life { slot: SlotIndex(1), boot, incarnation: Incarnation([number; 16]) };
     let mut own = beat(1, 9);
-    (own.boot, own.is_idle) = (boot, true);
-    (own.daemon.incarnation, own.daemon.left_incarnation) = (life(2).incarnation, life(1).incarnation);
-    let carried = |own: &Beat, members: &[Life]| carried_left(own, boot, &ViewBody { members: members.to_vec(), ..ViewBody::default() }).0;
-    assert_eq!(carried(&own, &[life(1)]), life(1).incarnation, "the older one is still waited for");
-    assert_eq!(carried(&own, &[life(2)]), life(2).incarnation);
-    assert_eq!(carried(&own, &[]), life(2).incarnation, "nobody knows of it yet");
-    own.is_idle = false;
-    assert_eq!(carried(&own, &[]), life(1).incarnation, "it has not ended");
-    own.boot = BootId([8; 16]);
-    assert_eq!(carried(&own, &[]), Incarnation::NONE, "of another boot");
+    own.boot = boot;
+    let carried = |own: &Beat, members: &[Life]| carried_left(own, boot, &ViewBody { members: members.to_vec(), ..ViewBody::default() });
+    for number in 1..=7 {
+        own.daemon.incarnation = life(number).incarnation;
+        own.is_idle = false;
+        assert!(!carried(&own, &[]).has(life(number).incarnation), "it has not ended");
+        own.is_idle = true;
+        own.daemon.left = carried(&own, &[life(1)]);
+    }
+    let has = |number: u8| own.daemon.left.has(life(number).incarnation);
+    assert_eq!([1, 2, 3, 4, 5, 6, 7].map(has), [true, false, false, true, true, true, true], "the first is still waited for");
+    assert_eq!(carried(&Beat { boot: BootId([8; 16]), ..own.clone() }, &[]), LeftLives::default(), "of another boot");
 }

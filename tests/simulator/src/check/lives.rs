@@ -172,7 +172,7 @@ impl World {
                 let daemon = &beat.daemon;
                 let is_it = daemon.incarnation == life.incarnation;
                 beat.boot == life.boot
-                    && ((is_it && (daemon.state == NodeState::Left || beat.is_idle)) || daemon.left_incarnation == life.incarnation)
+                    && ((is_it && (daemon.state == NodeState::Left || beat.is_idle)) || daemon.left.has(life.incarnation))
             })
         };
         self.disks.iter().filter(|disk| says(disk)).count() * 2 > self.disks.len()
