@@ -528,12 +528,6 @@ impl Lifeline {
             return;
         }
         let lease_end_ms = cycle.issued_ms + u64::from(self.config.timings.lease_ms);
-        #[cfg(feature = "planted")]
-        let lease_end_ms = if self.has_mistake(crate::planted::Mistake::LeaseFromCompletion) {
-            now_ms + lease_end_ms - cycle.issued_ms
-        } else {
-            lease_end_ms
-        };
         if cycle.issued_ms < self.armed_ms {
             return;
         }
@@ -544,8 +538,6 @@ impl Lifeline {
         let before_ms = self.lease_end_ms.replace(lease_end_ms);
         let cycle_ms = now_ms.saturating_sub(cycle.issued_ms);
         let number = self.completed_part.as_ref().map_or(0, |part| part.number);
-        #[cfg(feature = "planted")]
-        let number = if self.has_mistake(crate::planted::Mistake::SaidWhenHandedOver) { self.part.number } else { number };
         self.outputs.push_back(Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms });
     }
 

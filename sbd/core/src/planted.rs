@@ -7,12 +7,8 @@
 /// A mistake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mistake {
-    /// The lease is counted from the completion of its cycle.
-    LeaseFromCompletion,
     /// A daemon that died holding something is recorded as one that held nothing.
     DeadHolderIsIdle,
-    /// The number that counts as said is that of the newest part, not of the newest one that stands on the disk.
-    SaidWhenHandedOver,
     /// "Held nothing" is forgotten by the next sbd of the same boot.
     HeldNothingForgotten,
 }

@@ -60,11 +60,6 @@ impl World {
 
     /// What a daemon does while it does not live: waits, or ends.
     pub(crate) fn daemon_looks(&mut self, machine: usize, pid: Pid) {
-        let is_drained = |writing: usize| writing == 0;
-        #[cfg(feature = "planted")]
-        let is_early = self.has_shell_mistake(crate::planted::Shell::StartTooEarly);
-        #[cfg(feature = "planted")]
-        let is_drained = |writing: usize| is_early || is_drained(writing);
         let place = &mut self.machines[machine];
         let Some(daemon) = place.daemon.as_mut().filter(|daemon| daemon.pid == pid) else { return };
         let state = place.page.state;
@@ -74,7 +69,7 @@ impl World {
                 SbdState::None => {}
                 SbdState::Condemned | SbdState::Stopped => return self.exit_daemon(machine, 1),
             },
-            Stage::Drain if is_drained(daemon.writing) => return self.begin_incarnation(machine, pid),
+            Stage::Drain if daemon.writing == 0 => return self.begin_incarnation(machine, pid),
             Stage::Finish if state == SbdState::Stopped => return self.exit_daemon(machine, 0),
             Stage::Zombie { code } if daemon.outstanding == 0 => return self.daemon_reaped(machine, code),
             Stage::Live(_) => return,

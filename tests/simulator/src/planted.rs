@@ -26,8 +26,6 @@ pub enum Planted {
 pub enum Shell {
     /// The feeder feeds until the lease's end, without the margin of 2 T.
     FeedToTheEnd,
-    /// An incarnation starts while writes of the one before may land.
-    StartTooEarly,
     /// The supervisor starts a daemon again before "held nothing" of the one before is on the disk, and clears the word.
     RestartWithoutRecord,
 }
@@ -46,21 +44,14 @@ const fn locks(mistake: Locks) -> Planted {
 
 /// The mistakes by number, from 1. New ones go to the end.
 pub const MISTAKES: &[Planted] = &[
-    Planted::Lifeline(Lifeline::LeaseFromCompletion),
     Planted::Lifeline(Lifeline::DeadHolderIsIdle),
-    Planted::Lifeline(Lifeline::SaidWhenHandedOver),
     Planted::Lifeline(Lifeline::HeldNothingForgotten),
     membership(Membership::ExpiredEarly),
-    membership(Membership::RebootedWithoutDelay),
-    membership(Membership::IncarnationIsGone),
     membership(Membership::OwedForgotten),
-    membership(Membership::OutsiderProposes),
     membership(Membership::LeftWhileHolding),
-    membership(Membership::HoldsSaidEarly),
     register(Register::OwnValueFirst),
     register(Register::RecordBeforeDecided),
     register(Register::LaterReadAsEmpty),
-    register(Register::ForgetPromise),
     locks(Locks::GrantBeforeGone),
     locks(Locks::GrantWithoutRebuild),
     locks(Locks::TwoMasters),
@@ -69,8 +60,10 @@ pub const MISTAKES: &[Planted] = &[
     locks(Locks::ForgetWaiter),
     locks(Locks::UnknownIsNothing),
     Planted::Shell(Shell::FeedToTheEnd),
-    Planted::Shell(Shell::StartTooEarly),
     Planted::Shell(Shell::RestartWithoutRecord),
+    register(Register::BodyAfterBallot),
+    register(Register::BallotBeforeRecord),
+    register(Register::PlaceReused),
 ];
 
 impl crate::world::World {

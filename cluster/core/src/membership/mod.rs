@@ -489,8 +489,6 @@ impl Membership {
             self.outputs.push_back(Output::Journal(format!("left after view {}", self.known.body.view)));
             self.outputs.push_back(next);
         }
-        #[cfg(feature = "planted")]
-        let published = if self.has_mistake(planted::Mistake::HoldsSaidEarly) { self.holds_number } else { published };
         if self.holds_said != Some(self.holds) && published >= self.holds_number && self.holds_number > 0 {
             self.holds_said = Some(self.holds);
             self.outputs.push_back(Output::HoldsPublished(self.holds));
@@ -569,8 +567,6 @@ impl Membership {
 
     pub(crate) fn judge(&self, life: &Life, now_ms: u64) -> Verdict {
         let timings = *self.timings();
-        #[cfg(feature = "planted")]
-        let timings = self.spoiled(timings);
         self.evidences.judge(life, &self.observer, &timings, (self.witness_of(life), self.named_ms(life)), now_ms)
     }
 

@@ -129,8 +129,6 @@ impl Membership {
         }
         let members = self.known.body.members.clone();
         let is_gone = |life: &Life| self.evidence_of(life, now_ms).is_some();
-        #[cfg(feature = "planted")]
-        let is_gone = |life: &Life| is_gone(life) || self.has_mistake(super::planted::Mistake::OutsiderProposes);
         if !members.iter().all(is_gone) {
             return None;
         }
