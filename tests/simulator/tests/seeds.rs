@@ -18,7 +18,6 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 #[test]
-#[ignore = "ordinary seeds still break promises"]
 fn every_promise_holds_in_many_seeds() {
     let first = number("DEADBOLT_SIM_FIRST", 1);
     let batch = Batch { first, count: number("DEADBOLT_SIM_SEEDS", SEEDS), time: None, jobs: all_cores(), is_twice: false };
