@@ -79,7 +79,7 @@ mod tests {
         let body = ViewBody { view: ViewNumber(view), ..ViewBody::default() };
         let life = Life { slot: SlotIndex(0), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
         let digest = if has_body { body.digest() } else { Digest([view.to_le_bytes()[0]; 32]) };
-        let record = ViewRecord { life, sequence: 1, view: body.view, place: 0, digest };
+        let record = ViewRecord { life, sequence: 1, view: body.view, place: 0, digest, wall_ms: 0 };
         Seen { beats: Vec::new(), views: vec![(record, has_body.then_some(body))] }
     }
 

@@ -367,7 +367,8 @@ impl Daemon {
 /// Every device is asked at once; one that does not answer hinders nobody for long.
 async fn first_look(devices: &[ClusterDevice]) -> Result<Vec<Seen>> {
     let mut looks = tokio::task::JoinSet::new();
-    for device in devices.iter().cloned() {
+    for device in devices {
+        let device = device.clone();
         looks.spawn_blocking(move || Seen::read(&device));
     }
     let mut seen = Vec::new();
