@@ -20,12 +20,20 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "all nodes lose the disk for longer than a lease",
-    promise: "S11",
-    missing: "the freeze",
-    settings: &["disk_lost_for_all=1", "fault_gap_ms=5000"],
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "all nodes lose the disk for longer than a lease",
+        promise: "S11",
+        missing: "the freeze",
+        settings: &["disk_lost_for_all=1", "fault_gap_ms=5000"],
+    },
+    Scenario {
+        name: "a guest is stopped together with its clock and its watchdog",
+        promise: "S3",
+        missing: "a persistent reservation",
+        settings: &["unfair_guest_pause=1", "fault_gap_ms=2000", "fault_ms=15000"],
+    },
+];
 
 /// Seeds that a scenario is played with; with one of them its promise has to fall.
 pub const SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
