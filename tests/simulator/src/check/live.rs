@@ -65,8 +65,9 @@ impl World {
         let start_us = self.queue.now_us();
         let resets = self.resets_of(core);
         let bound_ms = converge_ms(self);
-        // Whoever has just been cut off may be let in, or kept, by what was heard before.
-        let unheard_us = 2 * u64::from(self.timings.detect_ms) * 1000;
+        // Whoever has just been cut off, or has lost its disk, may be let in or kept by what was heard or read of it before.
+        let last_beat_ms = if core.len() < self.node_count() { self.timings.lease_ms } else { 0 };
+        let unheard_us = u64::from(2 * self.timings.detect_ms + last_beat_ms) * 1000;
         let mut is_converged = false;
         let (mut healthy_us, mut quorate_us) = (start_us, u64::MAX);
         while !is_converged && self.violations().is_empty() && self.queue.now_us() < healthy_us + bound_ms * 1000 {
