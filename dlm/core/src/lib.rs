@@ -17,6 +17,7 @@ pub mod mode;
 mod name;
 mod queue;
 pub mod service;
+mod slab;
 mod wire;
 
 pub use bytes::DecodeError;

@@ -23,11 +23,6 @@ impl Key {
         if name.is_empty() { None } else { Some(Self { lockspace, length: u8::try_from(name.len()).ok()?, bytes }) }
     }
 
-    /// The lowest key of a lockspace.
-    pub(crate) fn first(lockspace: u32) -> Self {
-        Self { lockspace, length: 0, bytes: [0; RESOURCE_BYTES_MAX] }
-    }
-
     pub(crate) fn name(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or(&self.bytes)
     }

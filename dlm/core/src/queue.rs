@@ -172,6 +172,11 @@ impl Resource {
         [&mut self.granted, &mut self.converting, &mut self.waiting]
     }
 
+    pub(crate) fn has(&self, owner: Owner) -> bool {
+        let is_queued = self.granted.contains(owner) || self.converting.contains(owner) || self.waiting.contains(owner);
+        is_queued || self.arrivals.iter().any(|arrival| matches!(arrival, Arrival::New(entry) if entry.owner == owner))
+    }
+
     pub(crate) fn find_mut(&mut self, owner: Owner) -> Option<&mut Entry> {
         if self.arrivals.is_empty() || self.granted.contains(owner) {
             return self.queues().into_iter().find_map(|queue| queue.get_mut(owner));

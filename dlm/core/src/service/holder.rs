@@ -5,11 +5,12 @@
 //! Called by: `service`, its sessions and its recovery.
 
 use super::LockService;
+use super::locks::{LockList, Near};
+use super::places::PeerId;
 use crate::client::{ClientReply, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
 use crate::name::Key;
 use crate::wire::{LvbCopy, OpKind, OpResult, Record};
-use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
@@ -49,7 +50,8 @@ impl Pending {
 #[derive(Clone, Debug)]
 pub(super) struct LocalLock {
     pub(super) session: u64,
-    pub(super) key: Key,
+    /// Of its resource.
+    pub(super) place: u32,
     pub(super) pid: u32,
     pub(super) op: u64,
     pub(super) granted: Option<Mode>,
@@ -57,18 +59,12 @@ pub(super) struct LocalLock {
     pub(super) lvb: LvbCopy,
     pub(super) pending: Option<Pending>,
     /// The node that has the lock or its request: everything about this lock goes there, whoever becomes master after it.
-    pub(super) at: Option<Life>,
+    pub(super) at: Option<PeerId>,
     /// Last mode of a blocking callback since the last completion.
     pub(super) told: Option<Mode>,
     pub(super) since_ms: u64,
-}
-
-/// A resource on which this node has locks.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LocalResource {
-    pub(super) master: Option<Life>,
-    pub(super) is_looking: bool,
-    pub(super) locks: BTreeSet<u32>,
+    pub(super) round: u8,
+    pub(super) near: Near,
 }
 
 impl LockService {
@@ -77,16 +73,18 @@ impl LockService {
         if !self.is_running() {
             return;
         }
-        let Some(lock) = self.locks.get_mut(&id) else { return };
-        let (key, op, pid) = (lock.key, lock.op, lock.pid);
+        let me = self.peers.id(self.me);
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        let (op, pid) = (lock.op, lock.pid);
         let Some(pending) = &mut lock.pending else { return };
-        let Some(resource) = self.resources.get_mut(&key) else { return };
-        if self.mastered.contains_key(&key) {
-            resource.master = Some(self.me);
+        let Some(key) = self.places.key(lock.place) else { return };
+        let Some(place) = self.places.get_mut(lock.place) else { return };
+        if place.is_master() {
+            place.master = Some(me);
         }
         let request = |is_lookup| Record::Request { key, lock: id, pid, op, mode: pending.mode, flags: pending.flags, is_lookup };
         let mut records = Vec::new();
-        let to = match (lock.at.or(resource.master), pending.sent) {
+        let to = match (lock.at.or(place.master), pending.sent) {
             (Some(master), Sent::Unsent) => {
                 pending.sent = Sent::ToMaster;
                 records.push(match pending.kind {
@@ -98,18 +96,23 @@ impl LockService {
                 master
             }
             (Some(master), Sent::ToMaster) => master,
-            (None, Sent::Unsent) if pending.kind == OpKind::New && !resource.is_looking => {
+            (None, Sent::Unsent) if pending.kind == OpKind::New && !place.is_looking => {
                 let request = request(true);
                 pending.sent = Sent::ToHome;
-                resource.is_looking = true;
+                place.is_looking = true;
+                self.lookups.entry(lock.place).or_default().push(id);
                 return self.send(self.home(&key), request);
             }
-            (None, _) | (Some(_), Sent::ToHome) => return,
+            (None, _) | (Some(_), Sent::ToHome) => {
+                self.lookups.entry(lock.place).or_default().push(id);
+                return;
+            }
         };
         if pending.is_cancelled && !pending.is_cancel_sent && pending.kind != OpKind::Unlock {
             pending.is_cancel_sent = true;
             records.push(Record::Cancel { lock: id, op });
         }
+        let Some(to) = self.peers.life(to) else { return };
         for record in records {
             self.send(to, record);
         }
@@ -118,21 +121,25 @@ impl LockService {
     /// The home says who is master.
     pub(super) fn handle_master_is(&mut self, key: Key, master: Life, counter: u64, is_taken: bool) {
         if master == self.me && self.is_running() {
-            self.become_master(key, counter);
+            self.become_master(&key, counter);
         }
-        if let Some(resource) = self.resources.get_mut(&key) {
-            resource.master = Some(master);
-            resource.is_looking = false;
-            for id in resource.locks.clone() {
+        let master = self.peers.id(master);
+        let Some(number) = self.places.find(&key) else { return };
+        if let Some(place) = self.places.get_mut(number)
+            && place.locks != 0
+        {
+            place.master = Some(master);
+            place.is_looking = false;
+            for id in self.lookups.remove(&number).unwrap_or_default() {
                 self.learn_master(id, is_taken.then_some(master));
             }
         }
         self.pump();
-        self.release_if_empty(key);
+        self.release_if_empty(number);
     }
 
-    fn learn_master(&mut self, id: u32, taken_by: Option<Life>) {
-        let Some(lock) = self.locks.get_mut(&id) else { return };
+    fn learn_master(&mut self, id: u32, taken_by: Option<PeerId>) {
+        let Some(lock) = self.locks.get_mut(id) else { return };
         let is_new = lock.granted.is_none();
         let Some(pending) = &mut lock.pending else { return };
         if pending.sent == Sent::ToHome {
@@ -148,7 +155,7 @@ impl LockService {
 
     /// A request that no master has is taken back.
     pub(super) fn end_unsent(&mut self, id: u32) {
-        let Some(lock) = self.locks.get(&id) else { return };
+        let Some(lock) = self.locks.get(id) else { return };
         let Some(pending) = &lock.pending else { return };
         let status = if pending.kind == OpKind::Unlock { LockStatus::Unlocked } else { LockStatus::Cancelled };
         let flags = ResultFlags::default();
@@ -158,7 +165,7 @@ impl LockService {
     }
 
     pub(super) fn handle_not_master(&mut self, id: u32, op: u64) {
-        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let Some(lock) = self.locks.get_mut(id) else { return };
         let Some(pending) = &mut lock.pending else { return };
         if lock.op != op || pending.kind != OpKind::New || pending.sent != Sent::ToMaster {
             return;
@@ -169,15 +176,15 @@ impl LockService {
         if pending.is_cancelled {
             return self.end_unsent(id);
         }
-        if let Some(resource) = self.resources.get_mut(&lock.key) {
-            resource.master = None;
+        if let Some(place) = self.places.get_mut(lock.place) {
+            place.master = None;
         }
         self.advance(id);
     }
 
     /// The master's answer.
     pub(super) fn handle_completed(&mut self, id: u32, result: &OpResult) {
-        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let Some(lock) = self.locks.get_mut(id) else { return };
         if lock.op != result.op {
             return;
         }
@@ -226,22 +233,36 @@ impl LockService {
     }
 
     pub(super) fn remove_lock(&mut self, id: u32) {
-        let Some(lock) = self.locks.remove(&id) else { return };
-        if let Some(session) = self.sessions.get_mut(&lock.session) {
-            session.locks.remove(&id);
+        let session = self.locks.get(id).and_then(|lock| self.sessions.get_mut(&lock.session));
+        let Some(lock) = self.locks.remove(id, session.map(|session| &mut session.locks)) else { return };
+        let Some(place) = self.places.get_mut(lock.place) else { return };
+        place.locks = place.locks.saturating_sub(1);
+        if place.locks == 0 {
+            (place.master, place.is_looking) = (None, false);
+            self.lookups.remove(&lock.place);
         }
-        if let Some(resource) = self.resources.get_mut(&lock.key) {
-            resource.locks.remove(&id);
-            if resource.locks.is_empty() {
-                self.resources.remove(&lock.key);
-                self.leave_if_unused(lock.key.lockspace);
-            }
+        let lockspace = place.lockspace;
+        self.places.forget_if_unused(lock.place);
+        self.uses_fewer(lockspace);
+    }
+
+    /// Keeps a new lock of a session; none: this node has too many.
+    pub(super) fn add_lock(&mut self, mut lock: LocalLock) -> Option<u32> {
+        lock.op = self.locks.next_op();
+        let (place, mut orphans) = (lock.place, LockList::default());
+        let list = self.sessions.get_mut(&lock.session).map_or(&mut orphans, |session| &mut session.locks);
+        let id = self.locks.add(lock, list)?;
+        if let Some(place) = self.places.get_mut(place) {
+            place.locks += 1;
+            let lockspace = place.lockspace;
+            self.uses_more(lockspace);
         }
+        Some(id)
     }
 
     /// A blocking callback, unless the client knows it already or it no longer concerns what the client has.
     pub(super) fn handle_blocking(&mut self, id: u32, mode: Mode) {
-        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let Some(lock) = self.locks.get_mut(id) else { return };
         let is_known = lock.told.is_some_and(|told| told == mode || (told > mode && told > Mode::Pr));
         if is_known || lock.granted.is_none_or(|granted| granted.is_compatible(mode)) {
             return;
@@ -254,7 +275,7 @@ impl LockService {
     /// Gives a lock back from whatever state it is in; an operation under way ends as cancelled.
     pub(super) fn begin_unlock(&mut self, id: u32, serial: Option<u64>, flags: Flags, lvb: Option<Lvb>) {
         self.cancel_held(id);
-        let Some(lock) = self.locks.get_mut(&id) else { return };
+        let Some(lock) = self.locks.get_mut(id) else { return };
         let (session, granted) = (lock.session, lock.granted);
         let mut unlock = Pending::new(OpKind::Unlock, serial, Mode::Nl, flags, lvb);
         let previous = lock.pending.take();
@@ -267,8 +288,10 @@ impl LockService {
                 unlock.sent = Sent::ToHome;
             }
         }
+        let op = self.locks.next_op();
+        let Some(lock) = self.locks.get_mut(id) else { return };
         let is_nowhere = granted.is_none() && previous.as_ref().is_some_and(|previous| previous.sent == Sent::Unsent);
-        lock.op += 1;
+        lock.op = op;
         lock.pending = Some(unlock);
         if let Some(previous) = previous {
             if let Some(serial) = previous.serial {

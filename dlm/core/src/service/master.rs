@@ -4,7 +4,8 @@
 //! Does not: know sessions.
 //! Called by: `service`.
 
-use super::{LockService, Mastered};
+use super::LockService;
+use super::places::Place;
 use crate::client::Lvb;
 use crate::mode::{Flags, Mode};
 use crate::name::Key;
@@ -18,15 +19,16 @@ impl LockService {
     pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags), is_lookup: bool) {
         #[cfg(any(test, feature = "planted"))]
         let is_lookup = is_lookup || (self.mistake == Some(super::Mistake::HomeJudgesAll) && self.home(&key) == self.me);
-        if self.mastered.contains_key(&key) {
+        let place = self.places.find(&key).filter(|place| self.places.get(*place).is_some_and(Place::is_master));
+        if let Some(place) = place {
             if is_lookup {
                 self.send(owner.life, Record::MasterIs { key, master: self.me, counter: 0, is_taken: true });
             }
-            self.owners.insert(owner, key);
+            self.remember_owner(&owner, place);
             let entry = Entry::new(owner, pid, op, mode, flags, self.now_ms);
-            self.operate(owner, |resource, _, gate, out| resource.request(entry, gate, out));
+            self.operate_at(place, |resource, gate, out| resource.request(entry, gate, out));
         } else if is_lookup && self.home(&key) == self.me {
-            let master = *self.directory.entry(key).or_insert(owner.life);
+            let master = self.appoint(&key, owner.life);
             #[cfg(any(test, feature = "planted"))]
             let master = if self.mistake == Some(super::Mistake::TwoMasters) { owner.life } else { master };
             self.send(owner.life, Record::MasterIs { key, master, counter: self.share_counter, is_taken: false });
@@ -37,18 +39,54 @@ impl LockService {
 
     /// Runs an operation on the resource of a lock, tells holders, gives mastery back when nothing is left.
     pub(super) fn operate(&mut self, owner: Owner, operation: impl FnOnce(&mut Resource, Owner, Gate, &mut Notices)) {
-        let Some(key) = self.owners.get(&owner).copied() else { return };
-        let gate = self.gate(key.lockspace);
+        if let Some(place) = self.place_of(&owner) {
+            self.operate_at(place, |resource, gate, out| operation(resource, owner, gate, out));
+        }
+    }
+
+    fn operate_at(&mut self, place: u32, operation: impl FnOnce(&mut Resource, Gate, &mut Notices)) {
+        let Some(found) = self.places.get(place) else { return };
+        let gate = self.gate(found.lockspace);
         let mut out = Vec::new();
-        if let Some(mastered) = self.mastered.get_mut(&key) {
-            operation(&mut mastered.resource, owner, gate, &mut out);
+        if let Some(resource) = self.mastered.get_mut(found.mastered) {
+            operation(resource, gate, &mut out);
+            self.counter = self.counter.max(resource.counter);
         }
         self.tell(out);
-        self.release_if_empty(key);
+        self.release_if_empty(place);
+    }
+
+    /// The resource of a lock whose master this is, if it is.
+    pub(super) fn place_of(&self, owner: &Owner) -> Option<u32> {
+        if owner.life == self.me {
+            let place = self.locks.get(owner.lock)?.place;
+            let resource = self.mastered.get(self.places.get(place)?.mastered)?;
+            return resource.has(*owner).then_some(place);
+        }
+        self.owners.get(&(self.peers.find(&owner.life)?, owner.lock)).copied()
+    }
+
+    pub(super) fn remember_owner(&mut self, owner: &Owner, place: u32) {
+        if owner.life != self.me {
+            let peer = self.peers.id(owner.life);
+            self.owners.insert((peer, owner.lock), place);
+        }
+    }
+
+    /// As home: who is master; the asker becomes it when nobody is.
+    pub(super) fn appoint(&mut self, key: &Key, asker: Life) -> Life {
+        let number = self.places.intern(key);
+        let asker = self.peers.id(asker);
+        let master = self.places.get_mut(number).map_or(asker, |place| *place.appointed.get_or_insert(asker));
+        self.peers.life(master).unwrap_or(self.me)
+    }
+
+    pub(super) fn mastered_places(&self) -> Vec<u32> {
+        self.places.iter().filter(|(_, place)| place.is_master()).map(|(number, _)| number).collect()
     }
 
     pub(super) fn handle_unlock(&mut self, owner: Owner, op: u64, data: (Flags, Option<Lvb>)) {
-        if self.owners.contains_key(&owner) {
+        if self.place_of(&owner).is_some() {
             self.operate(owner, |resource, owner, gate, out| resource.unlock(owner, op, data, gate, out));
             return;
         }
@@ -64,22 +102,18 @@ impl LockService {
         self.send(owner.life, Record::Completed { lock: owner.lock, result });
     }
 
-    pub(super) fn settle(&mut self, key: Key) {
-        let gate = self.gate(key.lockspace);
-        let mut out = Vec::new();
-        if let Some(mastered) = self.mastered.get_mut(&key) {
-            mastered.resource.settle(gate, &mut out);
-        }
-        self.tell(out);
-        self.release_if_empty(key);
+    pub(super) fn settle(&mut self, place: u32) {
+        self.operate_at(place, |resource, gate, out| resource.settle(gate, out));
     }
 
     pub(super) fn tell(&mut self, notices: Notices) {
         for (owner, notice) in notices {
             let record = match notice {
                 Notice::Completed(result) => {
-                    if result.mode.is_none() {
-                        self.owners.remove(&owner);
+                    if result.mode.is_none()
+                        && let Some(peer) = self.peers.find(&owner.life)
+                    {
+                        self.owners.remove(&(peer, owner.lock));
                     }
                     Record::Completed { lock: owner.lock, result }
                 }
@@ -91,26 +125,34 @@ impl LockService {
         }
     }
 
-    pub(super) fn release_if_empty(&mut self, key: Key) {
-        if !self.is_running() || self.mastered.get(&key).is_none_or(|mastered| !mastered.resource.is_empty()) {
+    pub(super) fn release_if_empty(&mut self, number: u32) {
+        let Some(place) = self.places.get(number) else { return };
+        if !self.is_running() || self.mastered.get(place.mastered).is_none_or(|resource| !resource.is_empty()) {
             return;
         }
-        if let Some(mastered) = self.mastered.remove(&key) {
-            let counter = mastered.resource.counter;
-            let home = self.home(&key);
-            if home == self.me {
-                // At once: a request of this turn must not meet the old directory, nor its token the old counter.
-                self.handle_released(home, &key, counter);
-            } else {
-                self.send(home, Record::Released { key, counter });
-            }
-            self.leave_if_unused(key.lockspace);
+        let (queues, lockspace, Some(key)) = (place.mastered, place.lockspace, self.places.key(number)) else { return };
+        let counter = self.mastered.remove(queues).map_or(0, |resource| resource.counter);
+        if let Some(place) = self.places.get_mut(number) {
+            place.mastered = 0;
         }
+        let home = self.home(&key);
+        if home == self.me {
+            // At once: a request of this turn must not meet the old directory, nor its token the old counter.
+            self.handle_released(home, &key, counter);
+        } else {
+            self.send(home, Record::Released { key, counter });
+        }
+        self.places.forget_if_unused(number);
+        self.uses_fewer(lockspace);
     }
 
     pub(super) fn handle_released(&mut self, from: Life, key: &Key, counter: u64) {
-        if self.directory.get(key) == Some(&from) {
-            self.directory.remove(key);
+        if let Some(number) = self.places.find(key)
+            && let Some(place) = self.places.get_mut(number)
+            && place.appointed == self.peers.find(&from)
+        {
+            place.appointed = None;
+            self.places.forget_if_unused(number);
         }
         #[cfg(any(test, feature = "planted"))]
         if self.mistake == Some(super::Mistake::TokenReset) {
@@ -120,9 +162,45 @@ impl LockService {
     }
 
     /// The home made this node master.
-    pub(super) fn become_master(&mut self, key: Key, counter: u64) {
-        let firm = self.view.number;
-        let resource = Resource::with_counter(counter);
-        self.mastered.entry(key).or_insert(Mastered { resource, firm });
+    pub(super) fn become_master(&mut self, key: &Key, counter: u64) {
+        let number = self.places.intern(key);
+        if self.places.get(number).is_none_or(Place::is_master) {
+            return;
+        }
+        self.master(number, Resource::with_counter(counter));
+    }
+
+    /// Makes this node master of a place, with these queues.
+    pub(super) fn master(&mut self, number: u32, resource: Resource) {
+        let queues = self.mastered.insert(resource);
+        if let Some(place) = self.places.get_mut(number) {
+            place.mastered = queues;
+            let lockspace = place.lockspace;
+            self.uses_more(lockspace);
+        }
+    }
+
+    /// Somebody else is master by what the homes say.
+    pub(super) fn unmaster(&mut self, number: u32) {
+        let Some(place) = self.places.get_mut(number) else { return };
+        let (queues, lockspace) = (place.mastered, place.lockspace);
+        (place.mastered, place.lone) = (0, 0);
+        self.mastered.remove(queues);
+        self.places.forget_if_unused(number);
+        self.uses_fewer(lockspace);
+    }
+
+    pub(super) fn uses_more(&mut self, lockspace: u32) {
+        if let Some(lockspace) = self.lockspaces.get_mut(&lockspace) {
+            lockspace.uses += 1;
+        }
+    }
+
+    pub(super) fn uses_fewer(&mut self, number: u32) {
+        let Some(lockspace) = self.lockspaces.get_mut(&number) else { return };
+        lockspace.uses = lockspace.uses.saturating_sub(1);
+        if lockspace.uses == 0 {
+            self.leave_if_unused(number);
+        }
     }
 }

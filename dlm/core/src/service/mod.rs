@@ -6,7 +6,9 @@
 //! Called by: the daemon's loop, the simulator.
 
 mod holder;
+mod locks;
 mod master;
+mod places;
 mod recovery;
 mod report;
 mod session;
@@ -16,12 +18,16 @@ mod tests;
 use crate::client::{ClientReply, ClientRequest};
 use crate::name::Key;
 use crate::queue::{Gate, Owner, Resource};
+use crate::slab::Slab;
 use crate::wire::{self, Record};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use places::{PeerId, Peers, Places};
 
 pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, ServiceStatus};
 
@@ -144,7 +150,7 @@ struct Session {
     lockspaces: BTreeSet<u32>,
     /// Lockspaces that it waits for.
     joining: BTreeSet<u32>,
-    locks: BTreeSet<u32>,
+    locks: locks::LockList,
     /// Requests that wait for their answer.
     unanswered: usize,
 }
@@ -160,15 +166,9 @@ struct Lockspace {
     announcement: u64,
     confirmed: BTreeSet<Life>,
     sessions: BTreeSet<u64>,
+    /// Locks of this node's sessions, and resources of which this node is master.
+    uses: usize,
     asked: Vec<(u64, u64)>,
-}
-
-/// A resource of which this node is master.
-#[derive(Debug)]
-struct Mastered {
-    resource: Resource,
-    /// View in which mastery was last established or confirmed.
-    firm: u64,
 }
 
 /// "Holds" as the daemon was told and as it stands on disk.
@@ -227,12 +227,19 @@ pub struct LockService {
     joins: BTreeMap<Life, BTreeSet<u32>>,
     names: BTreeMap<u32, Vec<u8>>,
     last_announcement: u64,
-    locks: BTreeMap<u32, holder::LocalLock>,
-    resources: BTreeMap<Key, holder::LocalResource>,
-    last_lock: u32,
-    mastered: BTreeMap<Key, Mastered>,
-    owners: BTreeMap<Owner, Key>,
-    directory: BTreeMap<Key, Life>,
+    peers: Peers,
+    places: Places,
+    locks: locks::Locks,
+    /// Locks of a place that wait to hear who is master.
+    lookups: BTreeMap<u32, Vec<u32>>,
+    /// Queues of the resources of which this node is master.
+    mastered: Slab<Resource>,
+    /// Places of the locks of other nodes at this master.
+    owners: HashMap<(PeerId, u32), u32, FixedState>,
+    /// The last view in which recovery was finished here: mastery stands since then.
+    firm: u64,
+    /// Highest token counter that this node has given as master in this view.
+    counter: u64,
     /// Highest token counter that came back to this home in this view.
     share_counter: u64,
     /// Grants that wait for permit and publication.
@@ -248,6 +255,8 @@ impl LockService {
     /// The service of a life that is in no view yet.
     #[must_use]
     pub fn new(me: Life) -> Self {
+        // Random, and the same when a run is repeated.
+        let seed = me.incarnation.0.iter().fold(0_u64, |seed, byte| seed.rotate_left(5) ^ u64::from(*byte));
         Self {
             me,
             now_ms: 0,
@@ -264,12 +273,14 @@ impl LockService {
             joins: BTreeMap::from([(me, BTreeSet::new())]),
             names: BTreeMap::new(),
             last_announcement: 0,
-            locks: BTreeMap::new(),
-            resources: BTreeMap::new(),
-            last_lock: 0,
-            mastered: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            directory: BTreeMap::new(),
+            peers: Peers::default(),
+            places: Places::new(seed),
+            locks: locks::Locks::default(),
+            lookups: BTreeMap::new(),
+            mastered: Slab::default(),
+            owners: HashMap::with_hasher(FixedState::with_seed(seed)),
+            firm: 0,
+            counter: 0,
             share_counter: 0,
             held: VecDeque::new(),
             loopback: VecDeque::new(),
@@ -398,9 +409,8 @@ impl LockService {
         let is_new = may_grant && !self.may_grant;
         self.may_grant = may_grant;
         if is_new && self.is_running() {
-            let keys: Vec<Key> = self.mastered.keys().copied().collect();
-            for key in keys {
-                self.settle(key);
+            for place in self.mastered_places() {
+                self.settle(place);
             }
         }
     }
@@ -455,8 +465,9 @@ impl LockService {
                 self.operate(Owner { life: from, lock }, |resource, owner, gate, out| resource.cancel(owner, op, gate, out));
             }
             Record::Completed { lock, result } => {
-                if let Some(lock) = self.locks.get_mut(&lock) {
-                    lock.at = Some(from);
+                let at = self.peers.id(from);
+                if let Some(lock) = self.locks.get_mut(lock) {
+                    lock.at = Some(at);
                 }
                 self.handle_completed(lock, &result);
             }

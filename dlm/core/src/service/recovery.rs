@@ -6,7 +6,8 @@
 //! Called by: `service`.
 
 use super::holder::Sent;
-use super::{LockService, Mastered, Output, View};
+use super::places::Place;
+use super::{LockService, Output, View};
 use crate::name::Key;
 use crate::queue::{Gate, Owner, Resource};
 use crate::wire::{Record, Report, ReportOp};
@@ -65,7 +66,7 @@ impl LockService {
         let last = core::mem::replace(&mut self.view, view);
         self.forget_joins(&last);
         self.deferred.clear();
-        self.directory.clear();
+        self.counter = 0;
         self.share_counter = 0;
         self.drop_gone(&last);
         self.recovery = None;
@@ -92,16 +93,17 @@ impl LockService {
         let is_kept = |life: &Life| view.members.contains(life) || view.owed.iter().any(|owed| owed.life == *life);
         // Somebody else may have been master in views that this life was not in.
         let may_be_stale = last.number != 0 && (view.number != last.number + 1 || !last.is_member);
-        self.owners.retain(|owner, _| is_kept(&owner.life));
-        for mastered in self.mastered.values_mut() {
+        let peers = &self.peers;
+        self.owners.retain(|(peer, _), _| peers.life(*peer).is_some_and(|life| is_kept(&life)));
+        for (_, resource) in self.mastered.iter_mut() {
             #[cfg(any(test, feature = "planted"))]
-            let was_invalid = mastered.resource.lvb.is_invalid;
-            mastered.resource.retain_lives(is_kept);
-            mastered.resource.lvb.is_invalid |= may_be_stale;
-            mastered.resource.begin_recovery();
+            let was_invalid = resource.lvb.is_invalid;
+            resource.retain_lives(is_kept);
+            resource.lvb.is_invalid |= may_be_stale;
+            resource.begin_recovery();
             #[cfg(any(test, feature = "planted"))]
             if self.mistake == Some(super::Mistake::KeepDeadLvb) {
-                mastered.resource.lvb.is_invalid = was_invalid;
+                resource.lvb.is_invalid = was_invalid;
             }
         }
     }
@@ -133,9 +135,9 @@ impl LockService {
         for record in known {
             self.send_others(&record);
         }
-        let claims: Vec<(Key, u64)> = self.mastered.iter().map(|(key, mastered)| (*key, mastered.firm)).collect();
-        for (key, firm) in claims {
-            self.send(self.home(&key), Record::Claim { key, firm });
+        let claims: Vec<Key> = self.mastered_places().into_iter().filter_map(|place| self.places.key(place)).collect();
+        for key in claims {
+            self.send(self.home(&key), Record::Claim { key, firm: self.firm });
         }
         for report in self.reports() {
             self.send(self.home(&report.key), Record::Report(report));
@@ -147,12 +149,20 @@ impl LockService {
 
     /// Every lock of this node, with its operation under way; from now on it is the new master's matter.
     fn reports(&mut self) -> Vec<Report> {
-        for resource in self.resources.values_mut() {
-            resource.master = None;
-            resource.is_looking = false;
+        self.lookups.clear();
+        let mut unused = Vec::new();
+        for (number, place) in self.places.iter_mut() {
+            (place.master, place.is_looking, place.appointed) = (None, false, None);
+            if place.locks == 0 && !place.is_master() {
+                unused.push(number);
+            }
+        }
+        for number in unused {
+            self.places.forget_if_unused(number);
         }
         let mut reports = Vec::new();
-        for (id, lock) in &mut self.locks {
+        for (id, lock) in self.locks.iter_mut() {
+            let Some(key) = self.places.key(lock.place) else { continue };
             lock.at = None;
             if let Some(pending) = &mut lock.pending {
                 pending.sent = Sent::ToMaster;
@@ -165,8 +175,8 @@ impl LockService {
                 lvb: pending.lvb,
                 is_cancelled: pending.is_cancelled,
             });
-            let (key, pid, op, granted, token, lvb) = (lock.key, lock.pid, lock.op, lock.granted, lock.token, lock.lvb);
-            reports.push(Report { key, lock: *id, pid, op, granted, token, lvb, pending });
+            let (pid, op, granted, token, lvb) = (lock.pid, lock.op, lock.granted, lock.token, lock.lvb);
+            reports.push(Report { key, lock: id, pid, op, granted, token, lvb, pending });
         }
         #[cfg(any(test, feature = "planted"))]
         if self.mistake == Some(super::Mistake::ForgetWaiter) {
@@ -231,7 +241,7 @@ impl LockService {
             locks.sort_by_key(|(life, _)| life.slot);
             let holder = locks.iter().find(|(_, report)| report.granted.is_some()).or(locks.first()).map(|(life, _)| *life);
             let Some(master) = claims.get(&key).map(|(_, life)| *life).or(holder) else { continue };
-            self.directory.insert(key, master);
+            self.appoint(&key, master);
             self.send(master, Record::Take { key });
             let origins: BTreeSet<Life> = locks.iter().map(|(life, _)| *life).collect();
             for (origin, report) in locks {
@@ -254,9 +264,17 @@ impl LockService {
         for name in known {
             self.forget_name(name);
         }
-        self.mastered.retain(|key, _| taken.contains_key(key));
+        for number in self.mastered_places() {
+            if self.places.key(number).is_some_and(|key| !taken.contains_key(&key)) {
+                self.unmaster(number);
+            }
+        }
         // Reports name every lock of the members; of the owed only masters know.
-        self.owners.retain(|owner, key| taken.contains_key(key) && !self.view.members.contains(&owner.life));
+        let (peers, places, members) = (&self.peers, &self.places, &self.view.members);
+        self.owners.retain(|(peer, _), place| {
+            places.get(*place).is_some_and(Place::is_master) && peers.life(*peer).is_some_and(|life| !members.contains(&life))
+        });
+        self.firm = number;
         let (resources, locks) = (taken.len(), taken.values().map(Vec::len).sum::<usize>());
         let keys: Vec<Key> = taken.keys().copied().collect();
         for (key, reports) in taken {
@@ -276,9 +294,11 @@ impl LockService {
             self.finish_join(space);
         }
         for key in keys {
-            self.settle(key);
+            if let Some(place) = self.places.find(&key) {
+                self.settle(place);
+            }
         }
-        let ids: Vec<u32> = self.locks.keys().copied().collect();
+        let ids: Vec<u32> = self.locks.iter().filter(|(_, lock)| lock.pending.is_some()).map(|(id, _)| id).collect();
         for id in ids {
             self.advance(id);
         }
@@ -299,20 +319,21 @@ impl LockService {
         // Judged only when all are in: `settle` follows.
         let gate = Gate { may_grant: false, ..self.gate(key.lockspace) };
         let mut out = Vec::new();
+        let number = self.places.intern(&key);
         for (life, report) in reports {
-            self.owners.insert(Owner { life: *life, lock: report.lock }, key);
+            self.remember_owner(&Owner { life: *life, lock: report.lock }, number);
         }
-        if let Some(mastered) = self.mastered.get_mut(&key) {
+        let queues = self.places.get(number).map_or(0, |place| place.mastered);
+        if let Some(resource) = self.mastered.get_mut(queues) {
             for (life, report) in reports {
-                mastered.resource.reconcile(*life, report, gate, &mut out);
+                resource.reconcile(*life, report, gate, &mut out);
             }
-            mastered.resource.drop_unconfirmed(|life| self.view.members.contains(life));
-            mastered.firm = self.view.number;
+            resource.drop_unconfirmed(|life| self.view.members.contains(life));
         } else {
             let resource = Resource::rebuild(reports, gate, &mut out);
             #[cfg(any(test, feature = "planted"))]
             let resource = self.mistaken(resource);
-            self.mastered.insert(key, Mastered { resource, firm: self.view.number });
+            self.master(number, resource);
         }
         self.tell(out);
     }

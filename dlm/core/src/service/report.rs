@@ -5,8 +5,11 @@
 //! Called by: `deadbolt locks`, `deadbolt status`, tests.
 
 use super::LockService;
+use super::holder::LocalLock;
 use crate::mode::{Mode, Token};
+use crate::name::Key;
 use crate::queue::Entry;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{Life, ViewNumber};
 
@@ -112,29 +115,35 @@ impl LockService {
     #[must_use]
     pub fn snapshot(&self) -> Vec<ResourceSnapshot> {
         let name = |lockspace: u32| self.names.get(&lockspace).cloned().unwrap_or_default();
-        let mastered = self.mastered.iter().map(|(key, mastered)| ResourceSnapshot {
-            lockspace: name(key.lockspace),
-            resource: key.name().to_vec(),
-            master: Some(self.me),
-            locks: mastered.resource.entries().map(snapshot_of).collect(),
-        });
-        let local = self.resources.iter().filter(|(key, _)| !self.mastered.contains_key(key)).map(|(key, resource)| ResourceSnapshot {
-            lockspace: name(key.lockspace),
-            resource: key.name().to_vec(),
-            master: resource.master,
-            locks: resource.locks.iter().filter_map(|id| self.local_snapshot(*id)).collect(),
-        });
-        mastered.chain(local).collect()
+        let mut local: BTreeMap<u32, Vec<LockSnapshot>> = BTreeMap::new();
+        for (id, lock) in self.locks.iter() {
+            if self.places.get(lock.place).is_some_and(|place| place.mastered == 0) {
+                local.entry(lock.place).or_default().push(self.local_snapshot(id, lock));
+            }
+        }
+        let mut resources: Vec<(Key, ResourceSnapshot)> = Vec::new();
+        for (number, place) in self.places.iter() {
+            let Some(key) = self.places.key(number) else { continue };
+            let locks = match self.mastered.get(place.mastered) {
+                Some(resource) => resource.entries().map(snapshot_of).collect(),
+                None => local.remove(&number).unwrap_or_default(),
+            };
+            let master = if place.is_master() { Some(self.me) } else { place.master.and_then(|master| self.peers.life(master)) };
+            if !locks.is_empty() || place.is_master() {
+                resources.push((key, ResourceSnapshot { lockspace: name(key.lockspace), resource: key.name().to_vec(), master, locks }));
+            }
+        }
+        resources.sort_by_key(|(key, _)| *key);
+        resources.into_iter().map(|(_, resource)| resource).collect()
     }
 
-    fn local_snapshot(&self, id: u32) -> Option<LockSnapshot> {
-        let lock = self.locks.get(&id)?;
+    fn local_snapshot(&self, id: u32, lock: &LocalLock) -> LockSnapshot {
         let state = match (lock.granted, &lock.pending) {
             (None, _) => LockState::Waiting,
             (Some(_), Some(_)) => LockState::Converting,
             (Some(_), None) => LockState::Granted,
         };
-        Some(LockSnapshot {
+        LockSnapshot {
             life: self.me,
             pid: lock.pid,
             lock: id,
@@ -143,7 +152,7 @@ impl LockService {
             wanted: lock.pending.as_ref().map(|pending| pending.mode),
             since_ms: lock.since_ms,
             token: lock.token,
-        })
+        }
     }
 
     /// Where the service stands.
@@ -162,8 +171,8 @@ impl LockService {
             holds: self.holds.is_said,
             sessions: self.sessions.len(),
             locks: self.locks.len(),
-            waiting: self.locks.values().filter(|lock| lock.pending.is_some()).count(),
-            mastered: self.mastered.len(),
+            waiting: self.locks.iter().filter(|(_, lock)| lock.pending.is_some()).count(),
+            mastered: self.places.iter().filter(|(_, place)| place.is_master()).count(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Called by: `service`.
 
 use super::holder::{LocalLock, Pending, Sent};
+use super::locks::Near;
 use super::{
     LockService, Lockspace, NODE_LOCKSPACES_MAX, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX, SESSION_LOCKSPACES_MAX, SESSION_REQUESTS_MAX,
 };
@@ -75,24 +76,23 @@ impl LockService {
             }
             ClientRequest::Convert { serial, lock, mode, flags, lvb } => {
                 if let Err(status) = self.convert(session, serial, lock, mode, flags, lvb) {
-                    let granted = self.locks.get(&lock).and_then(|lock| lock.granted);
+                    let granted = self.locks.get(lock).and_then(|lock| lock.granted);
                     self.reply(session, Self::simple_reply(serial, lock, status, granted));
                 }
             }
             ClientRequest::Unlock { serial, lock, flags, lvb } => {
                 if let Err(status) = self.unlock(session, serial, lock, flags, lvb) {
-                    let granted = self.locks.get(&lock).and_then(|lock| lock.granted);
+                    let granted = self.locks.get(lock).and_then(|lock| lock.granted);
                     self.reply(session, Self::simple_reply(serial, lock, status, granted));
                 }
             }
             ClientRequest::Cancel { serial, lock } => self.cancel(session, serial, Some(lock)),
             ClientRequest::CancelRequest { serial, request } => {
-                let mut locks = self.sessions.get(&session).into_iter().flat_map(|session| &session.locks);
-                let is_it = |id: &&u32| {
-                    let pending = self.locks.get(id).and_then(|lock| lock.pending.as_ref());
+                let is_it = |id: &u32| {
+                    let pending = self.locks.get(*id).and_then(|lock| lock.pending.as_ref());
                     pending.is_some_and(|pending| pending.serial == Some(request))
                 };
-                let found = locks.find(is_it).copied();
+                let found = self.sessions.get(&session).and_then(|session| self.locks.list(&session.locks).find(is_it));
                 self.cancel(session, serial, found);
             }
         }
@@ -115,37 +115,47 @@ impl LockService {
         }
         let key = Key::new(lockspace, name).filter(|_| is_lock_legal(mode, flags)).ok_or(LockStatus::Invalid)?;
         let pid = owner.info.pid;
-        let mut id = self.last_lock;
-        // Numbers go round; 0 is no lock, and one in use is passed over.
-        loop {
-            id = id.wrapping_add(1);
-            if id != 0 && !self.locks.contains_key(&id) {
-                break;
-            }
-        }
-        self.last_lock = id;
         let pending = Some(Pending::new(OpKind::New, Some(serial), mode, flags, None));
         let (token, lvb, since_ms) = (Token::default(), LvbCopy::default(), self.now_ms);
-        self.locks.insert(id, LocalLock { session, key, pid, op: 1, granted: None, token, lvb, pending, at: None, told: None, since_ms });
-        self.resources.entry(key).or_default().locks.insert(id);
-        if let Some(owner) = self.sessions.get_mut(&session) {
-            owner.locks.insert(id);
+        let place = self.places.intern(&key);
+        if place == 0 {
+            return Err(LockStatus::NoMemory);
         }
+        let lock = LocalLock {
+            session,
+            place,
+            pid,
+            op: 0,
+            granted: None,
+            token,
+            lvb,
+            pending,
+            at: None,
+            told: None,
+            since_ms,
+            round: 0,
+            near: Near::default(),
+        };
+        let Some(id) = self.add_lock(lock) else {
+            self.places.forget_if_unused(place);
+            return Err(LockStatus::NoMemory);
+        };
         self.advance(id);
         Ok(())
     }
 
     fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
-        self.locks.get_mut(&id).filter(|lock| lock.session == session).ok_or(LockStatus::NotFound)
+        self.locks.get_mut(id).filter(|lock| lock.session == session).ok_or(LockStatus::NotFound)
     }
 
     fn convert(&mut self, session: u64, serial: u64, id: u32, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<(), LockStatus> {
+        let op = self.locks.next_op();
         let lock = self.own_lock(session, id)?;
         let granted = lock.granted.filter(|_| lock.pending.is_none()).ok_or(LockStatus::Busy)?;
         if !is_convert_legal(granted, mode, flags, lvb.as_ref()) {
             return Err(LockStatus::Invalid);
         }
-        lock.op += 1;
+        lock.op = op;
         lock.pending = Some(Pending::new(OpKind::Convert, Some(serial), mode, flags, lvb));
         self.advance(id);
         Ok(())
@@ -192,7 +202,8 @@ impl LockService {
 
     pub(super) fn close_session(&mut self, id: u64) {
         let Some(session) = self.sessions.remove(&id) else { return };
-        for lock in session.locks {
+        let locks: Vec<u32> = self.locks.list(&session.locks).collect();
+        for lock in locks {
             // Whoever dies while it may write leaves the value block in doubt.
             self.begin_unlock(lock, None, Flags::IVVALBLK.with(Flags::FORCEUNLOCK), None);
         }
@@ -235,6 +246,7 @@ impl LockService {
             announcement: 0,
             confirmed: BTreeSet::new(),
             sessions: BTreeSet::new(),
+            uses: 0,
             asked: Vec::new(),
         });
         lockspace.asked.push((session, serial));
@@ -331,7 +343,9 @@ impl LockService {
 
     fn leave_lockspace(&mut self, session: u64, serial: u64, number: u32) {
         let Some(owner) = self.sessions.get_mut(&session) else { return };
-        if owner.locks.iter().any(|id| self.locks.get(id).is_some_and(|lock| lock.key.lockspace == number)) {
+        let places = &self.places;
+        let is_in = |id: u32| self.locks.get(id).and_then(|lock| places.get(lock.place)).is_some_and(|place| place.lockspace == number);
+        if self.locks.list(&owner.locks).any(is_in) {
             return self.refuse(session, serial, LockStatus::Busy, "this session has locks in the lockspace; unlock them first");
         }
         if !owner.lockspaces.remove(&number) {
@@ -346,11 +360,8 @@ impl LockService {
 
     /// Nobody here uses the lockspace and nothing of it is here: the others may forget that this node had joined it.
     pub(super) fn leave_if_unused(&mut self, number: u32) {
-        let is_used = self.lockspaces.get(&number).is_none_or(|lockspace| !lockspace.sessions.is_empty() || !lockspace.asked.is_empty());
-        let first = Key::first(number);
-        let has_lock = self.resources.range(first..).next().is_some_and(|(key, _)| key.lockspace == number);
-        let has_master = self.mastered.range(first..).next().is_some_and(|(key, _)| key.lockspace == number);
-        if is_used || has_lock || has_master {
+        let is_unused = |lockspace: &Lockspace| lockspace.sessions.is_empty() && lockspace.asked.is_empty() && lockspace.uses == 0;
+        if !self.lockspaces.get(&number).is_some_and(is_unused) {
             return;
         }
         self.lockspaces.remove(&number);

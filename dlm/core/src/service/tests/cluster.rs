@@ -682,8 +682,8 @@ impl World {
             if node.service.sessions.values().any(|session| session.unanswered != 0 || !session.joining.is_empty()) {
                 return Err("left behind: requests counted as unanswered".to_string());
             }
-            if !node.service.directory.is_empty() || !node.service.owners.is_empty() {
-                return Err("left behind: directory or owners".to_string());
+            if node.service.places.iter().next().is_some() || !node.service.owners.is_empty() || !node.service.lookups.is_empty() {
+                return Err("left behind: places, owners or lookups".to_string());
             }
         }
         Ok(())

@@ -486,7 +486,7 @@ fn a_request_on_its_way_to_a_former_master_is_taken_back_there() {
         scene.input(to, Input::Peer { from: life(asker, 1), message });
     }
     let (first, ..) = scene.granted(902).unwrap();
-    let last = scene.nodes[&asker].last_lock;
+    let last = scene.nodes[&asker].locks.iter().max_by_key(|(_, lock)| lock.op).unwrap().0;
     let request = ClientRequest::Unlock { serial: 904, lock: last, flags: Flags::FORCEUNLOCK, lvb: None };
     for (to, message) in sent(&mut scene, vec![Input::Request { session: 1, request }, unlock_request(905, first)]) {
         if to == master {

@@ -1,0 +1,188 @@
+//! What: the resources that this node has to do with, found by name: as holder, as master, as home.
+//! Owns: the index from names to numbers, the table of lives.
+//! Invariants: a resource has one place; a place exists while the node has a lock on it, is its master, or knows its master as home.
+//! Does not: know queues or operations.
+//! Called by: `service`.
+
+use crate::name::Key;
+use crate::slab::Slab;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::hash::BuildHasher;
+use core::num::NonZeroU16;
+use deadbolt_disk_format::types::Life;
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+
+/// Names up to this length stand in the place itself (what GFS2 and OCFS2 use is not longer, but for OCFS2's 31).
+const SHORT: usize = 24;
+
+/// A life in few bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct PeerId(NonZeroU16);
+
+/// Lives by number. Numbers are used again when the life is gone and nothing names it any more.
+#[derive(Debug, Default)]
+pub(super) struct Peers(Vec<Life>);
+
+impl Peers {
+    pub(super) fn id(&mut self, life: Life) -> PeerId {
+        let known = self.0.iter().position(|known| *known == life).unwrap_or_else(|| {
+            self.0.push(life);
+            self.0.len() - 1
+        });
+        // A node that has met 65,535 lives has been up for centuries; the last number stands for nobody then.
+        PeerId(NonZeroU16::new(u16::try_from(known + 1).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MAX))
+    }
+
+    pub(super) fn find(&self, life: &Life) -> Option<PeerId> {
+        let index = self.0.iter().position(|known| known == life)?;
+        NonZeroU16::new(u16::try_from(index + 1).ok()?).map(PeerId)
+    }
+
+    pub(super) fn life(&self, id: PeerId) -> Option<Life> {
+        self.0.get(usize::from(id.0.get()) - 1).copied()
+    }
+}
+
+/// What this node has to do with a resource.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) lockspace: u32,
+    name: [u8; SHORT],
+    /// Over [`SHORT`]: the name stands in `Places::long`.
+    length: u8,
+    /// The home was asked who is master.
+    pub(super) is_looking: bool,
+    /// As holder: the master, where it is known.
+    pub(super) master: Option<PeerId>,
+    /// As home: whom it made master.
+    pub(super) appointed: Option<PeerId>,
+    /// As holder: locks of this node's sessions.
+    pub(super) locks: u32,
+    /// As master: the queues; 0: not master, or there is only the lock `lone`.
+    pub(super) mastered: u32,
+    /// As master: the one lock there is, granted to this node and without anything that queues have to know; else 0.
+    pub(super) lone: u32,
+}
+
+impl Place {
+    pub(super) fn is_master(&self) -> bool {
+        self.mastered != 0 || self.lone != 0
+    }
+
+    fn is_used(&self) -> bool {
+        self.locks != 0 || self.is_master() || self.appointed.is_some()
+    }
+}
+
+/// Places by number and by name.
+#[derive(Debug)]
+pub(super) struct Places {
+    slab: Slab<Place>,
+    index: HashTable<u32>,
+    long: BTreeMap<u32, Box<[u8]>>,
+    hasher: FixedState,
+}
+
+fn name_of<'a>(long: &'a BTreeMap<u32, Box<[u8]>>, number: u32, place: &'a Place) -> &'a [u8] {
+    match place.name.get(..usize::from(place.length)) {
+        Some(name) => name,
+        None => long.get(&number).map_or(&[], |name| name),
+    }
+}
+
+impl Places {
+    /// The seed keeps clients from choosing names that collide.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { slab: Slab::default(), index: HashTable::new(), long: BTreeMap::new(), hasher: FixedState::with_seed(seed) }
+    }
+
+    fn hash(&self, lockspace: u32, name: &[u8]) -> u64 {
+        self.hasher.hash_one((lockspace, name))
+    }
+
+    pub(super) fn find(&self, key: &Key) -> Option<u32> {
+        let is_it = |number: &u32| {
+            let place = self.slab.get(*number);
+            place.is_some_and(|place| place.lockspace == key.lockspace && name_of(&self.long, *number, place) == key.name())
+        };
+        self.index.find(self.hash(key.lockspace, key.name()), is_it).copied()
+    }
+
+    /// The place of a resource, made if there is none; 0 when there is no number left.
+    pub(super) fn intern(&mut self, key: &Key) -> u32 {
+        if let Some(number) = self.find(key) {
+            return number;
+        }
+        let bytes = key.name();
+        let mut name = [0; SHORT];
+        let is_short = match name.get_mut(..bytes.len()) {
+            Some(front) => {
+                front.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        };
+        let place = Place {
+            lockspace: key.lockspace,
+            name,
+            length: u8::try_from(bytes.len()).unwrap_or(u8::MAX),
+            is_looking: false,
+            master: None,
+            appointed: None,
+            locks: 0,
+            mastered: 0,
+            lone: 0,
+        };
+        let number = self.slab.insert(place);
+        if number == 0 {
+            return 0;
+        }
+        if !is_short {
+            self.long.insert(number, bytes.into());
+        }
+        let (slab, long, hasher) = (&self.slab, &self.long, &self.hasher);
+        let rehash = |number: &u32| slab.get(*number).map_or(0, |place| hasher.hash_one((place.lockspace, name_of(long, *number, place))));
+        let hash = hasher.hash_one((key.lockspace, bytes));
+        self.index.insert_unique(hash, number, rehash);
+        number
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<&Place> {
+        self.slab.get(number)
+    }
+
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Place> {
+        self.slab.get_mut(number)
+    }
+
+    /// The name of a place; none for a number that stands for no place.
+    pub(super) fn key(&self, number: u32) -> Option<Key> {
+        let place = self.slab.get(number)?;
+        Key::new(place.lockspace, name_of(&self.long, number, place))
+    }
+
+    /// By number.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Place)> {
+        self.slab.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Place)> {
+        self.slab.iter_mut()
+    }
+
+    /// Forgets a place that this node has nothing to do with any more.
+    pub(super) fn forget_if_unused(&mut self, number: u32) {
+        let Some(place) = self.slab.get(number).filter(|place| !place.is_used()) else { return };
+        let hash = self.hash(place.lockspace, name_of(&self.long, number, place));
+        if let Ok(entry) = self.index.find_entry(hash, |other| *other == number) {
+            entry.remove();
+        }
+        if usize::from(place.length) > SHORT {
+            self.long.remove(&number);
+        }
+        self.slab.remove(number);
+    }
+}
