@@ -16,6 +16,8 @@ mod documents;
 pub mod mode;
 mod name;
 mod queue;
+#[allow(dead_code, reason = "its place in the service comes next")]
+mod ranges;
 pub mod service;
 mod slab;
 mod wire;
