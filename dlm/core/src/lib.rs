@@ -15,6 +15,7 @@ pub mod client;
 mod documents;
 pub mod mode;
 mod name;
+mod peers;
 mod queue;
 #[allow(dead_code, reason = "its place in the service comes next")]
 mod ranges;

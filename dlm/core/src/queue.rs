@@ -9,19 +9,20 @@ mod line;
 
 use crate::client::Lvb;
 use crate::mode::{Flags, LockStatus, LvbTransfer, MODES, Mode, ResultFlags, Token};
+use crate::peers::PeerId;
 use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
-use deadbolt_disk_format::types::Life;
 use line::Line;
 
 /// New requests that may wait for one resource.
 const WAITERS_MAX: usize = 16_384;
 
 /// A lock as its master knows it: whose, and the number that the owner gave it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Owner {
-    pub(crate) life: Life,
+    pub(crate) peer: PeerId,
     pub(crate) lock: u32,
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Entry {
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Mode>,
     pub(crate) flags: Flags,
-    pub(crate) lvb: Option<Lvb>,
+    pub(crate) lvb: Option<Box<Lvb>>,
     pub(crate) token: Token,
     pub(crate) since_ms: u64,
     /// How the last operation ended, to say it again after a view in which the answer was lost.
@@ -249,7 +250,7 @@ impl Resource {
         let transfer = mode.lvb_transfer(entry.granted);
         let before = self.lvb.sequence;
         if transfer == LvbTransfer::Write {
-            self.write_lvb(entry.flags, entry.lvb.take());
+            self.write_lvb(entry.flags, entry.lvb.take().map(|lvb| *lvb));
         }
         entry.written = Some(self.lvb.sequence).filter(|sequence| *sequence != before);
         let is_given_up = entry.granted.is_some_and(|granted| mode < granted && !granted.is_middle(mode));
@@ -319,7 +320,7 @@ impl Resource {
         entry.op = op;
         entry.wanted = Some(mode);
         entry.flags = flags;
-        entry.lvb = lvb;
+        entry.lvb = lvb.map(Box::new);
         entry.result = ResultFlags::default();
         entry.since_ms = gate.now_ms;
         if entry.granted.is_some_and(|granted| mode < granted && granted.is_down(mode)) {
@@ -507,15 +508,15 @@ impl Resource {
     }
 
     /// Drops the locks of lives that are no more; a writer among them may have been about to write the value block.
-    pub(crate) fn retain_lives(&mut self, is_kept: impl Fn(&Life) -> bool) {
-        let is_writer_gone = self.entries().any(|entry| !is_kept(&entry.owner.life) && entry.granted.is_some_and(Mode::is_writer));
+    pub(crate) fn retain_lives(&mut self, is_kept: impl Fn(PeerId) -> bool) {
+        let is_writer_gone = self.entries().any(|entry| !is_kept(entry.owner.peer) && entry.granted.is_some_and(Mode::is_writer));
         self.lvb.is_invalid |= is_writer_gone;
         for queue in self.queues() {
-            queue.retain(|entry| is_kept(&entry.owner.life));
+            queue.retain(|entry| is_kept(entry.owner.peer));
         }
         self.arrivals.retain(|arrival| match arrival {
-            Arrival::New(entry) => is_kept(&entry.owner.life),
-            Arrival::Convert(owner) => is_kept(&owner.life),
+            Arrival::New(entry) => is_kept(entry.owner.peer),
+            Arrival::Convert(owner) => is_kept(owner.peer),
         });
     }
 
@@ -535,8 +536,8 @@ impl Resource {
     }
 
     /// A holder's report meets what this (continuing) master knows.
-    pub(crate) fn reconcile(&mut self, origin: Life, report: &Report, gate: Gate, out: &mut Notices) {
-        let owner = Owner { life: origin, lock: report.lock };
+    pub(crate) fn reconcile(&mut self, origin: PeerId, report: &Report, gate: Gate, out: &mut Notices) {
+        let owner = Owner { peer: origin, lock: report.lock };
         let Some(entry) = self.find_mut(owner) else {
             self.adopt(owner, report, gate, out);
             return;
@@ -613,7 +614,7 @@ impl Resource {
                 if pending.is_cancelled && entry.lost_mode().is_none() {
                     self.fail(entry, LockStatus::Cancelled, out);
                 } else {
-                    entry.lvb = pending.lvb;
+                    entry.lvb = pending.lvb.map(Box::new);
                     self.put_granted(entry);
                     self.arrivals.push_back(Arrival::Convert(owner));
                 }
@@ -623,10 +624,10 @@ impl Resource {
     }
 
     /// A resource whose master is lost, from the reports of all its surviving holders.
-    pub(crate) fn rebuild(reports: &[(Life, Report)], gate: Gate, out: &mut Notices) -> Self {
+    pub(crate) fn rebuild(reports: &[(PeerId, Report)], gate: Gate, out: &mut Notices) -> Self {
         let mut resource = Self { lvb: rebuild_lvb(reports), ..Self::default() };
         for (origin, report) in reports {
-            resource.adopt(Owner { life: *origin, lock: report.lock }, report, gate, out);
+            resource.adopt(Owner { peer: *origin, lock: report.lock }, report, gate, out);
         }
         resource.order_arrivals();
         resource.finish_lost_grants(false, gate, out);
@@ -709,8 +710,8 @@ impl Resource {
     }
 
     /// End of a recovery at a continuing master: a living member that did not report a lock does not have it.
-    pub(crate) fn drop_unconfirmed(&mut self, is_member: impl Fn(&Life) -> bool) {
-        let is_dropped = |entry: &Entry| !entry.is_confirmed && is_member(&entry.owner.life);
+    pub(crate) fn drop_unconfirmed(&mut self, is_member: impl Fn(PeerId) -> bool) {
+        let is_dropped = |entry: &Entry| !entry.is_confirmed && is_member(entry.owner.peer);
         for queue in self.queues() {
             queue.retain(|entry| !is_dropped(entry));
         }
@@ -733,7 +734,7 @@ fn is_write(granted: Mode, pending: &ReportOp) -> bool {
 
 /// The value block of a resource whose master is lost: the newest copy that is known; valid only if a survivor's lock proves that nobody
 /// can have written since (it has excluded writers ever since it saw that copy).
-fn rebuild_lvb(reports: &[(Life, Report)]) -> LvbCopy {
+fn rebuild_lvb(reports: &[(PeerId, Report)]) -> LvbCopy {
     let mut best = LvbCopy { is_invalid: true, ..LvbCopy::default() };
     let mut proved: Option<LvbCopy> = None;
     let mut newest = 0;

@@ -1,112 +1,172 @@
-//! What: locks of one resource in their order, found by owner, with counts of the modes that they have and want.
-//! Owns: order and counts.
-//! Invariants: the counts are those of the entries; an entry's modes and flags do not change while it stands here; no owner stands here twice.
+//! What: locks of one resource in their order, found by owner: few of them in a vector, many in a tree.
+//! Owns: order; when to change from one to the other.
+//! Invariants: an entry's modes and flags do not change while it stands here; no owner stands here twice.
 //! Does not: know the grant rules.
 //! Called by: `queue`.
 
+mod tree;
+
 use super::{Entry, Owner};
 use crate::mode::{Flags, MODES, Mode};
-use alloc::collections::BTreeMap;
-use core::ops::Bound;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use tree::Tree;
 
-/// Where an entry stands: by rank, then by turn.
+/// Where an entry stands: by rank, then by turn. In a vector: by its index.
 pub(super) type Turn = (u8, i64);
 
-/// Locks in order. Every operation on one of them takes logarithmic time.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Line {
-    entries: BTreeMap<Turn, Entry>,
-    turns: BTreeMap<Owner, Turn>,
-    held: [usize; 6],
-    wanted: [usize; 6],
-    without_order: usize,
-    last: i64,
-    first: i64,
+/// Above this many a vector becomes a tree (chosen: a walk through so many costs about what the tree's first step does).
+const FEW_MAX: usize = 16;
+
+/// Most resources have one lock, or a few.
+#[derive(Clone, Debug)]
+pub(super) enum Line {
+    Few(Vec<Entry>),
+    Many(Box<Tree>),
 }
 
-fn count(counts: &[usize; 6], mode: Mode) -> usize {
-    counts.get(usize::from(mode.number())).copied().unwrap_or(0)
-}
-
-fn change(counts: &mut [usize; 6], mode: Option<Mode>, by: impl Fn(usize) -> usize) {
-    if let Some(count) = mode.and_then(|mode| counts.get_mut(usize::from(mode.number()))) {
-        *count = by(*count);
+impl Default for Line {
+    fn default() -> Self {
+        Self::Few(Vec::new())
     }
+}
+
+/// Holders stand by the strength of what they hold.
+fn rank(entry: &Entry) -> u8 {
+    entry.granted.map_or(u8::MAX, |mode| u8::MAX - 1 - mode.number())
+}
+
+fn index(entries: &[Entry], owner: Owner) -> Option<usize> {
+    entries.iter().position(|entry| entry.owner == owner)
 }
 
 impl Line {
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        match self {
+            Self::Few(entries) => entries.len(),
+            Self::Many(tree) => tree.len(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values()
+        let (few, many) = match self {
+            Self::Few(entries) => (Some(entries.iter()), None),
+            Self::Many(tree) => (None, Some(tree.iter())),
+        };
+        few.into_iter().flatten().chain(many.into_iter().flatten())
     }
 
     /// For everything but modes and flags.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.entries.values_mut()
+        let (few, many) = match self {
+            Self::Few(entries) => (Some(entries.iter_mut()), None),
+            Self::Many(tree) => (None, Some(tree.iter_mut())),
+        };
+        few.into_iter().flatten().chain(many.into_iter().flatten())
     }
 
     pub(super) fn contains(&self, owner: Owner) -> bool {
-        self.turns.contains_key(&owner)
+        match self {
+            Self::Few(entries) => index(entries, owner).is_some(),
+            Self::Many(tree) => tree.contains(owner),
+        }
     }
 
     pub(super) fn get(&self, owner: Owner) -> Option<&Entry> {
-        self.turns.get(&owner).and_then(|turn| self.entries.get(turn))
+        match self {
+            Self::Few(entries) => entries.iter().find(|entry| entry.owner == owner),
+            Self::Many(tree) => tree.get(owner),
+        }
     }
 
     /// For everything but modes and flags.
     pub(super) fn get_mut(&mut self, owner: Owner) -> Option<&mut Entry> {
-        self.turns.get(&owner).and_then(|turn| self.entries.get_mut(turn))
+        match self {
+            Self::Few(entries) => entries.iter_mut().find(|entry| entry.owner == owner),
+            Self::Many(tree) => tree.get_mut(owner),
+        }
     }
 
-    /// The first entry behind `turn`.
+    /// The first entry behind `turn`. A turn stays good while only entries behind it are taken out.
     pub(super) fn after(&self, turn: Option<Turn>) -> Option<(Turn, &Entry)> {
-        let from = turn.map_or(Bound::Unbounded, Bound::Excluded);
-        self.entries.range((from, Bound::Unbounded)).next().map(|(turn, entry)| (*turn, entry))
+        match self {
+            Self::Few(entries) => {
+                let next = turn.map_or(0, |(_, index)| usize::try_from(index + 1).unwrap_or(usize::MAX));
+                let entry = entries.get(next)?;
+                Some(((0, i64::try_from(next).unwrap_or(i64::MAX)), entry))
+            }
+            Self::Many(tree) => tree.after(turn),
+        }
     }
 
     pub(super) fn push(&mut self, entry: Entry) {
-        self.last += 1;
-        self.put((0, self.last), entry);
+        self.make_room(false, entry.owner);
+        match self {
+            Self::Few(entries) => entries.push(entry),
+            Self::Many(tree) => tree.push(entry),
+        }
     }
 
     pub(super) fn push_front(&mut self, entry: Entry) {
-        self.first -= 1;
-        self.put((0, self.first), entry);
+        self.make_room(false, entry.owner);
+        match self {
+            Self::Few(entries) => entries.insert(0, entry),
+            Self::Many(tree) => tree.push_front(entry),
+        }
     }
 
     /// Behind all whose granted mode is not weaker.
     pub(super) fn push_by_mode(&mut self, entry: Entry) {
-        self.last += 1;
-        let rank = entry.granted.map_or(u8::MAX, |mode| u8::MAX - 1 - mode.number());
-        self.put((rank, self.last), entry);
+        self.make_room(true, entry.owner);
+        match self {
+            Self::Few(entries) => {
+                let at = entries.iter().position(|other| rank(other) > rank(&entry)).unwrap_or(entries.len());
+                entries.insert(at, entry);
+            }
+            Self::Many(tree) => tree.push_by_rank(rank(&entry), entry),
+        }
     }
 
-    fn put(&mut self, turn: Turn, entry: Entry) {
-        self.take(entry.owner);
-        change(&mut self.held, entry.granted, |count| count + 1);
-        change(&mut self.wanted, entry.wanted, |count| count + 1);
-        self.without_order += usize::from(entry.flags.has(Flags::NOORDER));
-        self.turns.insert(entry.owner, turn);
-        self.entries.insert(turn, entry);
+    /// A line is either by rank or by turn, for good.
+    fn make_room(&mut self, is_ranked: bool, newcomer: Owner) {
+        let Self::Few(entries) = self else { return };
+        entries.retain(|entry| entry.owner != newcomer);
+        if entries.len() < FEW_MAX {
+            return;
+        }
+        let mut tree = Box::new(Tree::default());
+        for entry in core::mem::take(entries) {
+            if is_ranked {
+                tree.push_by_rank(rank(&entry), entry);
+            } else {
+                tree.push(entry);
+            }
+        }
+        *self = Self::Many(tree);
     }
 
     pub(super) fn take(&mut self, owner: Owner) -> Option<Entry> {
-        let entry = self.turns.remove(&owner).and_then(|turn| self.entries.remove(&turn))?;
-        change(&mut self.held, entry.granted, |count| count.saturating_sub(1));
-        change(&mut self.wanted, entry.wanted, |count| count.saturating_sub(1));
-        self.without_order = self.without_order.saturating_sub(usize::from(entry.flags.has(Flags::NOORDER)));
-        Some(entry)
+        match self {
+            Self::Few(entries) => index(entries, owner).map(|index| entries.remove(index)),
+            Self::Many(tree) => {
+                let entry = tree.take(owner);
+                if tree.len() == 0 {
+                    *self = Self::default();
+                }
+                entry
+            }
+        }
     }
 
     pub(super) fn retain(&mut self, is_kept: impl Fn(&Entry) -> bool) {
-        let gone: alloc::vec::Vec<Owner> = self.iter().filter(|entry| !is_kept(entry)).map(|entry| entry.owner).collect();
+        if let Self::Few(entries) = self {
+            return entries.retain(is_kept);
+        }
+        let gone: Vec<Owner> = self.iter().filter(|entry| !is_kept(entry)).map(|entry| entry.owner).collect();
         for owner in gone {
             self.take(owner);
         }
@@ -114,21 +174,88 @@ impl Line {
 
     /// Does any of them ignore the order?
     pub(super) fn has_disorder(&self) -> bool {
-        self.without_order > 0
+        match self {
+            Self::Few(entries) => entries.iter().any(|entry| entry.flags.has(Flags::NOORDER)),
+            Self::Many(tree) => tree.has_disorder(),
+        }
     }
 
     /// Does any of them want this mode?
     pub(super) fn wants(&self, mode: Mode) -> bool {
-        count(&self.wanted, mode) > 0
+        match self {
+            Self::Few(entries) => entries.iter().any(|entry| entry.wanted == Some(mode)),
+            Self::Many(tree) => tree.wants(mode),
+        }
     }
 
     /// How many have a mode that excludes this one.
     pub(super) fn excluders(&self, mode: Mode) -> usize {
-        MODES.into_iter().filter(|held| !held.is_compatible(mode)).map(|held| count(&self.held, held)).sum()
+        match self {
+            Self::Few(entries) => entries.iter().filter(|entry| super::blocks(entry, mode)).count(),
+            Self::Many(tree) => tree.excluders(mode),
+        }
     }
 
     /// Does any of them want a mode that is kept out by this one?
     pub(super) fn wants_beside(&self, held: Option<Mode>) -> bool {
         held.is_some_and(|held| MODES.into_iter().any(|mode| !mode.is_compatible(held) && self.wants(mode)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::PeerId;
+    use proptest::prelude::*;
+
+    fn entry(lock: u32, mode: u8) -> Entry {
+        let owner = Owner { peer: PeerId::of(1), lock };
+        let mode = Mode::from_number(mode % 6).unwrap();
+        Entry { granted: Some(mode), ..Entry::new(owner, 1, 1, mode, Flags(u32::from(lock.is_multiple_of(7)) * Flags::NOORDER.0), 0) }
+    }
+
+    fn order(line: &Line) -> Vec<u32> {
+        let mut turn = None;
+        core::iter::from_fn(|| {
+            let (next, entry) = line.after(turn)?;
+            turn = Some(next);
+            Some(entry.owner.lock)
+        })
+        .collect()
+    }
+
+    proptest! {
+        /// Vector and tree are one line: through growing and shrinking the order is that of a plain list.
+        #[test]
+        fn the_order_is_that_of_a_plain_list(steps in prop::collection::vec((0..4_u8, 0..60_u32, 0..6_u8), 1..200), is_ranked: bool) {
+            let (mut line, mut plain) = (Line::default(), Vec::<Entry>::new());
+            for (step, lock, mode) in steps {
+                let new = entry(lock, mode);
+                if step == 3 || line.contains(new.owner) {
+                    let is_there = plain.iter().any(|other| other.owner == new.owner);
+                    prop_assert_eq!(line.take(new.owner).is_some(), is_there);
+                    plain.retain(|other| other.owner != new.owner);
+                } else if is_ranked {
+                    let at = plain.iter().position(|other| rank(other) > rank(&new)).unwrap_or(plain.len());
+                    plain.insert(at, new.clone());
+                    line.push_by_mode(new);
+                } else if step == 0 {
+                    plain.insert(0, new.clone());
+                    line.push_front(new);
+                } else {
+                    plain.push(new.clone());
+                    line.push(new);
+                }
+                let locks: Vec<u32> = plain.iter().map(|entry| entry.owner.lock).collect();
+                prop_assert_eq!(order(&line), locks.clone());
+                prop_assert_eq!(line.iter().map(|entry| entry.owner.lock).collect::<Vec<_>>(), locks);
+                prop_assert_eq!(line.len(), plain.len());
+                for mode in MODES {
+                    prop_assert_eq!(line.excluders(mode), plain.iter().filter(|entry| super::super::blocks(entry, mode)).count());
+                    prop_assert_eq!(line.wants(mode), plain.iter().any(|entry| entry.wanted == Some(mode)));
+                }
+                prop_assert_eq!(line.has_disorder(), plain.iter().any(|entry| entry.flags.has(Flags::NOORDER)));
+            }
+        }
     }
 }

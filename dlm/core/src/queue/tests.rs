@@ -6,23 +6,22 @@
 
 use super::*;
 use crate::name::Key;
-use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 
-fn life(slot: u16) -> Life {
-    Life { slot: SlotIndex(slot), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) }
+fn peer(slot: u16) -> PeerId {
+    PeerId::of(slot + 1)
 }
 
 fn owner(slot: u16) -> Owner {
-    Owner { life: life(slot), lock: 1 }
+    Owner { peer: peer(slot), lock: 1 }
 }
 
 const CLOSED: Gate = Gate { now_ms: 1, view: 2, may_grant: false };
 const OPEN: Gate = Gate { now_ms: 1, view: 2, may_grant: true };
 
-fn report(slot: u16, granted: Mode, pending: Option<ReportOp>) -> (Life, Report) {
+fn report(slot: u16, granted: Mode, pending: Option<ReportOp>) -> (PeerId, Report) {
     let key = Key::new(1, b"r").unwrap();
     let (token, lvb) = (Token { view: 1, counter: 5 }, LvbCopy::default());
-    (life(slot), Report { key, lock: 1, pid: 1, op: 2, granted: Some(granted), token, lvb, pending })
+    (peer(slot), Report { key, lock: 1, pid: 1, op: 2, granted: Some(granted), token, lvb, pending })
 }
 
 fn converting(mode: Mode, flags: Flags, is_cancelled: bool) -> Option<ReportOp> {
@@ -179,7 +178,7 @@ fn a_resource_takes_no_more_waiters_than_it_can_serve() {
         let (mut resource, mut out) = (Resource::default(), Vec::new());
         resource.request(granted(0, Mode::Ex), OPEN, &mut out);
         for lock in 0..=u32::try_from(WAITERS_MAX).unwrap() {
-            let entry = Entry { owner: Owner { life: life(1), lock }, ..granted(1, Mode::Pr) };
+            let entry = Entry { owner: Owner { peer: peer(1), lock }, ..granted(1, Mode::Pr) };
             out.clear();
             resource.request(entry, gate, &mut out);
         }

@@ -6,10 +6,10 @@
 
 use super::LockService;
 use super::locks::{LockList, Near};
-use super::places::PeerId;
 use crate::client::{ClientReply, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
 use crate::name::Key;
+use crate::peers::{ME, PeerId};
 use crate::wire::{LvbCopy, OpKind, OpResult, Record};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
@@ -73,14 +73,13 @@ impl LockService {
         if !self.is_running() {
             return;
         }
-        let me = self.peers.id(self.me);
         let Some(lock) = self.locks.get_mut(id) else { return };
         let (op, pid) = (lock.op, lock.pid);
         let Some(pending) = &mut lock.pending else { return };
         let Some(key) = self.places.key(lock.place) else { return };
         let Some(place) = self.places.get_mut(lock.place) else { return };
         if place.is_master() {
-            place.master = Some(me);
+            place.master = Some(ME);
         }
         let request = |is_lookup| Record::Request { key, lock: id, pid, op, mode: pending.mode, flags: pending.flags, is_lookup };
         let mut records = Vec::new();

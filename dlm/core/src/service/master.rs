@@ -9,6 +9,7 @@ use super::places::Place;
 use crate::client::Lvb;
 use crate::mode::{Flags, Mode};
 use crate::name::Key;
+use crate::peers::{ME, PeerId};
 use crate::queue::{Entry, Gate, Notice, Notices, Owner, Resource};
 use crate::wire::{LvbCopy, OpResult, Record};
 use crate::{LockStatus, ResultFlags, Token};
@@ -22,18 +23,19 @@ impl LockService {
         let place = self.places.find(&key).filter(|place| self.places.get(*place).is_some_and(Place::is_master));
         if let Some(place) = place {
             if is_lookup {
-                self.send(owner.life, Record::MasterIs { key, master: self.me, counter: 0, is_taken: true });
+                self.send_to(owner.peer, Record::MasterIs { key, master: self.me, counter: 0, is_taken: true });
             }
             self.remember_owner(&owner, place);
             let entry = Entry::new(owner, pid, op, mode, flags, self.now_ms);
             self.operate_at(place, |resource, gate, out| resource.request(entry, gate, out));
         } else if is_lookup && self.home(&key) == self.me {
-            let master = self.appoint(&key, owner.life);
+            let master = self.appoint(&key, owner.peer);
             #[cfg(any(test, feature = "planted"))]
-            let master = if self.mistake == Some(super::Mistake::TwoMasters) { owner.life } else { master };
-            self.send(owner.life, Record::MasterIs { key, master, counter: self.share_counter, is_taken: false });
+            let master = if self.mistake == Some(super::Mistake::TwoMasters) { owner.peer } else { master };
+            let Some(master) = self.peers.life(master) else { return };
+            self.send_to(owner.peer, Record::MasterIs { key, master, counter: self.share_counter, is_taken: false });
         } else {
-            self.send(owner.life, Record::NotMaster { lock: owner.lock, op });
+            self.send_to(owner.peer, Record::NotMaster { lock: owner.lock, op });
         }
     }
 
@@ -58,27 +60,30 @@ impl LockService {
 
     /// The resource of a lock whose master this is, if it is.
     pub(super) fn place_of(&self, owner: &Owner) -> Option<u32> {
-        if owner.life == self.me {
+        if owner.peer == ME {
             let place = self.locks.get(owner.lock)?.place;
             let resource = self.mastered.get(self.places.get(place)?.mastered)?;
             return resource.has(*owner).then_some(place);
         }
-        self.owners.get(&(self.peers.find(&owner.life)?, owner.lock)).copied()
+        self.owners.get(owner).copied()
+    }
+
+    fn send_to(&mut self, peer: PeerId, record: Record) {
+        if let Some(life) = self.peers.life(peer) {
+            self.send(life, record);
+        }
     }
 
     pub(super) fn remember_owner(&mut self, owner: &Owner, place: u32) {
-        if owner.life != self.me {
-            let peer = self.peers.id(owner.life);
-            self.owners.insert((peer, owner.lock), place);
+        if owner.peer != ME {
+            self.owners.insert(*owner, place);
         }
     }
 
     /// As home: who is master; the asker becomes it when nobody is.
-    pub(super) fn appoint(&mut self, key: &Key, asker: Life) -> Life {
+    pub(super) fn appoint(&mut self, key: &Key, asker: PeerId) -> PeerId {
         let number = self.places.intern(key);
-        let asker = self.peers.id(asker);
-        let master = self.places.get_mut(number).map_or(asker, |place| *place.appointed.get_or_insert(asker));
-        self.peers.life(master).unwrap_or(self.me)
+        self.places.get_mut(number).map_or(asker, |place| *place.appointed.get_or_insert(asker))
     }
 
     pub(super) fn mastered_places(&self) -> Vec<u32> {
@@ -99,7 +104,7 @@ impl LockService {
             token: Token::default(),
             lvb: LvbCopy::default(),
         };
-        self.send(owner.life, Record::Completed { lock: owner.lock, result });
+        self.send_to(owner.peer, Record::Completed { lock: owner.lock, result });
     }
 
     pub(super) fn settle(&mut self, place: u32) {
@@ -110,17 +115,17 @@ impl LockService {
         for (owner, notice) in notices {
             let record = match notice {
                 Notice::Completed(result) => {
-                    if result.mode.is_none()
-                        && let Some(peer) = self.peers.find(&owner.life)
-                    {
-                        self.owners.remove(&(peer, owner.lock));
+                    if result.mode.is_none() {
+                        self.owners.remove(&owner);
                     }
                     Record::Completed { lock: owner.lock, result }
                 }
                 Notice::Blocking(mode) => Record::Blocking { lock: owner.lock, mode },
             };
-            if self.is_member(&owner.life) {
-                self.send(owner.life, record);
+            if let Some(life) = self.peers.life(owner.peer)
+                && self.is_member(&life)
+            {
+                self.send(life, record);
             }
         }
     }

@@ -17,6 +17,7 @@ mod tests;
 
 use crate::client::{ClientReply, ClientRequest};
 use crate::name::Key;
+use crate::peers::Peers;
 use crate::queue::{Gate, Owner, Resource};
 use crate::slab::Slab;
 use crate::wire::{self, Record};
@@ -27,7 +28,7 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use places::{PeerId, Peers, Places};
+use places::Places;
 
 pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, ServiceStatus};
 
@@ -235,7 +236,7 @@ pub struct LockService {
     /// Queues of the resources of which this node is master.
     mastered: Slab<Resource>,
     /// Places of the locks of other nodes at this master.
-    owners: HashMap<(PeerId, u32), u32, FixedState>,
+    owners: HashMap<Owner, u32, FixedState>,
     /// The last view in which recovery was finished here: mastery stands since then.
     firm: u64,
     /// Highest token counter that this node has given as master in this view.
@@ -273,7 +274,7 @@ impl LockService {
             joins: BTreeMap::from([(me, BTreeSet::new())]),
             names: BTreeMap::new(),
             last_announcement: 0,
-            peers: Peers::default(),
+            peers: Peers::new(me),
             places: Places::new(seed),
             locks: locks::Locks::default(),
             lookups: BTreeMap::new(),
@@ -451,23 +452,24 @@ impl LockService {
     }
 
     fn handle_record(&mut self, from: Life, record: Record) {
+        let peer = self.peers.id(from);
+        let owner = |lock| Owner { peer, lock };
         match record {
             Record::Request { key, lock, pid, op, mode, flags, is_lookup } => {
-                self.handle_lock_request(Owner { life: from, lock }, key, (pid, op, mode, flags), is_lookup);
+                self.handle_lock_request(owner(lock), key, (pid, op, mode, flags), is_lookup);
             }
             Record::Convert { lock, op, mode, flags, lvb } => {
-                self.operate(Owner { life: from, lock }, |resource, owner, gate, out| {
+                self.operate(owner(lock), |resource, owner, gate, out| {
                     resource.convert(owner, op, mode, (flags, lvb), gate, out);
                 });
             }
-            Record::Unlock { lock, op, flags, lvb } => self.handle_unlock(Owner { life: from, lock }, op, (flags, lvb)),
+            Record::Unlock { lock, op, flags, lvb } => self.handle_unlock(owner(lock), op, (flags, lvb)),
             Record::Cancel { lock, op } => {
-                self.operate(Owner { life: from, lock }, |resource, owner, gate, out| resource.cancel(owner, op, gate, out));
+                self.operate(owner(lock), |resource, owner, gate, out| resource.cancel(owner, op, gate, out));
             }
             Record::Completed { lock, result } => {
-                let at = self.peers.id(from);
                 if let Some(lock) = self.locks.get_mut(lock) {
-                    lock.at = Some(at);
+                    lock.at = Some(peer);
                 }
                 self.handle_completed(lock, &result);
             }

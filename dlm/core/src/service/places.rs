@@ -1,50 +1,20 @@
 //! What: the resources that this node has to do with, found by name: as holder, as master, as home.
-//! Owns: the index from names to numbers, the table of lives.
+//! Owns: the index from names to numbers.
 //! Invariants: a resource has one place; a place exists while the node has a lock on it, is its master, or knows its master as home.
 //! Does not: know queues or operations.
 //! Called by: `service`.
 
 use crate::name::Key;
+use crate::peers::PeerId;
 use crate::slab::Slab;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::hash::BuildHasher;
-use core::num::NonZeroU16;
-use deadbolt_disk_format::types::Life;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 /// Names up to this length stand in the place itself (what GFS2 and OCFS2 use is not longer, but for OCFS2's 31).
 const SHORT: usize = 24;
-
-/// A life in few bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) struct PeerId(NonZeroU16);
-
-/// Lives by number. Numbers are used again when the life is gone and nothing names it any more.
-#[derive(Debug, Default)]
-pub(super) struct Peers(Vec<Life>);
-
-impl Peers {
-    pub(super) fn id(&mut self, life: Life) -> PeerId {
-        let known = self.0.iter().position(|known| *known == life).unwrap_or_else(|| {
-            self.0.push(life);
-            self.0.len() - 1
-        });
-        // A node that has met 65,535 lives has been up for centuries; the last number stands for nobody then.
-        PeerId(NonZeroU16::new(u16::try_from(known + 1).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MAX))
-    }
-
-    pub(super) fn find(&self, life: &Life) -> Option<PeerId> {
-        let index = self.0.iter().position(|known| known == life)?;
-        NonZeroU16::new(u16::try_from(index + 1).ok()?).map(PeerId)
-    }
-
-    pub(super) fn life(&self, id: PeerId) -> Option<Life> {
-        self.0.get(usize::from(id.0.get()) - 1).copied()
-    }
-}
 
 /// What this node has to do with a resource.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use super::holder::Sent;
 use super::places::Place;
 use super::{LockService, Output, View};
 use crate::name::Key;
+use crate::peers::PeerId;
 use crate::queue::{Gate, Owner, Resource};
 use crate::wire::{Record, Report, ReportOp};
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,7 @@ pub(super) struct Recovery {
     /// As home: all locks of this share.
     reports: BTreeMap<Key, Vec<(Life, Report)>>,
     /// As master: what to be or stay master of, with all its locks.
-    taken: BTreeMap<Key, Vec<(Life, Report)>>,
+    taken: BTreeMap<Key, Vec<(PeerId, Report)>>,
 }
 
 /// A list as records that fit in a message; at least one, for an empty list is said too.
@@ -94,7 +95,8 @@ impl LockService {
         // Somebody else may have been master in views that this life was not in.
         let may_be_stale = last.number != 0 && (view.number != last.number + 1 || !last.is_member);
         let peers = &self.peers;
-        self.owners.retain(|(peer, _), _| peers.life(*peer).is_some_and(|life| is_kept(&life)));
+        let is_kept = |peer: PeerId| peers.life(peer).is_some_and(|life| is_kept(&life));
+        self.owners.retain(|owner, _| is_kept(owner.peer));
         for (_, resource) in self.mastered.iter_mut() {
             #[cfg(any(test, feature = "planted"))]
             let was_invalid = resource.lvb.is_invalid;
@@ -215,7 +217,10 @@ impl LockService {
             Record::Take { key } => {
                 recovery.taken.entry(key).or_default();
             }
-            Record::Forward { origin, report } => recovery.taken.entry(report.key).or_default().push((origin, report)),
+            Record::Forward { origin, report } => {
+                let origin = self.peers.id(origin);
+                recovery.taken.entry(report.key).or_default().push((origin, report));
+            }
             Record::MasterEnd => {
                 recovery.masters_ended.insert(from);
                 let is_done = |life: &Life| recovery.masters_ended.contains(life);
@@ -241,7 +246,8 @@ impl LockService {
             locks.sort_by_key(|(life, _)| life.slot);
             let holder = locks.iter().find(|(_, report)| report.granted.is_some()).or(locks.first()).map(|(life, _)| *life);
             let Some(master) = claims.get(&key).map(|(_, life)| *life).or(holder) else { continue };
-            self.appoint(&key, master);
+            let appointed = self.peers.id(master);
+            self.appoint(&key, appointed);
             self.send(master, Record::Take { key });
             let origins: BTreeSet<Life> = locks.iter().map(|(life, _)| *life).collect();
             for (origin, report) in locks {
@@ -271,8 +277,8 @@ impl LockService {
         }
         // Reports name every lock of the members; of the owed only masters know.
         let (peers, places, members) = (&self.peers, &self.places, &self.view.members);
-        self.owners.retain(|(peer, _), place| {
-            places.get(*place).is_some_and(Place::is_master) && peers.life(*peer).is_some_and(|life| !members.contains(&life))
+        self.owners.retain(|owner, place| {
+            places.get(*place).is_some_and(Place::is_master) && peers.life(owner.peer).is_some_and(|life| !members.contains(&life))
         });
         self.firm = number;
         let (resources, locks) = (taken.len(), taken.values().map(Vec::len).sum::<usize>());
@@ -315,20 +321,21 @@ impl LockService {
         resource
     }
 
-    fn take_over(&mut self, key: Key, reports: &[(Life, Report)]) {
+    fn take_over(&mut self, key: Key, reports: &[(PeerId, Report)]) {
         // Judged only when all are in: `settle` follows.
         let gate = Gate { may_grant: false, ..self.gate(key.lockspace) };
         let mut out = Vec::new();
         let number = self.places.intern(&key);
         for (life, report) in reports {
-            self.remember_owner(&Owner { life: *life, lock: report.lock }, number);
+            self.remember_owner(&Owner { peer: *life, lock: report.lock }, number);
         }
         let queues = self.places.get(number).map_or(0, |place| place.mastered);
         if let Some(resource) = self.mastered.get_mut(queues) {
             for (life, report) in reports {
                 resource.reconcile(*life, report, gate, &mut out);
             }
-            resource.drop_unconfirmed(|life| self.view.members.contains(life));
+            let (peers, members) = (&self.peers, &self.view.members);
+            resource.drop_unconfirmed(|peer| peers.life(peer).is_some_and(|life| members.contains(&life)));
         } else {
             let resource = Resource::rebuild(reports, gate, &mut out);
             #[cfg(any(test, feature = "planted"))]

@@ -92,24 +92,6 @@ pub struct ServiceStatus {
     pub mastered: usize,
 }
 
-fn snapshot_of(entry: &Entry) -> LockSnapshot {
-    let state = match (entry.granted, entry.wanted) {
-        (None, _) => LockState::Waiting,
-        (Some(_), Some(_)) => LockState::Converting,
-        (Some(_), None) => LockState::Granted,
-    };
-    LockSnapshot {
-        life: entry.owner.life,
-        pid: entry.pid,
-        lock: entry.owner.lock,
-        state,
-        granted: entry.granted,
-        wanted: entry.wanted,
-        since_ms: entry.since_ms,
-        token: entry.token,
-    }
-}
-
 impl LockService {
     /// What is held and waited for: every resource of which this node is master, and this node's own locks elsewhere.
     #[must_use]
@@ -125,7 +107,7 @@ impl LockService {
         for (number, place) in self.places.iter() {
             let Some(key) = self.places.key(number) else { continue };
             let locks = match self.mastered.get(place.mastered) {
-                Some(resource) => resource.entries().map(snapshot_of).collect(),
+                Some(resource) => resource.entries().map(|entry| self.snapshot_of(entry)).collect(),
                 None => local.remove(&number).unwrap_or_default(),
             };
             let master = if place.is_master() { Some(self.me) } else { place.master.and_then(|master| self.peers.life(master)) };
@@ -152,6 +134,24 @@ impl LockService {
             wanted: lock.pending.as_ref().map(|pending| pending.mode),
             since_ms: lock.since_ms,
             token: lock.token,
+        }
+    }
+
+    fn snapshot_of(&self, entry: &Entry) -> LockSnapshot {
+        let state = match (entry.granted, entry.wanted) {
+            (None, _) => LockState::Waiting,
+            (Some(_), Some(_)) => LockState::Converting,
+            (Some(_), None) => LockState::Granted,
+        };
+        LockSnapshot {
+            life: self.peers.life(entry.owner.peer).unwrap_or(self.me),
+            pid: entry.pid,
+            lock: entry.owner.lock,
+            state,
+            granted: entry.granted,
+            wanted: entry.wanted,
+            since_ms: entry.since_ms,
+            token: entry.token,
         }
     }
 
