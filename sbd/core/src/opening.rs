@@ -44,7 +44,8 @@ pub(crate) struct Opening {
     before: Vec<Option<OwnPlace>>,
     mailboxes: Vec<bool>,
     first: Option<Beat>,
-    has_looked_again: bool,
+    /// How many looks in a row before this one showed nothing readable.
+    bad_looks: Vec<u32>,
 }
 
 impl Opening {
@@ -55,7 +56,7 @@ impl Opening {
             before: vec![None; devices],
             mailboxes: vec![false; devices],
             first: None,
-            has_looked_again: false,
+            bad_looks: vec![0; devices],
         }
     }
 
@@ -101,6 +102,10 @@ impl Opening {
         self.answers.iter().flatten().any(|place| *place == OwnPlace::Unreadable)
     }
 
+    fn readable(&self) -> usize {
+        self.answers.iter().flatten().filter(|place| **place != OwnPlace::Unreadable).count()
+    }
+
     pub(crate) fn advance(&mut self, now_ms: u64, boot: BootId, writer: Incarnation, wait_ms: u64) -> OpeningStep {
         let has_answers = self.has_majority(self.answers.iter().flatten().count());
         match self.stage {
@@ -124,7 +129,12 @@ impl Opening {
                 self.remember();
                 return self.look_again();
             }
-            Some(first) if first.is_stopped => return self.go_on(),
+            Some(first) if first.is_stopped => {
+                // A device that lags may show a life before that of a living owner; a majority that can be read shows the owner, too.
+                if self.has_majority(self.readable()) {
+                    return self.go_on();
+                }
+            }
             Some(first) if first.boot == boot && !first.is_idle && !matches!(first.daemon.state, NodeState::None | NodeState::Left) => {
                 return OpeningStep::Refuse(RefuseReason::LifeBeforeNotEnded { writer: first.writer });
             }
@@ -149,7 +159,8 @@ impl Opening {
 
     /// A bad look takes nothing away from a good one.
     fn remember(&mut self) {
-        for (before, answer) in self.before.iter_mut().zip(&self.answers) {
+        for ((before, bad), answer) in self.before.iter_mut().zip(&mut self.bad_looks).zip(&self.answers) {
+            *bad = if *answer == Some(OwnPlace::Unreadable) { *bad + 1 } else { 0 };
             match answer {
                 None => {}
                 Some(OwnPlace::Unreadable) if before.is_some() => {}
@@ -179,13 +190,14 @@ impl Opening {
 
     /// Devices that showed the same in both looks: who beats there beats on a majority, so that a majority of these would not be one.
     fn unchanged(&self) -> usize {
-        let is_same = |(before, now): &(&Option<OwnPlace>, &Option<OwnPlace>)| match (before, now) {
+        let is_same = |before: &Option<OwnPlace>, now: &Option<OwnPlace>, bad: u32| match (before, now) {
             (Some(OwnPlace::Beat(_)), Some(OwnPlace::Beat(_))) | (Some(OwnPlace::NeverWritten), Some(OwnPlace::NeverWritten)) => true,
-            // Who beats there would have written it anew.
-            (Some(_), Some(OwnPlace::Unreadable)) => self.has_looked_again,
+            // Who beats there would have written it anew; one bad read says nothing.
+            (Some(_), Some(OwnPlace::Unreadable)) => bad >= 2,
             _ => false,
         };
-        self.before.iter().zip(&self.answers).filter(is_same).count()
+        let looks = self.before.iter().zip(&self.answers).zip(&self.bad_looks);
+        looks.filter(|((before, now), bad)| is_same(before, now, **bad)).count()
     }
 
     fn compare(&mut self, now_ms: u64, wait_ms: u64) -> OpeningStep {
@@ -195,7 +207,6 @@ impl Opening {
         if self.has_majority(self.unchanged()) {
             return self.go_on();
         }
-        self.has_looked_again = true;
         self.pause(now_ms, wait_ms)
     }
 

@@ -1067,3 +1067,40 @@ fn somebody_who_beats_on_two_of_three_devices_is_seen() {
         }
     }
 }
+
+#[test]
+fn a_bad_read_hides_nobody_who_beats_on_two_of_three_devices() {
+    let other = |number: u64, is_stopped: bool| Some(beat_of(BootId([5; 16]), number, NodeState::Member, is_stopped));
+    // The first device lags. The owner pauses until the third has shown the same as the second; the second is read badly then, twice.
+    let mut world = World::new(config(3));
+    world.own.fill(other(100, false));
+    world.health = vec![Health::Fine(5), Health::Fine(10), Health::Fine(400)];
+    world.start();
+    world.run(100);
+    world.health[1] = Health::Fine(400);
+    world.run(350);
+    world.is_rotten[1] = true;
+    world.health = vec![Health::Fine(5), Health::Fine(10), Health::Hung];
+    see_owner_found(&mut world, other, 800);
+
+    // The first device shows where a life before the owner's stopped.
+    let mut world = World::new(config(3));
+    world.own[0] = other(40, true);
+    world.is_rotten[1] = true;
+    world.health[2] = Health::Fine(400);
+    world.start();
+    see_owner_found(&mut world, other, 200);
+}
+
+/// The owner beats on the second and the third device; the second is read badly for a while.
+fn see_owner_found(world: &mut World, other: impl Fn(u64, bool) -> Option<Beat>, bad_ms: u64) {
+    let until_ms = world.now_ms + bad_ms;
+    for turn in 1..60 {
+        world.own[1] = other(100 + turn, false);
+        world.own[2] = other(100 + turn, false);
+        world.run(50);
+        world.is_rotten[1] &= world.now_ms < until_ms;
+        assert!(world.machine.status().phase != PhaseName::Living, "turn {turn}");
+    }
+    assert!(matches!(world.refusal(), Some(RefuseReason::SlotInUse { .. })), "{:?}", world.machine.status());
+}
