@@ -1,6 +1,7 @@
 //! What: who hears whom, as this node can know it from hellos and beats.
 //! Owns: the edges, the question put to the arbiter, whether this node may act as part of a quorum.
-//! Invariants: an edge needs both directions and fresh beats on both ends; a life that is not the view's own has no member edge.
+//! Invariants: an edge needs both directions, of members whom no read has shown silent, of others fresh beats; a life that is not the
+//! view's own has no member edge.
 //! Does not: rank cliques (the arbiter does), propose.
 //! Called by: the membership machine.
 
@@ -22,7 +23,7 @@ pub struct ArbitrationNode {
 /// The question.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ArbitrationInput {
-    /// Members and joiners with fresh beats, ascending by slot.
+    /// Members whom no read has shown silent, joiners with fresh beats; ascending by slot.
     pub nodes: Vec<ArbitrationNode>,
     /// Who hears whom both ways; symmetric.
     pub edges: BTreeMap<SlotIndex, SlotSet>,
@@ -137,8 +138,8 @@ impl Membership {
         self.observer.watched(life.slot)?.beat.as_ref().filter(|beat| beat.life() == *life)
     }
 
-    /// Lives that carry the next view: members with a fresh beat of the same life, and those who ask to be let in. The latter's votes
-    /// count also where an earlier life of them has to be released first; else a member that lost too many others could never release
+    /// Lives that carry the next view: members whom no read has shown silent or another life in their place, and those with fresh beats
+    /// who ask to be let in. The latter's votes count also where an earlier life of them has to be released first; else a member that lost too many others could never release
     /// them, though all of them have come back.
     fn candidates(&self) -> Vec<(Life, bool)> {
         let body = &self.known.body;

@@ -59,11 +59,12 @@ pub struct Setup {
 #[must_use]
 pub fn carried_left(beat: &Beat, boot: BootId, view: &ViewBody) -> LeftLives {
     let daemon = &beat.daemon;
-    let has_ended = beat.is_idle || daemon.state == NodeState::Left;
-    match beat.boot == boot {
-        false => LeftLives::default(),
-        true if has_ended => daemon.left.with(daemon.incarnation, daemon.view, |left| view.names(beat.slot, left)),
-        true => daemon.left,
+    if beat.boot != boot {
+        LeftLives::default()
+    } else if beat.is_idle || daemon.state == NodeState::Left {
+        daemon.left.with(daemon.incarnation, daemon.view, |left| view.names(beat.slot, left))
+    } else {
+        daemon.left
     }
 }
 
