@@ -47,27 +47,41 @@ pub fn newest_beat(seen: &[Seen], slot: SlotIndex) -> Option<&Beat> {
 
 /// Have enough of so many devices answered?
 #[must_use]
-pub fn is_majority(seen: &[Seen], devices: usize) -> bool {
-    seen.len() * 2 > devices
+pub fn is_majority<T>(answers: &[T], devices: usize) -> bool {
+    answers.len() * 2 > devices
 }
 
-/// Reads the newest view, one device after the other.
-///
-/// # Errors
-/// A majority of the devices fails, or no device has the body of the newest view.
-pub fn newest_view_on(devices: &[ClusterDevice]) -> Result<ViewBody, DevicesError> {
-    let mut seen = Vec::new();
+/// Asks one device after the other.
+fn ask<T>(devices: &[ClusterDevice], read: impl Fn(&ClusterDevice) -> Result<T, DevicesError>) -> Result<Vec<T>, DevicesError> {
+    let mut answers = Vec::new();
     let mut failed = None;
     for device in devices {
-        match Seen::read(device) {
-            Ok(one) => seen.push(one),
+        match read(device) {
+            Ok(answer) => answers.push(answer),
             Err(error) => failed = Some(error),
         }
     }
     match failed {
-        Some(error) if !is_majority(&seen, devices.len()) => Err(error),
-        _ => newest_view(&seen).map_err(|view| DevicesError::NoBody { view }),
+        Some(error) if !is_majority(&answers, devices.len()) => Err(error),
+        _ => Ok(answers),
     }
+}
+
+/// Reads the newest view.
+///
+/// # Errors
+/// A majority of the devices fails, or no device has the body of the newest view.
+pub fn newest_view_on(devices: &[ClusterDevice]) -> Result<ViewBody, DevicesError> {
+    let seen = ask(devices, |device| Ok(Seen { views: device.views()?, ..Seen::default() }))?;
+    newest_view(&seen).map_err(|view| DevicesError::NoBody { view })
+}
+
+/// Names in the SBD areas by slot, each place as often as it stands in an area.
+///
+/// # Errors
+/// A majority of the devices fails.
+pub fn sbd_names_on(devices: &[ClusterDevice]) -> Result<Vec<(SlotIndex, String)>, DevicesError> {
+    Ok(ask(devices, ClusterDevice::sbd_names)?.concat())
 }
 
 #[cfg(test)]

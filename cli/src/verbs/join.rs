@@ -10,7 +10,7 @@ use clap::Args;
 use deadbolt_cluster::{
     devices::{self, ClusterDevice},
     links,
-    look::newest_view_on,
+    look::{newest_view_on, sbd_names_on},
     seal::ClusterKey,
 };
 use deadbolt_cluster_core::hello::NodeMessage;
@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &JoinArguments) -> Result<u8> {
     arguments.own.check_here(&file)?;
     file.cluster = first.superblock.cluster.to_string();
     directory.create(&file, &key)?;
-    if let Err(error) = ask_members(first, &view, &key, arguments) {
+    if let Err(error) = ask_members(&devices, &view, &key, arguments) {
         directory.remove()?;
         return Err(error);
     }
@@ -95,8 +95,9 @@ fn check_free(view: &ViewBody, arguments: &JoinArguments) -> Result<()> {
 }
 
 /// Asks one member after the other until the decided configuration names this node.
-fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, arguments: &JoinArguments) -> Result<()> {
-    let names = device.sbd_names()?;
+fn ask_members(devices: &[ClusterDevice], view: &ViewBody, key: &ClusterKey, arguments: &JoinArguments) -> Result<()> {
+    let Some(first) = devices.first() else { bail!("no device given") };
+    let names = sbd_names_on(devices)?;
     let is_known = |name: &str| view.configuration.nodes.iter().any(|node| node.name.eq_ignore_ascii_case(name));
     let occupied: SlotSet = names
         .iter()
@@ -118,7 +119,7 @@ fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, argume
         for life in &view.members {
             let Some(node) = view.configuration.nodes.iter().find(|node| node.slot == life.slot) else { continue };
             for address in &node.addresses {
-                let answer = links::request_blocking(address, key, device.superblock.cluster, &message);
+                let answer = links::request_blocking(address, key, first.superblock.cluster, &message);
                 is_refused &= match &answer {
                     Ok(NodeMessage::Answer(answer)) => answer.is_err(),
                     Ok(_) => false,
@@ -133,20 +134,72 @@ fn ask_members(device: &ClusterDevice, view: &ViewBody, key: &ClusterKey, argume
                 };
             }
         }
-        if is_configured(device, &arguments.own.name)? {
+        if is_configured(devices, &arguments.own.name)? {
             return Ok(());
         }
         rounds_refused = if is_refused { rounds_refused + 1 } else { 0 };
         // The disk is the witness; it is asked again after a pause that several polls fit in.
         std::thread::sleep(Duration::from_millis(300));
-        if is_configured(device, &arguments.own.name)? {
+        if is_configured(devices, &arguments.own.name)? {
             return Ok(());
         }
     }
     bail!("{} was not added: {last}", arguments.own.name)
 }
 
-fn is_configured(device: &ClusterDevice, name: &str) -> Result<bool> {
-    let view = newest_view_on(std::slice::from_ref(device)).context("reading the newest view")?;
+fn is_configured(devices: &[ClusterDevice], name: &str) -> Result<bool> {
+    let view = newest_view_on(devices).context("reading the newest view")?;
     Ok(view.configuration.nodes.iter().any(|node| node.name.eq_ignore_ascii_case(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{FormatOptions, format};
+    use deadbolt_cluster_core::timing::{Wishes, derive};
+    use deadbolt_disk_format::{BootId, Configuration, Incarnation, Life, NodeEntry, Place, SlotIndex, ViewRecord, encode_body_place};
+    use std::{fs::File, os::unix::fs::FileExt};
+
+    const IMAGE_BYTES: u64 = 16 << 20;
+
+    /// As a life in slot 0 writes a view that has this node in its configuration.
+    fn write_view(device: &ClusterDevice, name: &str) {
+        let slot = SlotIndex(0);
+        let life = Life { slot, boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
+        let node = NodeEntry { slot: SlotIndex(1), votes: 1, name: name.into(), addresses: vec!["127.0.0.1:1".into()] };
+        let configuration = Configuration { nodes: vec![node], ..Configuration::default() };
+        let body = ViewBody { view: ViewNumber(1), configuration, ..ViewBody::default() };
+        let layout = device.superblock.layout;
+        let place = |offset| Place { cluster: device.superblock.cluster, offset, slot };
+        let record = ViewRecord { life, sequence: 2, view: body.view, digest: body.digest(), place: 0, wall_ms: 0 };
+        let file = File::options().write(true).open(&device.path).unwrap();
+        let offset = layout.body(slot, record.place);
+        file.write_all_at(&encode_body_place(&body.encode_value(), &place(offset), &life, 1, layout.place_bytes).unwrap(), offset.0)
+            .unwrap();
+        let offset = layout.record(slot, 0);
+        file.write_all_at(record.encode(&place(offset)).as_slice(), offset.0).unwrap();
+    }
+
+    #[test]
+    fn a_majority_of_the_devices_says_whether_the_node_was_added() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..3).map(|number| directory.path().join(number.to_string())).collect();
+        paths.iter().for_each(|path| File::create(path).unwrap().set_len(IMAGE_BYTES).unwrap());
+        let mut options = FormatOptions::new("", "trial", 3, derive(&Wishes::stall(1000)).unwrap());
+        options.devices.clone_from(&paths);
+        match format(&options) {
+            Err(error) if error.to_string().contains("direct I/O") => return eprintln!("skipped: {error}"),
+            formatted => drop(formatted.unwrap()),
+        }
+        let devices = devices::open(&paths, Access::ReadWrite).unwrap();
+        let shorten = |device: &ClusterDevice| File::options().write(true).open(&device.path).unwrap().set_len(4096).unwrap();
+        assert!(!is_configured(&devices, "b").unwrap());
+        devices[1..].iter().for_each(|device| write_view(device, "B"));
+        assert!(is_configured(&devices, "b").unwrap(), "the first device lags");
+        shorten(&devices[0]);
+        assert!(is_configured(&devices, "b").unwrap(), "the first device fails");
+        assert!(sbd_names_on(&devices).is_ok());
+        shorten(&devices[1]);
+        assert!(is_configured(&devices, "b").is_err(), "one of three is no majority");
+    }
 }
