@@ -15,7 +15,7 @@
 //! ```
 
 pub use crate::routing::{ClientError, Completion};
-use crate::routing::{Routing, completion};
+use crate::routing::{Routing, completion, resource_name};
 use deadbolt_dlm_core::{
     ClientReply, ClientRequest, Flags, LockStatus, Mode, Token,
     client::{CLIENT_VERSION, FRAME_BYTES_MAX, Lvb, split_frame},
@@ -189,6 +189,7 @@ impl Lockspace {
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
+        let name = resource_name(resource)?;
         let shared = &self.client.shared.0;
         let (sender, blocked) = mpsc::channel();
         let sink = Box::new(move |mode| {
@@ -197,9 +198,11 @@ impl Lockspace {
         let make = |serial| ClientRequest::Lock {
             serial,
             lockspace: self.number,
-            resource: resource.to_vec(),
+            resource: name,
             mode,
             flags: wishes.flags,
+            owner: 0,
+            timeout_ms: 0,
             lvb: wishes.lvb,
         };
         let (request, receiver) = shared.ask(make, Some(sink));
@@ -258,7 +261,8 @@ impl Guard {
     /// Not granted (the lock keeps its mode), refused, or the session is over.
     pub fn convert(&mut self, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<&Completion, ClientError> {
         let lock = self.done.lock;
-        let reply = self.client.shared.0.call(|serial| ClientRequest::Convert { serial, lock, mode, flags, lvb })?;
+        let reply =
+            self.client.shared.0.call(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb })?;
         let done = completion(reply, "Convert")?;
         match done.status {
             LockStatus::Success => {

@@ -4,7 +4,7 @@
 //! Does not: retry or reconnect.
 //! Called by: programs of users.
 
-use crate::routing::{Answer, Routing, completion};
+use crate::routing::{Answer, Routing, completion, resource_name};
 pub use crate::{
     blocking::{Protection, Wishes},
     routing::{ClientError, Completion},
@@ -182,6 +182,7 @@ impl Lockspace {
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub async fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
+        let name = resource_name(resource)?;
         let (blocked_sender, blocked) = mpsc::unbounded_channel();
         let (sender, mut receiver) = oneshot::channel();
         let late = self.client.clone();
@@ -194,9 +195,11 @@ impl Lockspace {
         let make = |serial| ClientRequest::Lock {
             serial,
             lockspace: self.number,
-            resource: resource.to_vec(),
+            resource: name,
             mode,
             flags: wishes.flags,
+            owner: 0,
+            timeout_ms: 0,
             lvb: wishes.lvb,
         };
         let sink = Box::new(move |mode| {
@@ -264,7 +267,8 @@ impl Guard {
     /// Not granted (the lock keeps its mode), refused, or the session is over.
     pub async fn convert(&mut self, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<&Completion, ClientError> {
         let lock = self.done.lock;
-        let reply = self.client.shared().call(|serial| ClientRequest::Convert { serial, lock, mode, flags, lvb }).await?;
+        let reply =
+            self.client.shared().call(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb }).await?;
         let done = completion(reply, "Convert")?;
         match done.status {
             LockStatus::Success => {

@@ -5,7 +5,7 @@
 //! Does not: read or write sockets, or wait.
 //! Called by: the blocking and the async client.
 
-use deadbolt_dlm_core::{ClientReply, ClientRequest, LockStatus, Mode, ResultFlags, Token, client::Lvb};
+use deadbolt_dlm_core::{ClientReply, ClientRequest, LockStatus, Mode, ResourceName, ResultFlags, Token, client::Lvb};
 use std::collections::BTreeMap;
 
 /// Why a client's call fails.
@@ -112,10 +112,6 @@ impl Routing {
     pub(crate) fn handle(&mut self, reply: ClientReply) {
         let serial = match &reply {
             ClientReply::Welcome { .. } => 0,
-            ClientReply::Joined { serial, .. }
-            | ClientReply::LockspaceLeft { serial }
-            | ClientReply::Completed { serial, .. }
-            | ClientReply::Refused { serial, .. } => *serial,
             ClientReply::Blocking { lock, mode } => {
                 if let Some(sink) = self.sinks.get(lock) {
                     sink(*mode);
@@ -123,6 +119,10 @@ impl Routing {
                 return;
             }
             ClientReply::Lost { reason } => return self.end(reason),
+            reply => match reply.answers() {
+                Some(serial) => serial,
+                None => return,
+            },
         };
         let Some(waiter) = self.waiting.remove(&serial) else { return };
         if let (ClientReply::Completed { lock, mode: Some(_), .. }, Some(sink)) = (&reply, waiter.sink) {
@@ -142,6 +142,14 @@ impl Routing {
             (waiter.answer)(Err(ClientError::Lost { reason: reason.to_owned() }));
         }
     }
+}
+
+/// A name that can be sent.
+pub(crate) fn resource_name(name: &[u8]) -> Result<ResourceName, ClientError> {
+    ResourceName::new(name).ok_or_else(|| ClientError::Refused {
+        status: LockStatus::Invalid,
+        reason: format!("a resource name has 1 to 64 bytes, this one has {}; choose another", name.len()),
+    })
 }
 
 /// The completion in a reply.

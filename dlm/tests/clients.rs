@@ -9,7 +9,7 @@ use deadbolt_dlm::{
     server::{AcceptHook, Server, ServerEvent},
 };
 use deadbolt_dlm_core::{
-    client::{CLIENT_VERSION, ClientReply, ClientRequest, frame, split_frame},
+    client::{CLIENT_VERSION, ClientReply, ClientRequest, ResourceName, frame, split_frame},
     service::{Input, LockService, Output, SessionInfo},
 };
 use std::{
@@ -194,7 +194,16 @@ fn a_lock_ends_with_its_client() {
         joined.get() != 0
     }));
     let number = joined.get();
-    let lock = ClientRequest::Lock { serial: 2, lockspace: number, resource: b"r".to_vec(), mode: Mode::Ex, flags: Flags::NONE, lvb: None };
+    let lock = ClientRequest::Lock {
+        serial: 2,
+        lockspace: number,
+        resource: ResourceName::new(b"r").unwrap(),
+        mode: Mode::Ex,
+        flags: Flags::NONE,
+        owner: 0,
+        timeout_ms: 0,
+        lvb: None,
+    };
     let holder =
         raw_client(&node.path(), &[hello, join, lock], |reply| matches!(reply, ClientReply::Completed { mode: Some(Mode::Ex), .. }));
     let at_once = Wishes { flags: Flags::NOQUEUE, ..Wishes::default() };

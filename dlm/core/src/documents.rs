@@ -11,7 +11,7 @@ use std::{format, println};
 /// The bytes that a field of a type takes in the samples: names have 5 bytes, value blocks and operations are present, lists have 3.
 fn size_of(kind: &str) -> usize {
     match kind {
-        "u8" | "bool" | "mode" | "status" => 1,
+        "u8" | "bool" | "mode" | "status" | "range" => 1,
         "u16" => 2,
         "u32" | "flags" => 4,
         "u64" => 8,
@@ -23,6 +23,11 @@ fn size_of(kind: &str) -> usize {
         "token" => 16,
         "copy" => 42,
         "list" => 16,
+        "resource" => 7,
+        "items" => 1 + 3 * (6 + 1),
+        "grants" => 1 + 3 * (4 + 16),
+        "locks" => 2 + 3 * 28,
+        "conflict" => 1 + 31,
         "report" => 10 + 16 + 1 + 16 + 42 + 1 + (1 + 4 + 1 + 33),
         other => panic!("the page uses a type that it does not explain: {other}"),
     }

@@ -13,6 +13,7 @@ mod bytes;
 pub mod client;
 #[cfg(test)]
 mod documents;
+mod fields;
 pub mod mode;
 mod name;
 mod peers;
@@ -24,7 +25,8 @@ mod slab;
 mod wire;
 
 pub use bytes::DecodeError;
-pub use client::{ClientReply, ClientRequest};
+pub use client::{ClientReply, ClientRequest, ResourceName};
+pub use fields::LvbCopy;
 pub use mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 pub use service::{Input, LockService, Output, SessionInfo};
 pub use wire::rewrite_message;

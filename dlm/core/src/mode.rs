@@ -143,7 +143,7 @@ impl core::fmt::Display for Mode {
     }
 }
 
-/// Flags of a request; the values are those of the Linux interface.
+/// Flags of a request; the values are those of the Linux interface, but for what it does not have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Flags(pub u32);
 
@@ -188,6 +188,8 @@ impl Flags {
     pub const FORCEUNLOCK: Self = Self(0x20000);
     /// Accepted, without effect.
     pub const TIMEOUT: Self = Self(0x40000);
+    /// Say in the result when it was granted at once, so that no callback is needed (VMS; the value is ours and free in Linux).
+    pub const SYNCSTS: Self = Self(0x10_0000);
 
     /// Are all flags of `other` set?
     #[must_use]
@@ -208,7 +210,7 @@ impl Flags {
     }
 }
 
-/// Flags of a result; the values are those of the Linux status block.
+/// Flags of a result; the values are those of the Linux status block, but for what it does not have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct ResultFlags(pub u8);
 
@@ -219,6 +221,8 @@ impl ResultFlags {
     pub const VALNOTVALID: Self = Self(0x2);
     /// Granted in the alternative mode.
     pub const ALTMODE: Self = Self(0x4);
+    /// Asked with SYNCSTS, and granted without a turn on a queue.
+    pub const SYNCH: Self = Self(0x8);
 
     /// Are all flags of `other` set?
     #[must_use]
@@ -256,10 +260,12 @@ pub enum LockStatus {
     NoMemory,
     /// The node stops or is no member: no new work (ESHUTDOWN).
     Stopped,
+    /// Not granted in the time that the request gave (ETIMEDOUT).
+    TimedOut,
 }
 
 /// All results, by number on the wire.
-pub const STATUSES: [LockStatus; 10] = [
+pub const STATUSES: [LockStatus; 11] = [
     LockStatus::Success,
     LockStatus::Again,
     LockStatus::Deadlock,
@@ -270,6 +276,7 @@ pub const STATUSES: [LockStatus; 10] = [
     LockStatus::Busy,
     LockStatus::NoMemory,
     LockStatus::Stopped,
+    LockStatus::TimedOut,
 ];
 
 impl LockStatus {
@@ -287,6 +294,7 @@ impl LockStatus {
             Self::Busy => 7,
             Self::NoMemory => 8,
             Self::Stopped => 9,
+            Self::TimedOut => 10,
         }
     }
 
@@ -312,6 +320,7 @@ impl LockStatus {
             Self::Busy => 16,
             Self::NoMemory => 12,
             Self::Stopped => 108,
+            Self::TimedOut => 110,
         }
     }
 }
@@ -382,6 +391,6 @@ mod tests {
             assert_eq!(LockStatus::from_number(status.number()), Ok(status));
         }
         assert!(Mode::from_number(6).is_err());
-        assert!(LockStatus::from_number(10).is_err());
+        assert!(LockStatus::from_number(11).is_err());
     }
 }

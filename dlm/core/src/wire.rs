@@ -6,6 +6,8 @@
 
 use crate::bytes::{DecodeError, Reader, Writer};
 use crate::client::{LOCKSPACE_BYTES_MAX, Lvb, RESOURCE_BYTES_MAX};
+pub(crate) use crate::fields::LvbCopy;
+use crate::fields::{read_copy, read_lvb, read_mode, read_token, some_mode, write_copy, write_lvb, write_mode, write_token};
 use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 use crate::name::Key;
 use alloc::vec::Vec;
@@ -13,17 +15,6 @@ use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
 
 /// Version of the messages between lock services.
 pub(crate) const WIRE_VERSION: u8 = 1;
-
-/// What a holder or a master knows of a resource's value block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct LvbCopy {
-    /// Number of the last write known; 0: never written.
-    pub(crate) sequence: u64,
-    /// It may not be the last one written.
-    pub(crate) is_invalid: bool,
-    /// The content of that write, where it was handed out.
-    pub(crate) value: Option<Lvb>,
-}
 
 /// What an operation does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,41 +157,6 @@ pub(crate) enum Record {
     MasterEnd,
 }
 
-fn write_mode(w: &mut Writer, mode: Option<Mode>) {
-    w.u8(mode.map_or(255, Mode::number));
-}
-
-fn read_mode(r: &mut Reader<'_>) -> Result<Option<Mode>, DecodeError> {
-    match r.u8()? {
-        255 => Ok(None),
-        number => Mode::from_number(number).map(Some),
-    }
-}
-
-fn some_mode(r: &mut Reader<'_>) -> Result<Mode, DecodeError> {
-    Mode::from_number(r.u8()?)
-}
-
-fn write_lvb(w: &mut Writer, lvb: Option<&Lvb>) {
-    match lvb {
-        None => w.u8(0),
-        Some(lvb) => w.u8(1).bytes(lvb),
-    };
-}
-
-fn read_lvb(r: &mut Reader<'_>) -> Result<Option<Lvb>, DecodeError> {
-    Ok(if r.bool("has_lvb")? { Some(r.array()?) } else { None })
-}
-
-fn write_copy(w: &mut Writer, copy: &LvbCopy) {
-    w.u64(copy.sequence).u8(copy.is_invalid.into());
-    write_lvb(w, copy.value.as_ref());
-}
-
-fn read_copy(r: &mut Reader<'_>) -> Result<LvbCopy, DecodeError> {
-    Ok(LvbCopy { sequence: r.u64()?, is_invalid: r.bool("lvb is_invalid")?, value: read_lvb(r)? })
-}
-
 fn write_key(w: &mut Writer, key: &Key) {
     w.u32(key.lockspace).name(key.name());
 }
@@ -217,14 +173,6 @@ fn write_life(w: &mut Writer, life: &Life) {
 
 fn read_life(r: &mut Reader<'_>) -> Result<Life, DecodeError> {
     Ok(Life { slot: SlotIndex(r.u16()?), boot: BootId(r.array()?), incarnation: Incarnation(r.array()?) })
-}
-
-fn write_token(w: &mut Writer, token: Token) {
-    w.u64(token.view).u64(token.counter);
-}
-
-fn read_token(r: &mut Reader<'_>) -> Result<Token, DecodeError> {
-    Ok(Token { view: r.u64()?, counter: r.u64()? })
 }
 
 fn write_report(w: &mut Writer, report: &Report) {

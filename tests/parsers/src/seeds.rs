@@ -10,7 +10,10 @@ use deadbolt_cluster_core::hello::{Hello, NodeMessage};
 use deadbolt_disk_format::fresh::sbd_header_of;
 use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdNode, Tail};
 use deadbolt_disk_format::{Ballot, NodeState, RecordType, SlotIndex, SlotSet, ViewNumber, ViewRecord};
-use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token};
+use deadbolt_dlm_core::{
+    ClientReply, ClientRequest, Flags, LockStatus, LvbCopy, Mode, ResourceName, ResultFlags, Token,
+    client::{CLIENT_VERSION, NONE_FAILED, QueriedLock, RangeHolder, RangeKind},
+};
 
 /// A record's bytes without the zero bytes at its end, which the check puts back.
 fn trimmed(bytes: &[u8]) -> Vec<u8> {
@@ -183,15 +186,31 @@ const LOCKSPACE: u32 = 0x5378_88af;
 
 fn requests_of_clients() -> Vec<ClientRequest> {
     let (serial, lockspace, flags, lvb) = (1, LOCKSPACE, Flags::VALBLK, Some([4; 32]));
+    let Some(resource) = ResourceName::new(b"name") else { return Vec::new() };
+    let kind = RangeKind::Write;
     vec![
-        ClientRequest::Hello { version: 1, is_unprotected: true },
+        ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: true },
         ClientRequest::JoinLockspace { serial, name: b"default".to_vec() },
-        ClientRequest::Lock { serial: 2, lockspace, resource: b"name".to_vec(), mode: Mode::Ex, flags, lvb },
-        ClientRequest::Lock { serial: 3, lockspace, resource: b"name".to_vec(), mode: Mode::Pr, flags: Flags(0), lvb: None },
-        ClientRequest::Convert { serial: 4, lock: 1, mode: Mode::Pw, flags, lvb },
+        ClientRequest::Lock { serial: 2, lockspace, resource, mode: Mode::Ex, flags, owner: 0, timeout_ms: 0, lvb },
+        ClientRequest::Lock { serial: 3, lockspace, resource, mode: Mode::Pr, flags: Flags(0), owner: 0, timeout_ms: 0, lvb: None },
+        ClientRequest::Convert { serial: 4, lock: 1, mode: Mode::Pw, flags, owner: 0, timeout_ms: 0, lvb },
         ClientRequest::Cancel { serial: 5, lock: 1 },
         ClientRequest::CancelRequest { serial: 6, request: 3 },
         ClientRequest::Unlock { serial: 7, lock: 1, flags, lvb },
+        ClientRequest::Unlock { serial: 0, lock: 1, flags, lvb: None },
+        ClientRequest::LockMany {
+            serial: 9,
+            lockspace,
+            items: vec![(resource, Mode::Pr)],
+            flags: Flags::NOQUEUE,
+            owner: 3,
+            timeout_ms: 20,
+        },
+        ClientRequest::Query { serial: 10, lock: 1 },
+        ClientRequest::QueryResource { serial: 11, lockspace, resource },
+        ClientRequest::Purge { serial: 12, lockspace, slot: 0, pid: 0 },
+        ClientRequest::Range { serial: 13, lock: 1, owner: 3, kind, start: 0, end: 9, flags: Flags::NOQUEUE, timeout_ms: 20 },
+        ClientRequest::RangeQuery { serial: 14, lock: 1, owner: 3, kind, start: 0, end: 9 },
         ClientRequest::LeaveLockspace { serial: 8, lockspace },
     ]
 }
@@ -202,6 +221,8 @@ pub(crate) fn client_request() -> Vec<Vec<u8>> {
 }
 pub(crate) fn client_reply() -> Vec<Vec<u8>> {
     let (serial, status, token, reason) = (1, LockStatus::Again, Token { view: 2, counter: 3 }, || String::from("words"));
+    let lock = QueriedLock { slot: 1, pid: 2, lock: 3, owner: 4, granted: Some(Mode::Pr), wanted: None, age_ms: 5 };
+    let holder = RangeHolder { owner: 1, kind: RangeKind::Read, start: 2, end: 3, slot: 4, pid: 5 };
     let replies = [
         ClientReply::Welcome { version: 1, slot: 2, view: 3 },
         ClientReply::Joined { serial, lockspace: LOCKSPACE },
@@ -210,6 +231,17 @@ pub(crate) fn client_reply() -> Vec<Vec<u8>> {
         ClientReply::Completed { serial, lock: 1, status, mode: Some(Mode::Cw), flags: ResultFlags(0), lvb: None, token },
         ClientReply::Blocking { lock: 1, mode: Mode::Ex },
         ClientReply::Lost { reason: reason() },
+        ClientReply::ManyCompleted { serial, status, failed: NONE_FAILED, locks: vec![(1, token)] },
+        ClientReply::Queried {
+            serial,
+            status,
+            resource: ResourceName::new(b"name"),
+            lvb: LvbCopy::default(),
+            left_out: 1,
+            locks: vec![lock],
+        },
+        ClientReply::RangeConflict { serial, status, conflict: Some(holder) },
+        ClientReply::DeadlockCycle { serial, text: reason() },
         ClientReply::Refused { serial, status, reason: reason() },
     ];
     replies.iter().map(ClientReply::encode).collect()

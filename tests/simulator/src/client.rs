@@ -17,7 +17,7 @@ use crate::{
 use deadbolt_cluster::node::NodeInput;
 use deadbolt_disk_format::Life;
 use deadbolt_dlm_core::{
-    ClientReply, ClientRequest, Flags, Mode,
+    ClientReply, ClientRequest, Flags, Mode, ResourceName,
     client::{CLIENT_VERSION, LVB_BYTES, Lvb},
     service::{Input, SessionInfo},
 };
@@ -106,8 +106,9 @@ impl Client {
 }
 
 /// A resource's name; its lockspace is another matter.
-fn name_of(resource: usize, resources: usize) -> Vec<u8> {
-    format!("r{}", resource % resources).into_bytes()
+fn name_of(resource: usize, resources: usize) -> ResourceName {
+    let text = format!("r{}", resource % resources);
+    ResourceName::new(text.as_bytes()).unwrap_or_else(|| panic!("{text} is a name"))
 }
 
 /// A value block: whose and which.

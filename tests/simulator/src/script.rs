@@ -15,7 +15,7 @@ use deadbolt_disk_format::{
     sbd::{Command, Mailbox, Tail, mailbox_offset},
 };
 use deadbolt_dlm_core::{
-    ClientReply, ClientRequest, Flags, LockStatus, Mode,
+    ClientReply, ClientRequest, Flags, LockStatus, Mode, ResourceName,
     client::CLIENT_VERSION,
     mode::MODES,
     service::{Input, SessionInfo},
@@ -241,8 +241,9 @@ impl Script {
         self.held.insert((machine, resource.clone()), Held { session, ..Held::default() });
         self.settle(SECOND_US);
         let lockspace = self.held.get(&(machine, resource.clone())).map_or(0, |held| held.lockspace);
-        let name = resource.clone().into_bytes();
-        let request = ClientRequest::Lock { serial: 2, lockspace, resource: name, mode, flags: Flags::NONE, lvb: None };
+        let name = ResourceName::new(resource.as_bytes()).ok_or("a resource name has 1 to 64 bytes")?;
+        let request =
+            ClientRequest::Lock { serial: 2, lockspace, resource: name, mode, flags: Flags::NONE, owner: 0, timeout_ms: 0, lvb: None };
         self.world()?.node_give(machine, NodeInput::Locks(Input::Request { session, request }));
         self.settle(SECOND_US);
         let answer = self.held.get(&(machine, resource.clone())).and_then(|held| held.answer.clone());
@@ -281,7 +282,8 @@ impl Script {
                 }
                 ClientReply::Completed { status, .. } => held.answer = Some(format!("{status:?}")),
                 ClientReply::Refused { reason, .. } | ClientReply::Lost { reason } => held.answer = Some(reason),
-                ClientReply::Blocking { .. } | ClientReply::Welcome { .. } | ClientReply::LockspaceLeft { .. } => {}
+                // Nothing else is asked for.
+                _ => {}
             }
         }
     }

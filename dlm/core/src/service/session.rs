@@ -52,10 +52,15 @@ fn is_convert_legal(granted: Mode, mode: Mode, flags: Flags, lvb: Option<&Lvb>) 
     flags.is_within(FOR_CONVERT) && are_common_flags_legal(flags) && is_quecvt_legal && is_deadlock_legal && !(is_write && lvb.is_none())
 }
 
+/// The serial to answer; none for a posted request.
+fn answered(serial: u64) -> Option<u64> {
+    (serial != 0).then_some(serial)
+}
+
 impl LockService {
     pub(super) fn handle_request(&mut self, session: u64, request: ClientRequest) {
         let Some(asker) = self.sessions.get_mut(&session) else { return };
-        if !matches!(request, ClientRequest::Hello { .. }) {
+        if !matches!(request, ClientRequest::Hello { .. }) && !request.is_posted() {
             asker.unanswered += 1;
             if asker.unanswered > SESSION_REQUESTS_MAX {
                 let reason = "this session has too many requests without an answer; wait for some of them";
@@ -69,22 +74,17 @@ impl LockService {
             }
             ClientRequest::JoinLockspace { serial, name } => self.join_lockspace(session, serial, name),
             ClientRequest::LeaveLockspace { serial, lockspace } => self.leave_lockspace(session, serial, lockspace),
-            ClientRequest::Lock { serial, lockspace, resource, mode, flags, lvb: _ } => {
-                if let Err(status) = self.lock(session, serial, (lockspace, &resource), mode, flags) {
-                    self.reply(session, Self::simple_reply(serial, 0, status, None));
-                }
+            ClientRequest::Lock { serial, lockspace, resource, mode, flags, .. } => {
+                let done = self.lock(session, serial, (lockspace, resource.as_bytes()), mode, flags);
+                self.reply_unless_begun(session, Some(serial), 0, done);
             }
-            ClientRequest::Convert { serial, lock, mode, flags, lvb } => {
-                if let Err(status) = self.convert(session, serial, lock, mode, flags, lvb) {
-                    let granted = self.locks.get(lock).and_then(|lock| lock.granted);
-                    self.reply(session, Self::simple_reply(serial, lock, status, granted));
-                }
+            ClientRequest::Convert { serial, lock, mode, flags, lvb, .. } => {
+                let done = self.convert(session, serial, lock, mode, flags, lvb);
+                self.reply_unless_begun(session, answered(serial), lock, done);
             }
             ClientRequest::Unlock { serial, lock, flags, lvb } => {
-                if let Err(status) = self.unlock(session, serial, lock, flags, lvb) {
-                    let granted = self.locks.get(lock).and_then(|lock| lock.granted);
-                    self.reply(session, Self::simple_reply(serial, lock, status, granted));
-                }
+                let done = self.unlock(session, serial, lock, flags, lvb);
+                self.reply_unless_begun(session, answered(serial), lock, done);
             }
             ClientRequest::Cancel { serial, lock } => self.cancel(session, serial, Some(lock)),
             ClientRequest::CancelRequest { serial, request } => {
@@ -95,6 +95,24 @@ impl LockService {
                 let found = self.sessions.get(&session).and_then(|session| self.locks.list(&session.locks).find(is_it));
                 self.cancel(session, serial, found);
             }
+            more => self.handle_more(session, more),
+        }
+    }
+
+    /// The kinds that are not needed for every lock.
+    fn handle_more(&mut self, session: u64, request: ClientRequest) {
+        let (serial, status) = (request.serial(), LockStatus::Invalid);
+        match request {
+            ClientRequest::RangeQuery { .. } => self.reply(session, ClientReply::RangeConflict { serial, status, conflict: None }),
+            _ => self.reply(session, Self::simple_reply(serial, 0, status, None)),
+        }
+    }
+
+    /// What became no operation is answered at once, unless it was posted.
+    fn reply_unless_begun(&mut self, session: u64, serial: Option<u64>, lock: u32, begun: Result<(), LockStatus>) {
+        if let (Some(serial), Err(status)) = (serial, begun) {
+            let granted = self.locks.get(lock).filter(|lock| lock.session == session).and_then(|lock| lock.granted);
+            self.reply(session, Self::simple_reply(serial, lock, status, granted));
         }
     }
 
@@ -155,8 +173,12 @@ impl LockService {
         if !is_convert_legal(granted, mode, flags, lvb.as_ref()) {
             return Err(LockStatus::Invalid);
         }
+        let is_down = mode < granted && granted.is_down(mode);
+        if serial == 0 && !is_down {
+            return Err(LockStatus::Invalid);
+        }
         lock.op = op;
-        lock.pending = Some(Pending::new(OpKind::Convert, Some(serial), mode, flags, lvb));
+        lock.pending = Some(Pending::new(OpKind::Convert, answered(serial), mode, flags, lvb));
         self.advance(id);
         Ok(())
     }
@@ -170,7 +192,7 @@ impl LockService {
         if is_unlocking || (lock.pending.is_some() && !flags.has(Flags::FORCEUNLOCK)) {
             return Err(LockStatus::Busy);
         }
-        self.begin_unlock(id, Some(serial), flags, lvb);
+        self.begin_unlock(id, answered(serial), flags, lvb);
         Ok(())
     }
 

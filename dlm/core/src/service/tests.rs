@@ -5,6 +5,7 @@
 //! Called by: `cargo test`.
 
 use super::*;
+use crate::client::ResourceName;
 use crate::mode::{Flags, LockStatus, Mode, ResultFlags};
 use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 use std::vec;
@@ -12,6 +13,10 @@ use std::vec;
 mod cluster;
 mod scenes;
 mod single;
+
+fn name(bytes: &[u8]) -> ResourceName {
+    ResourceName::new(bytes).unwrap()
+}
 
 fn life(slot: u16, incarnation: u8) -> Life {
     Life { slot: SlotIndex(slot), boot: BootId([1; 16]), incarnation: Incarnation([incarnation; 16]) }

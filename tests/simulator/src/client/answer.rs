@@ -68,6 +68,7 @@ impl World {
                 None
             }
             ClientReply::Welcome { .. } => None,
+            other => Some(format!("nobody asked for {other:?}")),
         };
         let found = found.map(|text| ("S9", format!("client {pid} on {}: {text}", self.machines[machine].name)));
         self.report(now_us, found.into_iter().collect());
@@ -207,8 +208,11 @@ fn judge(asked: &Asked, ending: &Ending) -> Option<&'static str> {
         }
         LockStatus::Cancelled => (!asked.is_cancelled || !is_kept).then_some("cancelled by nobody"),
         LockStatus::Stopped => before.is_some().then_some("a conversion refused by a stop"),
-        LockStatus::Unlocked | LockStatus::Invalid | LockStatus::NotFound | LockStatus::Busy | LockStatus::NoMemory => {
-            Some("a result that this request cannot have")
-        }
+        LockStatus::Unlocked
+        | LockStatus::Invalid
+        | LockStatus::NotFound
+        | LockStatus::Busy
+        | LockStatus::NoMemory
+        | LockStatus::TimedOut => Some("a result that this request cannot have"),
     }
 }

@@ -197,6 +197,8 @@ impl World {
             resource: name_of(resource, per_space),
             mode,
             flags,
+            owner: 0,
+            timeout_ms: 0,
             lvb,
         });
     }
@@ -237,6 +239,8 @@ impl World {
             lock: id,
             mode,
             flags,
+            owner: 0,
+            timeout_ms: 0,
             lvb,
         });
     }

@@ -516,9 +516,11 @@ impl World {
         let request = ClientRequest::Lock {
             serial,
             lockspace: lockspace_number(SPACES[space]),
-            resource: vec![u8::try_from(resource).unwrap() + b'a'],
+            resource: name(&[u8::try_from(resource).unwrap() + b'a']),
             mode,
             flags,
+            owner: 0,
+            timeout_ms: 0,
             lvb: None,
         };
         (Asked::Lock { space, resource, flags }, request)
@@ -560,7 +562,7 @@ impl World {
             let alternatives = [(Flags::ALTPR, Mode::Pr), (Flags::ALTCW, Mode::Cw), (Flags::CONVDEADLK, Mode::Nl)];
             entry.modes.extend(alternatives.into_iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, mode)| mode));
         }
-        (Asked::Convert { lock, from: granted, flags }, ClientRequest::Convert { serial, lock, mode, flags, lvb })
+        (Asked::Convert { lock, from: granted, flags }, ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb })
     }
 
     fn new_unlock(&mut self, life: Life, serial: u64, idle: &[u32]) -> (Asked, ClientRequest) {

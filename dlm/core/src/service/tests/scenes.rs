@@ -70,8 +70,8 @@ impl Scene {
 
     fn lock(&mut self, slot: u16, lockspace: u32, mode: Mode, flags: Flags) -> u64 {
         self.serial += 1;
-        let (serial, resource) = (self.serial, b"r".to_vec());
-        let request = ClientRequest::Lock { serial, lockspace, resource, mode, flags, lvb: None };
+        let (serial, resource) = (self.serial, name(b"r"));
+        let request = ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner: 0, timeout_ms: 0, lvb: None };
         self.input(slot, Input::Request { session: 1, request });
         serial
     }
@@ -260,7 +260,7 @@ fn a_down_conversion_whose_master_died_stays_given_up() {
     assert!(scene.granted(keeper).is_some() && scene.granted(waiting).is_none());
     scene.nodes.remove(&2);
     let (serial, lvb) = (99, Some([5; 32]));
-    let request = ClientRequest::Convert { serial, lock, mode: Mode::Cr, flags: Flags::VALBLK, lvb };
+    let request = ClientRequest::Convert { serial, lock, mode: Mode::Cr, flags: Flags::VALBLK, owner: 0, timeout_ms: 0, lvb };
     scene.input(0, Input::Request { session: 1, request });
     scene.view(2, &[0, 1], &[(2, 2)]);
     // Under the closed gate: it gives up, so it need not wait.
@@ -306,7 +306,8 @@ fn home_of(nodes: &[u16], space: u32) -> u16 {
 }
 
 fn lock_request(serial: u64, lockspace: u32, resource: &[u8], mode: Mode) -> Input {
-    let request = ClientRequest::Lock { serial, lockspace, resource: resource.to_vec(), mode, flags: Flags::NONE, lvb: None };
+    let request =
+        ClientRequest::Lock { serial, lockspace, resource: name(resource), mode, flags: Flags::NONE, owner: 0, timeout_ms: 0, lvb: None };
     Input::Request { session: 1, request }
 }
 
@@ -402,7 +403,15 @@ fn an_answer_said_again_gives_an_old_value_no_new_number() {
     let second = scene.lock(1, space, Mode::Ex, Flags::VALBLK);
     let (first, ..) = scene.granted(first).unwrap();
     assert!(scene.granted(keeper).is_some() && scene.granted(second).is_none());
-    let request = ClientRequest::Convert { serial: 99, lock: first, mode: Mode::Nl, flags: Flags::VALBLK, lvb: Some([1; 32]) };
+    let request = ClientRequest::Convert {
+        serial: 99,
+        lock: first,
+        mode: Mode::Nl,
+        flags: Flags::VALBLK,
+        owner: 0,
+        timeout_ms: 0,
+        lvb: Some([1; 32]),
+    };
     let mut writer = scene.nodes.remove(&0).unwrap();
     writer.handle(1, Input::Request { session: 1, request });
     while let Some(output) = writer.poll_output() {
@@ -563,8 +572,17 @@ impl Dice {
         let (key, mode, lock, lvb) = (self.key(), self.of(&crate::mode::MODES), self.of(&[0, 1, 2]), Some([2; 32]));
         match self.below(5) {
             0 => ClientRequest::JoinLockspace { serial, name: b"s".to_vec() },
-            1 => ClientRequest::Lock { serial, lockspace: key.lockspace, resource: key.name().to_vec(), mode, flags: Flags::NONE, lvb },
-            2 => ClientRequest::Convert { serial, lock, mode, flags: Flags::VALBLK, lvb },
+            1 => ClientRequest::Lock {
+                serial,
+                lockspace: key.lockspace,
+                resource: name(key.name()),
+                mode,
+                flags: Flags::NONE,
+                owner: 0,
+                timeout_ms: 0,
+                lvb,
+            },
+            2 => ClientRequest::Convert { serial, lock, mode, flags: Flags::VALBLK, owner: 0, timeout_ms: 0, lvb },
             3 => ClientRequest::Unlock { serial, lock, flags: Flags::FORCEUNLOCK, lvb },
             _ => ClientRequest::Cancel { serial, lock },
         }

@@ -52,8 +52,8 @@ impl Node {
 
     fn lock_with(&mut self, session: u64, mode: Mode, flags: Flags) -> u64 {
         self.serial += 1;
-        let (serial, lockspace, resource) = (self.serial, self.space, b"r".to_vec());
-        self.ask(session, ClientRequest::Lock { serial, lockspace, resource, mode, flags, lvb: None })
+        let (serial, lockspace, resource) = (self.serial, self.space, name(b"r"));
+        self.ask(session, ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner: 0, timeout_ms: 0, lvb: None })
     }
 
     fn lock(&mut self, session: u64, mode: Mode) -> u64 {
@@ -63,7 +63,7 @@ impl Node {
     fn convert(&mut self, session: u64, lock: u32, mode: Mode, flags: Flags, lvb: Option<[u8; 32]>) -> u64 {
         self.serial += 1;
         let serial = self.serial;
-        self.ask(session, ClientRequest::Convert { serial, lock, mode, flags, lvb })
+        self.ask(session, ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb })
     }
 
     fn unlock(&mut self, session: u64, lock: u32, flags: Flags, lvb: Option<[u8; 32]>) -> u64 {
@@ -350,7 +350,16 @@ fn a_grant_waits_for_the_permit_and_for_publication() {
     outputs(Input::SessionOpened { session: 1, info: SessionInfo::default() });
     let joined = outputs(Input::Request { session: 1, request: ClientRequest::JoinLockspace { serial: 1, name: b"s".to_vec() } });
     let [Output::Reply { reply: ClientReply::Joined { lockspace, .. }, .. }] = joined[..] else { panic!("{joined:?}") };
-    let lock = ClientRequest::Lock { serial: 2, lockspace, resource: b"r".to_vec(), mode: Mode::Ex, flags: Flags::NONE, lvb: None };
+    let lock = ClientRequest::Lock {
+        serial: 2,
+        lockspace,
+        resource: name(b"r"),
+        mode: Mode::Ex,
+        flags: Flags::NONE,
+        owner: 0,
+        timeout_ms: 0,
+        lvb: None,
+    };
     assert_eq!(outputs(Input::Request { session: 1, request: lock }), [Output::Holds(true)]);
     assert_eq!(outputs(Input::HoldsPublished(true)), []);
     assert!(matches!(outputs(Input::Permit { may_grant: true })[..], [Output::Reply { .. }]));
@@ -362,7 +371,16 @@ fn a_grant_waits_for_the_permit_and_for_publication() {
     else {
         panic!("nothing is held any more")
     };
-    let lock = ClientRequest::Lock { serial: 4, lockspace, resource: b"r".to_vec(), mode: Mode::Ex, flags: Flags::NONE, lvb: None };
+    let lock = ClientRequest::Lock {
+        serial: 4,
+        lockspace,
+        resource: name(b"r"),
+        mode: Mode::Ex,
+        flags: Flags::NONE,
+        owner: 0,
+        timeout_ms: 0,
+        lvb: None,
+    };
     assert_eq!(outputs(Input::Request { session: 1, request: lock }), [Output::Holds(true)]);
     assert_eq!(outputs(Input::Permit { may_grant: true }), [], "granted, but not published");
     let told = outputs(Input::Lose { reason: "removed".into() });
@@ -412,8 +430,8 @@ fn what_waits_for_an_answer_is_bounded() {
     let space = *service.lockspaces.keys().next().unwrap();
     // Another member comes and says nothing: whatever was sent or is asked waits.
     let lock = |serial| {
-        let (resource, flags) = (b"r".to_vec(), Flags::NONE);
-        ClientRequest::Lock { serial, lockspace: space, resource, mode: Mode::Ex, flags, lvb: None }
+        let (resource, flags) = (name(b"r"), Flags::NONE);
+        ClientRequest::Lock { serial, lockspace: space, resource, mode: Mode::Ex, flags, owner: 0, timeout_ms: 0, lvb: None }
     };
     service.handle(1, Input::Request { session: 2, request: lock(1) });
     service.handle(1, Input::Request { session: 1, request: lock(2) });
@@ -439,4 +457,27 @@ fn what_waits_for_an_answer_is_bounded() {
     let waiting = 2 + OPERATION_CANCELS_MAX;
     assert_eq!((last, busy, refused), (4, 20 - OPERATION_CANCELS_MAX, waiting));
     assert_eq!(service.locks.len(), 2 + SESSION_REQUESTS_MAX - waiting);
+}
+
+#[test]
+fn a_posted_request_has_no_answer() {
+    let mut node = Node::new();
+    let lock = node.lock(1, Mode::Ex);
+    let lock = node.granted(lock);
+    node.replies.clear();
+    let convert = |lock, mode| {
+        let (serial, flags, lvb) = (0, Flags::VALBLK, Some(VALUE));
+        Input::Request { session: 1, request: ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb } }
+    };
+    let unlock = |session| Input::Request { session, request: ClientRequest::Unlock { serial: 0, lock, flags: Flags::NONE, lvb: None } };
+    // Only downwards; what is refused is not done, and not answered either.
+    for refused in [convert(lock + 1, Mode::Nl), convert(lock, Mode::Ex), unlock(2)] {
+        node.input(refused);
+    }
+    node.input(convert(lock, Mode::Pr));
+    let reader = node.lock_with(2, Mode::Pr, Flags::VALBLK);
+    assert_eq!(node.answer(reader).unwrap().4, Some(VALUE));
+    node.input(unlock(1));
+    let posted = node.replies.iter().filter(|(_, reply)| reply.answers() == Some(0)).count();
+    assert_eq!((posted, node.service.sessions[&1].unanswered, node.service.locks.len()), (0, 0, 1));
 }
