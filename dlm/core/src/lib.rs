@@ -22,6 +22,8 @@ mod queue;
 mod ranges;
 pub mod service;
 mod slab;
+#[allow(dead_code, reason = "its place in the service comes next")]
+mod waits;
 mod wire;
 
 pub use bytes::DecodeError;

@@ -1,0 +1,173 @@
+//! What: the search for deadlocks across resources, over what all masters know of who waits for whom.
+//! Owns: which waits are in a deadlock, which one of them must fail, and the words that say why.
+//! Invariants: a cycle counts only when each of its edges stood in two pictures in a row, so that all of them stood at one instant; a wait
+//! fails at most once; whoever must not fail is left out, and a cycle of such waits stays.
+//! Does not: know messages, timers or queues; gather.
+//! Called by: `service::deadlock`.
+
+mod graph;
+
+use crate::mode::Mode;
+use crate::ranges::{RangeKind, Span};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::{Display, Formatter};
+use deadbolt_disk_format::types::Life;
+use graph::Graph;
+
+/// Most turns of breaking cycles over one picture (bounds work; what is left is found in the next).
+const TURNS_MAX: usize = 64;
+
+/// Whose locks and waits belong together: it goes on when all that it waits for is there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Transaction {
+    /// Where the number counts; `None`: everywhere, clients of all nodes mean the same one by it.
+    pub(crate) life: Option<Life>,
+    pub(crate) number: u64,
+    /// Whom among those who share the number; 0 where nobody does.
+    pub(crate) part: u64,
+}
+
+/// What is wanted or had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claim {
+    Mode(Mode),
+    Range(Span),
+}
+
+impl Display for Claim {
+    fn fmt(&self, f: &mut Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Mode(mode) => mode.fmt(f),
+            Self::Range(span) => {
+                let kind = if span.kind == RangeKind::Read { "read" } else { "write" };
+                match span.end {
+                    u64::MAX => write!(f, "bytes {}.. for {kind}", span.start),
+                    end => write!(f, "bytes {}..={end} for {kind}", span.start),
+                }
+            }
+        }
+    }
+}
+
+/// One operation that waits; no other one is ever called the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct WaitId {
+    pub(crate) life: Life,
+    pub(crate) lock: u32,
+    pub(crate) op: u64,
+    /// Ranges have numbers of their own.
+    pub(crate) is_range: bool,
+}
+
+/// Who stands in the way of a wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Blocker {
+    pub(crate) who: Transaction,
+    pub(crate) life: Life,
+    pub(crate) lock: u32,
+    pub(crate) pid: u32,
+    pub(crate) claim: Claim,
+    /// It has what it claims; else it waits for it and came first.
+    pub(crate) is_held: bool,
+    /// Another number when it gave up what it has, or stopped waiting, and did so again since.
+    pub(crate) mark: u64,
+}
+
+/// A wait, as its master sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Wait {
+    pub(crate) id: WaitId,
+    pub(crate) who: Transaction,
+    pub(crate) pid: u32,
+    pub(crate) claim: Claim,
+    /// Lockspace and resource, for people.
+    pub(crate) place: String,
+    /// By its master's clock.
+    pub(crate) waited_ms: u64,
+    /// It may be failed to end a deadlock.
+    pub(crate) may_fail: bool,
+    pub(crate) blockers: Vec<Blocker>,
+}
+
+/// A wait that must fail.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Victim {
+    pub(crate) id: WaitId,
+    /// The cycle, for people.
+    pub(crate) cycle: String,
+}
+
+/// All waits at the time of one gathering, each master's part seen at an instant of its own.
+pub(crate) type Picture = BTreeMap<WaitId, Wait>;
+
+/// What a picture showed.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) victims: Vec<Victim>,
+    /// Something looks like a deadlock and must be looked at again.
+    pub(crate) is_suspicious: bool,
+}
+
+/// An edge that may be part of a cycle: a wait, and what it waits for.
+type Edge = (WaitId, Transaction, (Life, u32, bool, u64));
+
+fn edge_of(wait: &Wait, blocker: &Blocker) -> Edge {
+    (wait.id, blocker.who, (blocker.life, blocker.lock, blocker.is_held, blocker.mark))
+}
+
+/// The search: what the last picture showed, and who was failed already.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    before: BTreeSet<Edge>,
+    failed: BTreeSet<WaitId>,
+}
+
+impl Search {
+    /// Looks at a picture that was gathered after the last one had been complete.
+    pub(crate) fn judge(&mut self, picture: &Picture) -> Verdict {
+        self.failed.retain(|id| picture.contains_key(id));
+        let waits: Vec<&Wait> = picture.values().filter(|wait| !self.failed.contains(&wait.id)).collect();
+        let mut graph = Graph::new(&waits);
+        graph.keep_cycles();
+        let now: BTreeSet<Edge> = graph.edges().map(|(wait, blocker)| edge_of(wait, blocker)).collect();
+        graph.retain(|wait, blocker| self.before.contains(&edge_of(wait, blocker)));
+        let is_new = graph.edges().count() < now.len();
+        self.before = now;
+        let mut verdict = Verdict::default();
+        for _ in 0..TURNS_MAX {
+            graph.keep_cycles();
+            let chosen = graph.youngest();
+            if chosen.is_empty() {
+                verdict.is_suspicious = is_new;
+                return verdict;
+            }
+            for wait in chosen {
+                self.failed.insert(wait.id);
+                verdict.victims.push(Victim { id: wait.id, cycle: describe(&graph.cycle(wait)) });
+            }
+            graph.retain(|wait, _| !self.failed.contains(&wait.id));
+        }
+        verdict.is_suspicious = true;
+        verdict
+    }
+}
+
+/// "process 7 of slot 1 waits for EX on space/a, which process 9 of slot 2 has in PR; process 9 ..."
+fn describe(cycle: &[(&Wait, &Blocker)]) -> String {
+    let steps = cycle.iter().map(|(wait, blocker)| {
+        let other = format!("process {} of slot {}", blocker.pid, blocker.life.slot);
+        let reason = match (blocker.is_held, blocker.claim) {
+            (true, Claim::Mode(mode)) => format!("on which {other} has {mode}"),
+            (true, range @ Claim::Range(_)) => format!("of which {other} has {range}"),
+            (false, claim) => format!("for which {other} came first with {claim}"),
+        };
+        format!("process {} of slot {} waits for {} on {}, {reason}", wait.pid, wait.id.life.slot, wait.claim, wait.place)
+    });
+    steps.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests;
