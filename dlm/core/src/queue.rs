@@ -155,6 +155,13 @@ impl Resource {
         Self { counter, ..Self::default() }
     }
 
+    /// A resource with one lock, granted.
+    pub(crate) fn with_holder(entry: Entry, counter: u64) -> Self {
+        let mut resource = Self { counter, ..Self::default() };
+        resource.put_granted(entry);
+        resource
+    }
+
     /// No lock is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.granted.is_empty() && self.converting.is_empty() && self.waiting.is_empty() && self.arrivals.is_empty()

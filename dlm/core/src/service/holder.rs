@@ -11,6 +11,7 @@ use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::wire::{LvbCopy, OpKind, OpResult, Record};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
@@ -56,8 +57,9 @@ pub(super) struct LocalLock {
     pub(super) op: u64,
     pub(super) granted: Option<Mode>,
     pub(super) token: Token,
-    pub(super) lvb: LvbCopy,
-    pub(super) pending: Option<Pending>,
+    /// None: as of a block that was never written.
+    lvb: Option<Box<LvbCopy>>,
+    pub(super) pending: Option<Box<Pending>>,
     /// The node that has the lock or its request: everything about this lock goes there, whoever becomes master after it.
     pub(super) at: Option<PeerId>,
     /// Last mode of a blocking callback since the last completion.
@@ -65,6 +67,35 @@ pub(super) struct LocalLock {
     pub(super) since_ms: u64,
     pub(super) round: u8,
     pub(super) near: Near,
+}
+
+impl LocalLock {
+    /// Not on its session's list yet, and without a number for its operation.
+    pub(super) fn new(session: u64, place: u32, pid: u32, now_ms: u64) -> Self {
+        Self {
+            session,
+            place,
+            pid,
+            op: 0,
+            granted: None,
+            token: Token::default(),
+            lvb: None,
+            pending: None,
+            at: None,
+            told: None,
+            since_ms: now_ms,
+            round: 0,
+            near: Near::default(),
+        }
+    }
+
+    pub(super) fn lvb(&self) -> LvbCopy {
+        self.lvb.as_deref().copied().unwrap_or_default()
+    }
+
+    fn set_lvb(&mut self, lvb: LvbCopy) {
+        self.lvb = (lvb != LvbCopy::default()).then(|| Box::new(lvb));
+    }
 }
 
 impl LockService {
@@ -158,7 +189,7 @@ impl LockService {
         let Some(pending) = &lock.pending else { return };
         let status = if pending.kind == OpKind::Unlock { LockStatus::Unlocked } else { LockStatus::Cancelled };
         let flags = ResultFlags::default();
-        let lvb = LvbCopy { value: None, ..lock.lvb };
+        let lvb = LvbCopy { value: None, ..lock.lvb() };
         let result = OpResult { op: lock.op, status, mode: lock.granted, flags, token: Token::default(), lvb };
         self.handle_completed(id, &result);
     }
@@ -202,8 +233,9 @@ impl LockService {
             && result.mode.is_some_and(|mode| mode.lvb_transfer(granted) == LvbTransfer::Write);
         // Number 0: others may have written since.
         let written = if is_written && result.lvb.sequence != 0 { pending.lvb } else { None };
-        let known = if lock.lvb.sequence == result.lvb.sequence { lock.lvb.value } else { None };
-        lock.lvb = LvbCopy { value: result.lvb.value.or(written).or(known), ..result.lvb };
+        let last = lock.lvb();
+        let known = if last.sequence == result.lvb.sequence { last.value } else { None };
+        lock.set_lvb(LvbCopy { value: result.lvb.value.or(written).or(known), ..result.lvb });
         let is_given_up = granted.zip(result.mode).is_some_and(|(from, to)| to < from && from.is_down(to));
         let session = lock.session;
         if let Some(serial) = pending.serial {
@@ -245,8 +277,8 @@ impl LockService {
         self.uses_fewer(lockspace);
     }
 
-    /// Keeps a new lock of a session; none: this node has too many.
-    pub(super) fn add_lock(&mut self, mut lock: LocalLock) -> Option<u32> {
+    /// Keeps a new lock of a session. Errors: the lock, when this node has too many.
+    pub(super) fn add_lock(&mut self, mut lock: LocalLock) -> Result<u32, LocalLock> {
         lock.op = self.locks.next_op();
         let (place, mut orphans) = (lock.place, LockList::default());
         let list = self.sessions.get_mut(&lock.session).map_or(&mut orphans, |session| &mut session.locks);
@@ -256,7 +288,7 @@ impl LockService {
             let lockspace = place.lockspace;
             self.uses_more(lockspace);
         }
-        Some(id)
+        Ok(id)
     }
 
     /// A blocking callback, unless the client knows it already or it no longer concerns what the client has.
@@ -274,13 +306,16 @@ impl LockService {
     /// Gives a lock back from whatever state it is in; an operation under way ends as cancelled.
     pub(super) fn begin_unlock(&mut self, id: u32, serial: Option<u64>, flags: Flags, lvb: Option<Lvb>) {
         self.cancel_held(id);
+        if self.unlock_alone(id, serial) {
+            return;
+        }
         let Some(lock) = self.locks.get_mut(id) else { return };
         let (session, granted) = (lock.session, lock.granted);
         let mut unlock = Pending::new(OpKind::Unlock, serial, Mode::Nl, flags, lvb);
         let previous = lock.pending.take();
         if let Some(previous) = &previous {
             if previous.kind == OpKind::Unlock {
-                lock.pending.clone_from(&Some(previous.clone()));
+                lock.pending = Some(previous.clone());
                 return;
             }
             if previous.sent == Sent::ToHome {
@@ -291,7 +326,7 @@ impl LockService {
         let Some(lock) = self.locks.get_mut(id) else { return };
         let is_nowhere = granted.is_none() && previous.as_ref().is_some_and(|previous| previous.sent == Sent::Unsent);
         lock.op = op;
-        lock.pending = Some(unlock);
+        lock.pending = Some(Box::new(unlock));
         if let Some(previous) = previous {
             if let Some(serial) = previous.serial {
                 self.reply(session, Self::simple_reply(serial, id, LockStatus::Cancelled, granted));

@@ -68,10 +68,10 @@ impl Locks {
         place | (u32::from(lock.round) << PLACE_BITS)
     }
 
-    /// Keeps a lock, newest of its session's `list`, under a number of its own; none: there are too many.
-    pub(super) fn add(&mut self, mut lock: LocalLock, list: &mut LockList) -> Option<u32> {
+    /// Keeps a lock, newest of its session's `list`, under a number of its own. Errors: the lock, when there are too many.
+    pub(super) fn add(&mut self, mut lock: LocalLock, list: &mut LockList) -> Result<u32, LocalLock> {
         if self.slab.len() >= NODE_LOCKS_MAX {
-            return None;
+            return Err(lock);
         }
         lock.round = u8::try_from(self.removals % (1 << (u32::BITS - PLACE_BITS))).unwrap_or(0);
         lock.near = Near { newer: 0, older: list.first };
@@ -82,7 +82,7 @@ impl Locks {
         }
         list.first = place;
         list.count += 1;
-        Some(place | (round << PLACE_BITS))
+        Ok(place | (round << PLACE_BITS))
     }
 
     /// Takes a lock out; `list`: its session's, when that is still there.

@@ -14,7 +14,6 @@ use crate::queue::{Entry, Gate, Notice, Notices, Owner, Resource};
 use crate::wire::{LvbCopy, OpResult, Record};
 use crate::{LockStatus, ResultFlags, Token};
 use alloc::vec::Vec;
-use deadbolt_disk_format::types::Life;
 
 impl LockService {
     pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags), is_lookup: bool) {
@@ -25,6 +24,7 @@ impl LockService {
             if is_lookup {
                 self.send_to(owner.peer, Record::MasterIs { key, master: self.me, counter: 0, is_taken: true });
             }
+            self.unfold(place);
             self.remember_owner(&owner, place);
             let entry = Entry::new(owner, pid, op, mode, flags, self.now_ms);
             self.operate_at(place, |resource, gate, out| resource.request(entry, gate, out));
@@ -42,6 +42,7 @@ impl LockService {
     /// Runs an operation on the resource of a lock, tells holders, gives mastery back when nothing is left.
     pub(super) fn operate(&mut self, owner: Owner, operation: impl FnOnce(&mut Resource, Owner, Gate, &mut Notices)) {
         if let Some(place) = self.place_of(&owner) {
+            self.unfold(place);
             self.operate_at(place, |resource, gate, out| operation(resource, owner, gate, out));
         }
     }
@@ -61,9 +62,10 @@ impl LockService {
     /// The resource of a lock whose master this is, if it is.
     pub(super) fn place_of(&self, owner: &Owner) -> Option<u32> {
         if owner.peer == ME {
-            let place = self.locks.get(owner.lock)?.place;
-            let resource = self.mastered.get(self.places.get(place)?.mastered)?;
-            return resource.has(*owner).then_some(place);
+            let number = self.locks.get(owner.lock)?.place;
+            let place = self.places.get(number)?;
+            let is_queued = self.mastered.get(place.mastered).is_some_and(|resource| resource.has(*owner));
+            return (place.lone == owner.lock || is_queued).then_some(number);
         }
         self.owners.get(owner).copied()
     }
@@ -135,26 +137,17 @@ impl LockService {
         if !self.is_running() || self.mastered.get(place.mastered).is_none_or(|resource| !resource.is_empty()) {
             return;
         }
-        let (queues, lockspace, Some(key)) = (place.mastered, place.lockspace, self.places.key(number)) else { return };
+        let (queues, Some(key)) = (place.mastered, self.places.key(number)) else { return };
         let counter = self.mastered.remove(queues).map_or(0, |resource| resource.counter);
         if let Some(place) = self.places.get_mut(number) {
             place.mastered = 0;
         }
-        let home = self.home(&key);
-        if home == self.me {
-            // At once: a request of this turn must not meet the old directory, nor its token the old counter.
-            self.handle_released(home, &key, counter);
-        } else {
-            self.send(home, Record::Released { key, counter });
-        }
-        self.places.forget_if_unused(number);
-        self.uses_fewer(lockspace);
+        self.give_mastery_back(number, &key, counter);
     }
 
-    pub(super) fn handle_released(&mut self, from: Life, key: &Key, counter: u64) {
-        if let Some(number) = self.places.find(key)
-            && let Some(place) = self.places.get_mut(number)
-            && place.appointed == self.peers.find(&from)
+    pub(super) fn handle_released(&mut self, from: PeerId, number: u32, counter: u64) {
+        if let Some(place) = self.places.get_mut(number)
+            && place.appointed == Some(from)
         {
             place.appointed = None;
             self.places.forget_if_unused(number);

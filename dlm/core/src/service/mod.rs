@@ -7,6 +7,7 @@
 
 mod holder;
 mod locks;
+mod lone;
 mod master;
 mod places;
 mod recovery;
@@ -385,6 +386,9 @@ impl LockService {
     /// lockspaces that it has certainly not joined (`gated_by`), and every member has told this view's home what it knows: so a home
     /// needs no memory of an earlier one.
     fn home(&self, key: &Key) -> Life {
+        if let [alone] = self.view.members.as_slice() {
+            return *alone;
+        }
         self.view.members.iter().copied().max_by_key(|life| (key.weight(life.slot), life.slot)).unwrap_or(self.me)
     }
 
@@ -475,7 +479,10 @@ impl LockService {
             }
             Record::Blocking { lock, mode } => self.handle_blocking(lock, mode),
             Record::MasterIs { key, master, counter, is_taken } => self.handle_master_is(key, master, counter, is_taken),
-            Record::Released { key, counter } => self.handle_released(from, &key, counter),
+            Record::Released { key, counter } => {
+                let place = self.places.find(&key).unwrap_or(0);
+                self.handle_released(peer, place, counter);
+            }
             Record::NotMaster { lock, op } => self.handle_not_master(lock, op),
             Record::Join { announcement, name } => self.handle_join(from, announcement, name),
             Record::JoinAnswer { lockspace, announcement, is_refused } => {

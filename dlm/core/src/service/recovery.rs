@@ -9,7 +9,7 @@ use super::holder::Sent;
 use super::places::Place;
 use super::{LockService, Output, View};
 use crate::name::Key;
-use crate::peers::PeerId;
+use crate::peers::{ME, PeerId};
 use crate::queue::{Gate, Owner, Resource};
 use crate::wire::{Record, Report, ReportOp};
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -177,7 +177,7 @@ impl LockService {
                 lvb: pending.lvb,
                 is_cancelled: pending.is_cancelled,
             });
-            let (pid, op, granted, token, lvb) = (lock.pid, lock.op, lock.granted, lock.token, lock.lvb);
+            let (pid, op, granted, token, lvb) = (lock.pid, lock.op, lock.granted, lock.token, lock.lvb());
             reports.push(Report { key, lock: id, pid, op, granted, token, lvb, pending });
         }
         #[cfg(any(test, feature = "planted"))]
@@ -326,6 +326,11 @@ impl LockService {
         let gate = Gate { may_grant: false, ..self.gate(key.lockspace) };
         let mut out = Vec::new();
         let number = self.places.intern(&key);
+        let is_lone = |lone: u32| matches!(reports, [(ME, report)] if report.lock == lone && report.pending.is_none());
+        if self.places.get(number).is_some_and(|place| place.lone != 0 && is_lone(place.lone)) {
+            return;
+        }
+        self.unfold(number);
         for (life, report) in reports {
             self.remember_owner(&Owner { peer: *life, lock: report.lock }, number);
         }

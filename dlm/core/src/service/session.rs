@@ -5,14 +5,14 @@
 //! Called by: `service`.
 
 use super::holder::{LocalLock, Pending, Sent};
-use super::locks::Near;
 use super::{
     LockService, Lockspace, NODE_LOCKSPACES_MAX, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX, SESSION_LOCKSPACES_MAX, SESSION_REQUESTS_MAX,
 };
 use crate::client::{CLIENT_VERSION, ClientReply, ClientRequest, LOCKSPACE_BYTES_MAX, Lvb};
-use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, Token};
+use crate::mode::{Flags, LockStatus, LvbTransfer, Mode};
 use crate::name::{Key, lockspace_number};
-use crate::wire::{LvbCopy, OpKind, Record};
+use crate::wire::{OpKind, Record};
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
@@ -133,28 +133,14 @@ impl LockService {
         }
         let key = Key::new(lockspace, name).filter(|_| is_lock_legal(mode, flags)).ok_or(LockStatus::Invalid)?;
         let pid = owner.info.pid;
-        let pending = Some(Pending::new(OpKind::New, Some(serial), mode, flags, None));
-        let (token, lvb, since_ms) = (Token::default(), LvbCopy::default(), self.now_ms);
         let place = self.places.intern(&key);
         if place == 0 {
             return Err(LockStatus::NoMemory);
         }
-        let lock = LocalLock {
-            session,
-            place,
-            pid,
-            op: 0,
-            granted: None,
-            token,
-            lvb,
-            pending,
-            at: None,
-            told: None,
-            since_ms,
-            round: 0,
-            near: Near::default(),
-        };
-        let Some(id) = self.add_lock(lock) else {
+        let lock = LocalLock::new(session, place, pid, self.now_ms);
+        let Err(mut lock) = self.grant_alone(place, &key, serial, mode, lock) else { return Ok(()) };
+        lock.pending = Some(Box::new(Pending::new(OpKind::New, Some(serial), mode, flags, None)));
+        let Ok(id) = self.add_lock(lock) else {
             self.places.forget_if_unused(place);
             return Err(LockStatus::NoMemory);
         };
@@ -177,8 +163,12 @@ impl LockService {
         if serial == 0 && !is_down {
             return Err(LockStatus::Invalid);
         }
+        if self.convert_alone(id, answered(serial), mode, flags) {
+            return Ok(());
+        }
+        let lock = self.own_lock(session, id)?;
         lock.op = op;
-        lock.pending = Some(Pending::new(OpKind::Convert, answered(serial), mode, flags, lvb));
+        lock.pending = Some(Box::new(Pending::new(OpKind::Convert, answered(serial), mode, flags, lvb)));
         self.advance(id);
         Ok(())
     }

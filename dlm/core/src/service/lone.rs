@@ -1,0 +1,115 @@
+//! What: the short way for a resource on which there is one lock, of this node, at this node as master: no queue, no record.
+//! Owns: when a resource may go without queues, and how it gets them when somebody else comes.
+//! Invariants: a lone lock is granted and has no operation under way while recovery does not run; its resource has never had a value
+//!   block; what the short way does is what the queues would have done.
+//! Does not: judge requests against other locks.
+//! Called by: `service`.
+
+use super::LockService;
+use super::holder::LocalLock;
+use super::places::Place;
+use crate::client::ClientReply;
+use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
+use crate::name::Key;
+use crate::peers::ME;
+use crate::queue::{Entry, Owner, Resource};
+use crate::wire::Record;
+
+impl LockService {
+    /// Grants the first lock of a resource whose home this is. Errors: the lock, for the long way.
+    pub(super) fn grant_alone(&mut self, place: u32, key: &Key, serial: u64, mode: Mode, mut lock: LocalLock) -> Result<(), LocalLock> {
+        let is_free = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none() && !place.is_looking;
+        if !self.places.get(place).is_some_and(is_free) || !self.gate(key.lockspace).may_grant || self.home(key) != self.me {
+            return Err(lock);
+        }
+        self.counter = self.counter.max(self.share_counter) + 1;
+        let (session, token) = (lock.session, Token { view: self.view.number, counter: self.counter });
+        (lock.granted, lock.token, lock.at) = (Some(mode), token, Some(ME));
+        let id = self.add_lock(lock)?;
+        if let Some(place) = self.places.get_mut(place) {
+            (place.lone, place.master, place.appointed) = (id, Some(ME), Some(ME));
+        }
+        self.uses_more(key.lockspace);
+        let (status, flags) = (LockStatus::Success, ResultFlags::default());
+        self.reply_about(session, id, true, ClientReply::Completed { serial, lock: id, status, mode: Some(mode), flags, lvb: None, token });
+        Ok(())
+    }
+
+    fn is_alone(&self, id: u32) -> bool {
+        let place = self.locks.get(id).filter(|lock| lock.pending.is_none()).and_then(|lock| self.places.get(lock.place));
+        self.is_running() && place.is_some_and(|place| place.lone == id)
+    }
+
+    /// Gives a lone lock back.
+    pub(super) fn unlock_alone(&mut self, id: u32, serial: Option<u64>) -> bool {
+        if !self.is_alone(id) {
+            return false;
+        }
+        let Some((session, number)) = self.locks.get(id).map(|lock| (lock.session, lock.place)) else { return false };
+        if let Some(serial) = serial {
+            self.reply(session, Self::simple_reply(serial, id, LockStatus::Unlocked, None));
+        }
+        let Some(key) = self.places.key(number) else { return false };
+        if let Some(place) = self.places.get_mut(number) {
+            place.lone = 0;
+        }
+        self.give_mastery_back(number, &key, self.counter);
+        self.remove_lock(id);
+        true
+    }
+
+    /// Converts a lone lock: nobody is in the way. Value blocks go the long way.
+    pub(super) fn convert_alone(&mut self, id: u32, serial: Option<u64>, mode: Mode, flags: Flags) -> bool {
+        let is_short = !flags.has(Flags::VALBLK) && !flags.has(Flags::IVVALBLK);
+        if !is_short || !self.is_alone(id) {
+            return false;
+        }
+        let (view, op, now_ms) = (self.view.number, self.locks.next_op(), self.now_ms);
+        let Some(lock) = self.locks.get(id) else { return false };
+        let is_given_up = lock.granted.is_some_and(|granted| mode < granted && granted.is_down(mode));
+        let lockspace = self.places.get(lock.place).map_or(0, |place| place.lockspace);
+        if !is_given_up && !self.gate(lockspace).may_grant {
+            return false;
+        }
+        self.counter += u64::from(!is_given_up);
+        let counter = self.counter;
+        let Some(lock) = self.locks.get_mut(id) else { return false };
+        if !is_given_up {
+            lock.token = Token { view, counter };
+        }
+        (lock.op, lock.granted, lock.told, lock.since_ms) = (op, Some(mode), None, now_ms);
+        let (session, token) = (lock.session, lock.token);
+        if let Some(serial) = serial {
+            let (status, flags) = (LockStatus::Success, ResultFlags::default());
+            let reply = ClientReply::Completed { serial, lock: id, status, mode: Some(mode), flags, lvb: None, token };
+            self.reply_about(session, id, !is_given_up, reply);
+        }
+        true
+    }
+
+    /// Somebody else comes: the resource gets its queues.
+    pub(super) fn unfold(&mut self, number: u32) {
+        let Some(place) = self.places.get(number).filter(|place| place.lone != 0) else { return };
+        let Some(lock) = self.locks.get(place.lone) else { return };
+        let owner = Owner { peer: ME, lock: place.lone };
+        let mut entry = Entry::new(owner, lock.pid, lock.op, Mode::Nl, Flags::NONE, lock.since_ms);
+        (entry.wanted, entry.granted, entry.token) = (None, lock.granted, lock.token);
+        let queues = self.mastered.insert(Resource::with_holder(entry, self.counter));
+        if let Some(place) = self.places.get_mut(number) {
+            (place.lone, place.mastered) = (0, queues);
+        }
+    }
+
+    /// Nothing is left here: the home may make somebody else master.
+    pub(super) fn give_mastery_back(&mut self, number: u32, key: &Key, counter: u64) {
+        let home = self.home(key);
+        if home == self.me {
+            // At once: a request of this turn must not meet the old directory, nor its token the old counter.
+            self.handle_released(ME, number, counter);
+        } else {
+            self.send(home, Record::Released { key: *key, counter });
+        }
+        self.places.forget_if_unused(number);
+        self.uses_fewer(key.lockspace);
+    }
+}
