@@ -7,7 +7,7 @@
 
 use stateright::{Model, Property};
 
-use super::world::{Bounds, Change, NODES_MAX, Slots, View, World};
+use super::world::{Bounds, Change, NODES_MAX, Slots, View, World, post};
 
 /// A departure from the rules of value blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +136,6 @@ pub(crate) struct Message {
 pub(crate) struct State {
     world: World,
     nodes: Slots<Node>,
-    /// In order, each at most once.
     messages: Vec<Message>,
     /// The last change.
     last: u8,
@@ -178,10 +177,7 @@ pub(crate) enum Action {
 
 impl State {
     fn send(&mut self, view: u8, holder: usize, body: Body) {
-        let message = Message { view, holder, body };
-        if let Err(index) = self.messages.binary_search(&message) {
-            self.messages.insert(index, message);
-        }
+        post(&mut self.messages, Message { view, holder, body });
     }
 
     /// Blocks of masters that have the resource by a rebuild.
@@ -491,9 +487,7 @@ impl Model for Lvb {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let mut changes = Vec::new();
-        state.world.changes(&self.bounds, &mut changes);
-        actions.extend(changes.into_iter().map(Action::World));
+        actions.extend(state.world.changes(&self.bounds).into_iter().map(Action::World));
         for i in 0..self.bounds.nodes {
             if state.world.may_learn(i) {
                 actions.push(Action::Learn(i));
@@ -505,12 +499,7 @@ impl Model for Lvb {
     fn next_state(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
-            Action::World(change) => {
-                state.world.change(change);
-                if let Change::End(slot) = change {
-                    state.nodes[slot] = Node::default();
-                }
-            }
+            Action::World(change) => state.world.change(change, &mut state.nodes),
             Action::Learn(i) => self.learn(&mut state, i),
             Action::Grant { master, to, mode } => Self::grant(&mut state, master, to, mode),
             Action::Change(i) => {

@@ -9,7 +9,7 @@
 use stateright::{Model, Property};
 
 use super::rules::{Mistake, Rule};
-use super::world::{Bounds, Change, Mode, NODES_MAX, Slots, View, World};
+use super::world::{Bounds, Change, Mode, NODES_MAX, Slots, View, World, post};
 
 /// The model with its horizon.
 #[derive(Debug, Clone, Copy)]
@@ -91,14 +91,8 @@ pub(crate) enum Body {
     GiveBack { counter: u8 },
 }
 
-/// A message under way. An unlock finds the master of its view, whoever that is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Message {
-    view: u8,
-    from: usize,
-    to: Option<usize>,
-    body: Body,
-}
+/// An unlock goes to the master of its view.
+type Message = super::world::Message<Body>;
 
 /// View, counter.
 type Token = (u8, u8);
@@ -108,7 +102,6 @@ type Token = (u8, u8);
 pub(crate) struct State {
     world: World,
     nodes: Slots<Node>,
-    /// In order, each at most once.
     messages: Vec<Message>,
     /// Highest token of a lock that was taken.
     highest: Token,
@@ -170,10 +163,8 @@ pub(crate) enum Action {
 
 impl State {
     fn send(&mut self, from: usize, to: Option<usize>, body: Body) {
-        let message = Message { view: self.world.known(from).number, from, to, body };
-        if let Err(index) = self.messages.binary_search(&message) {
-            self.messages.insert(index, message);
-        }
+        let view = self.world.known(from).number;
+        post(&mut self.messages, Message { view, from, to, body });
     }
 
     /// A grant on its way to the node in its view, or an unlock on its way from it.
@@ -301,8 +292,6 @@ impl Gate {
     }
 
     fn may_take(&self, state: &State, by: usize, message: &Message) -> bool {
-        let view = state.world.known(by).number;
-        let is_in_view = view == message.view || (view > message.view && self.is_taken_late(&message.body));
         let node = &state.nodes[by];
         let fits = match message.body {
             Body::Appoint(_) => node.queue.is_none(),
@@ -311,7 +300,7 @@ impl Gate {
             Body::HandOver(_) => self.is_home(state, by) && node.share == Share::Nothing,
             Body::GiveBack { .. } => matches!(node.share, Share::At { master, .. } if master == message.from),
         };
-        state.world.is_acting(by) && is_in_view && message.to.is_none_or(|to| to == by) && fits
+        fits && state.world.may_take(by, message, |body| self.is_taken_late(body))
     }
 
     fn take(&self, state: &mut State, by: usize, message: Message) {
@@ -330,22 +319,6 @@ impl Gate {
                 state.nodes[by].share = Share::Free { counter };
             }
         }
-    }
-
-    /// Messages that nobody can take any more.
-    fn forget_messages(&self, state: &mut State) {
-        let State { world, messages, .. } = state;
-        messages.retain(|message| {
-            let may_reach = |by: usize| {
-                let known = world.known(by).number;
-                let is_late = known > message.view && world.is_acting(by) && self.is_taken_late(&message.body);
-                world.may_reach(by, message.view) || is_late
-            };
-            match message.to {
-                Some(to) => may_reach(to),
-                None => (0..NODES_MAX).any(may_reach),
-            }
-        });
     }
 
     /// What a master keeps in a new view: tokens begin anew, locks of the owed stay, those of the released are gone.
@@ -555,8 +528,7 @@ impl Gate {
     }
 
     fn world_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let mut changes = Vec::new();
-        state.world.changes(&self.bounds, &mut changes);
+        let mut changes = state.world.changes(&self.bounds);
         let is_waiting = matches!(self.rule, Rule::LetInBeforeRebuild | Rule::Least);
         if !is_waiting && self.mistake != Mistake::MasterBySlotLetIn && !self.is_rebuilt(state) {
             changes.retain(|change| !matches!(change, Change::Admit(slot) if state.world.is_second_life(*slot)));
@@ -688,12 +660,7 @@ impl Model for Gate {
     fn next_state(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
-            Action::World(change) => {
-                state.world.change(change);
-                if let Change::End(slot) = change {
-                    state.nodes[slot] = Node::default();
-                }
-            }
+            Action::World(change) => state.world.change(change, &mut state.nodes),
             Action::Learn(i) => self.learn(&mut state, i),
             Action::Appoint { home, master } => {
                 let Share::Free { counter } = state.nodes[home].share else { return None };
@@ -718,7 +685,7 @@ impl Model for Gate {
                 };
             }
         }
-        self.forget_messages(&mut state);
+        state.world.forget(&mut state.messages, |body| self.is_taken_late(body));
         Some(state)
     }
 

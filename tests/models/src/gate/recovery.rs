@@ -7,7 +7,7 @@
 
 use stateright::{Model, Property};
 
-use super::world::{Bounds, Change, Mode, NODES_MAX, Slots, View, World};
+use super::world::{Bounds, Change, Mode, NODES_MAX, Slots, View, World, post};
 
 /// A departure from the rules of recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,21 +77,14 @@ pub(crate) enum Body {
     GiveBack,
 }
 
-/// A message under way. An unlock finds the master of its view, whoever that is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Message {
-    view: u8,
-    from: usize,
-    to: Option<usize>,
-    body: Body,
-}
+/// An unlock goes to the master of its view.
+type Message = super::world::Message<Body>;
 
 /// One state of the world.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct State {
     world: World,
     nodes: Slots<Node>,
-    /// In order, each at most once.
     messages: Vec<Message>,
     /// Something was granted in a view while a life that it had removed could act.
     has_granted_early: bool,
@@ -126,10 +119,8 @@ pub(crate) enum Action {
 
 impl State {
     fn send(&mut self, from: usize, to: Option<usize>, body: Body) {
-        let message = Message { view: self.world.known(from).number, from, to, body };
-        if let Err(index) = self.messages.binary_search(&message) {
-            self.messages.insert(index, message);
-        }
+        let view = self.world.known(from).number;
+        post(&mut self.messages, Message { view, from, to, body });
     }
 
     /// A grant on its way to the node in its view, or an unlock on its way from it.
@@ -319,9 +310,7 @@ impl Recovery {
     }
 
     fn may_take(&self, state: &State, by: usize, message: &Message) -> bool {
-        let view = state.world.known(by).number;
         let node = &state.nodes[by];
-        let is_in_view = view == message.view || (view > message.view && self.is_taken_late(&message.body));
         let fits = match message.body {
             Body::Second(_) => true,
             Body::Appoint => node.is_running && node.queue.is_none(),
@@ -329,7 +318,7 @@ impl Recovery {
             Body::Unlock => node.is_running && node.queue.is_some_and(|queue| queue[message.from] != Mode::None),
             Body::GiveBack => node.is_running && node.master == Some(message.from),
         };
-        state.world.is_acting(by) && is_in_view && message.to.is_none_or(|to| to == by) && fits
+        fits && state.world.may_take(by, message, |body| self.is_taken_late(body))
     }
 
     fn take(state: &mut State, by: usize, message: Message) {
@@ -345,21 +334,6 @@ impl Recovery {
             }
             Body::GiveBack => state.nodes[by].master = None,
         }
-    }
-
-    /// Messages that nobody can take any more.
-    fn forget_messages(&self, state: &mut State) {
-        let State { world, messages, .. } = state;
-        messages.retain(|message| {
-            let may_reach = |by: usize| {
-                let is_late = world.is_acting(by) && world.known(by).number > message.view && self.is_taken_late(&message.body);
-                world.may_reach(by, message.view) || is_late
-            };
-            match message.to {
-                Some(to) => may_reach(to),
-                None => (0..NODES_MAX).any(may_reach),
-            }
-        });
     }
 
     fn node_actions(&self, state: &State, i: usize, actions: &mut Vec<Action>) {
@@ -429,9 +403,7 @@ impl Model for Recovery {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let mut changes = Vec::new();
-        state.world.changes(&self.bounds, &mut changes);
-        actions.extend(changes.into_iter().map(Action::World));
+        actions.extend(state.world.changes(&self.bounds).into_iter().map(Action::World));
         for i in 0..self.bounds.nodes {
             if state.world.may_learn(i) {
                 actions.push(Action::Learn(i));
@@ -443,12 +415,7 @@ impl Model for Recovery {
     fn next_state(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
-            Action::World(change) => {
-                state.world.change(change);
-                if let Change::End(slot) = change {
-                    state.nodes[slot] = Node::default();
-                }
-            }
+            Action::World(change) => state.world.change(change, &mut state.nodes),
             Action::Learn(i) => self.learn(&mut state, i),
             Action::Judge { home, master } => self.judge(&mut state, home, master),
             Action::Appoint { home, master } => {
@@ -464,7 +431,7 @@ impl Model for Recovery {
             Action::GiveBack(master) => Self::give_back(&mut state, master),
             Action::Take { by, message } => Self::take(&mut state, by, message),
         }
-        self.forget_messages(&mut state);
+        state.world.forget(&mut state.messages, |body| self.is_taken_late(body));
         Some(state)
     }
 

@@ -1,5 +1,5 @@
-//! What: what the gate models share: decided views, lives of nodes, the owed, and evidence as a fact of the machine.
-//! Owns: the newest decided view, which view each node knows, what the adversary may still do.
+//! What: what the gate models share: decided views, lives of nodes, the owed, evidence as a fact of the machine, messages under way.
+//! Owns: the newest decided view, which view each node knows, who may take a message, what the adversary may still do.
 //! Invariants: a removed life stays owed until a later view releases it, which only evidence allows; a node learns the newest view at any
 //!   later time and may skip those between; views are decided by a member that knows the newest one.
 //! Does not: model the register, pills, or the time that evidence takes (the removal, register and lifeline models do); a life that a
@@ -11,6 +11,22 @@ pub(super) const NODES_MAX: usize = 4;
 
 /// One value per slot.
 pub(super) type Slots<T> = [T; NODES_MAX];
+
+/// A message under way. One without a receiver finds the master of its view, whoever that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Message<B> {
+    pub(super) view: u8,
+    pub(super) from: usize,
+    pub(super) to: Option<usize>,
+    pub(super) body: B,
+}
+
+/// Messages stand in order, each at most once: what was sent twice is one state.
+pub(super) fn post<M: Ord>(messages: &mut Vec<M>, message: M) {
+    if let Err(index) = messages.binary_search(&message) {
+        messages.insert(index, message);
+    }
+}
 
 /// What a lock allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -203,6 +219,24 @@ impl World {
         self.is_in(slot, number) || (self.latest.number == number && self.may_learn(slot))
     }
 
+    /// May the node take this message, being in its view, or where late ones are taken in a later one?
+    pub(super) fn may_take<B>(&self, by: usize, message: &Message<B>, is_taken_late: impl Fn(&B) -> bool) -> bool {
+        let view = self.known(by).number;
+        let is_in_view = view == message.view || (view > message.view && is_taken_late(&message.body));
+        self.is_acting(by) && is_in_view && message.to.is_none_or(|to| to == by)
+    }
+
+    /// Forgets messages that nobody can take any more.
+    pub(super) fn forget<B>(&self, messages: &mut Vec<Message<B>>, is_taken_late: impl Fn(&B) -> bool) {
+        messages.retain(|message| {
+            let may_reach = |by: usize| self.may_reach(by, message.view) || self.may_take(by, message, &is_taken_late);
+            match message.to {
+                Some(to) => may_reach(to),
+                None => (0..NODES_MAX).any(may_reach),
+            }
+        });
+    }
+
     /// Learns the newest view; returns the one known before.
     pub(super) fn learn(&mut self, slot: usize) -> View {
         std::mem::replace(&mut self.machines[slot].known, self.latest)
@@ -234,7 +268,8 @@ impl World {
         self.is_acting(slot) && self.is_removed(slot) && !(0..NODES_MAX).any(is_alive)
     }
 
-    pub(super) fn changes(&self, bounds: &Bounds, changes: &mut Vec<Change>) {
+    pub(super) fn changes(&self, bounds: &Bounds) -> Vec<Change> {
+        let mut changes = Vec::new();
         for slot in 0..bounds.nodes {
             let machine = &self.machines[slot];
             let mut when = |is_possible: bool, change: Change| {
@@ -260,9 +295,11 @@ impl World {
         if bounds.may_settle && !self.is_settled() {
             changes.push(Change::Settle);
         }
+        changes
     }
 
-    pub(super) fn change(&mut self, change: Change) {
+    /// `nodes`: what the model's nodes know; a machine that ends forgets it.
+    pub(super) fn change<N: Default>(&mut self, change: Change, nodes: &mut Slots<N>) {
         match change {
             Change::Remove(slot) => {
                 self.latest.number += 1;
@@ -297,6 +334,7 @@ impl World {
             Change::End(slot) => {
                 self.crashes -= u8::from(!self.is_removed(slot));
                 self.machines[slot] = Machine { life: self.machines[slot].life, ..Machine::default() };
+                nodes[slot] = N::default();
             }
             Change::Begin(slot) => {
                 self.machines[slot] = Machine { is_up: true, life: self.machines[slot].life + 1, ..Machine::default() };
