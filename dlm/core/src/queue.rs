@@ -149,6 +149,14 @@ fn blocks(entry: &Entry, mode: Mode) -> bool {
     entry.granted.is_some_and(|granted| !granted.is_compatible(mode))
 }
 
+/// A holder hears of a mode that it blocks once, and not of weaker ones after it.
+fn tell(holder: &mut Entry, mode: Mode, out: &mut Notices) {
+    if blocks(holder, mode) && holder.told < Some(mode) {
+        holder.told = Some(mode);
+        out.push((holder.owner, Notice::Blocking(mode)));
+    }
+}
+
 impl Resource {
     /// A resource without locks, whose tokens go on after `counter`.
     pub(crate) fn with_counter(counter: u64) -> Self {
@@ -401,6 +409,8 @@ impl Resource {
             self.fail(entry, LockStatus::NoMemory, out);
         } else if entry.flags.has(Flags::HEADQUE) {
             self.waiting.push_front(entry);
+            // The first one need not be what those behind it waited for.
+            self.grant_pending(gate, out);
         } else {
             self.waiting.push(entry);
         }
@@ -423,23 +433,28 @@ impl Resource {
             self.fail(entry, LockStatus::Again, out);
             return;
         }
-        let is_demoted = if !self.is_deadlock(&entry) || entry.flags.has(Flags::NODLCKWT) {
-            false
-        } else if entry.flags.has(Flags::CONVDEADLK) {
+        let flags = entry.flags;
+        let is_deadlock = self.is_deadlock(&entry);
+        let is_demoted = is_deadlock && flags.has(Flags::CONVDEADLK);
+        if is_demoted {
             entry.granted = Some(Mode::Nl);
             entry.result = entry.result.with(ResultFlags::DEMOTED);
-            true
-        } else {
+        } else if is_deadlock && flags.has(Flags::NODLCKWT) {
+            // Instead of the refusal the one behind hears what the one ahead wants. At the end this one has heard it as a holder.
+            let wanted = entry.wanted.filter(|_| flags.has(Flags::HEADQUE));
+            wanted.into_iter().for_each(|wanted| self.converting.iter_mut().for_each(|behind| tell(behind, wanted, out)));
+        } else if is_deadlock {
             self.fail(entry, LockStatus::Deadlock, out);
             return;
-        };
+        }
         // At the front it would still stand in the way of those that it was demoted for.
-        if entry.flags.has(Flags::HEADQUE) && !is_demoted {
+        if flags.has(Flags::HEADQUE) && !is_demoted {
             self.converting.push_front(entry);
         } else {
             self.converting.push(entry);
         }
-        if is_demoted {
+        // QUECVT kept it from passing others; at the front, or without order, it need not wait for them.
+        if is_demoted || flags.has(Flags::HEADQUE) || flags.has(Flags::NOORDER) {
             self.grant_pending(gate, out);
         }
     }
@@ -494,11 +509,8 @@ impl Resource {
         }
         for entry in self.granted.iter_mut() {
             let is_blocked = |mode: &Mode| wanted.get(usize::from(mode.number())) == Some(&true) && blocks(entry, *mode);
-            if let Some(mode) = MODES.into_iter().rev().find(is_blocked)
-                && entry.told < Some(mode)
-            {
-                entry.told = Some(mode);
-                out.push((entry.owner, Notice::Blocking(mode)));
+            if let Some(mode) = MODES.into_iter().rev().find(is_blocked) {
+                tell(entry, mode, out);
             }
         }
     }
@@ -506,12 +518,7 @@ impl Resource {
     /// A failed try with NOQUEUEBAST tells granted and converting holders.
     fn tell_refused(&mut self, entry: &Entry, out: &mut Notices) {
         let Some(wanted) = entry.wanted.filter(|_| entry.flags.has(Flags::NOQUEUEBAST)) else { return };
-        for holder in self.granted.iter_mut().chain(self.converting.iter_mut()) {
-            if holder.owner != entry.owner && blocks(holder, wanted) && holder.told < Some(wanted) {
-                holder.told = Some(wanted);
-                out.push((holder.owner, Notice::Blocking(wanted)));
-            }
-        }
+        self.granted.iter_mut().chain(self.converting.iter_mut()).for_each(|holder| tell(holder, wanted, out));
     }
 
     /// Drops the locks of lives that are no more; a writer among them may have been about to write the value block.

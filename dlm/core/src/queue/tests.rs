@@ -147,8 +147,8 @@ fn held(resource: &Resource, slot: u16) -> Option<Mode> {
 }
 
 #[test]
-fn a_conversion_that_keeps_its_turn_passes_nobody_even_without_order() {
-    for (flags, wanted) in [(Flags::NOORDER, Mode::Cr), (Flags::NOORDER.with(Flags::QUECVT), Mode::Nl)] {
+fn a_conversion_that_keeps_its_turn_passes_nobody_unless_it_ignores_the_order() {
+    for (flags, wanted) in [(Flags::NOORDER, Mode::Cr), (Flags::QUECVT, Mode::Nl), (Flags::NOORDER.with(Flags::QUECVT), Mode::Cr)] {
         let (mut resource, mut out) = (Resource::default(), Vec::new());
         for (slot, mode) in [(0, Mode::Pr), (1, Mode::Cr), (2, Mode::Nl)] {
             resource.request(granted(slot, mode), OPEN, &mut out);

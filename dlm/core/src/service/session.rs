@@ -214,8 +214,10 @@ impl LockService {
 
     pub(super) fn close_session(&mut self, id: u64) {
         let Some(session) = self.sessions.remove(&id) else { return };
-        let locks: Vec<u32> = self.locks.list(&session.locks).collect();
-        for lock in locks {
+        let is_idle = |id: &u32| self.locks.get(*id).is_none_or(|lock| lock.pending.is_none());
+        let (idle, waiting): (Vec<u32>, Vec<u32>) = self.locks.list(&session.locks).partition(is_idle);
+        // What waits goes first: nothing is granted to the dead, and no value block comes in doubt by it.
+        for lock in waiting.into_iter().chain(idle) {
             // Whoever dies while it may write leaves the value block in doubt.
             self.begin_unlock(lock, None, Flags::IVVALBLK.with(Flags::FORCEUNLOCK), None);
         }

@@ -204,6 +204,40 @@ fn a_demoted_conversion_gives_up_the_front_too() {
 }
 
 #[test]
+fn a_deadlock_that_is_not_refused_is_told() {
+    for flags in [Flags::NODLCKWT, Flags::NODLCKWT.with(Flags::HEADQUE)] {
+        let mut node = Node::new();
+        let (a, b) = (node.lock(1, Mode::Pr), node.lock(2, Mode::Pr));
+        let locks = [node.granted(a), node.granted(b)];
+        let first = node.convert(1, locks[0], Mode::Ex, Flags::NONE, None);
+        assert_eq!(node.blocking(), [(locks[1], Mode::Ex)]);
+        let second = node.convert(2, locks[1], Mode::Ex, flags, None);
+        // The one behind is told; the second knew already that it is in the way of the first.
+        let behind: &[(u32, Mode)] = if flags.has(Flags::HEADQUE) { &[(locks[0], Mode::Ex)] } else { &[] };
+        assert_eq!((node.status(first), node.status(second), node.blocking().as_slice()), (None, None, behind), "{flags:?}");
+    }
+}
+
+#[test]
+fn who_is_put_at_the_front_does_not_wait_for_those_behind() {
+    let mut node = Node::new();
+    let reader = node.lock(1, Mode::Pr);
+    let waiter = node.lock(2, Mode::Cw);
+    let front = node.lock_with(3, Mode::Cr, Flags::HEADQUE);
+    assert_eq!((node.status(reader).is_some(), node.status(waiter), node.status(front).is_some()), (true, None, true));
+    let mut node = Node::new();
+    let (reader, nl, other) = (node.lock(1, Mode::Pr), node.lock(4, Mode::Nl), node.lock(4, Mode::Nl));
+    let (_, nl, other) = (node.granted(reader), node.granted(nl), node.granted(other));
+    node.convert(4, nl, Mode::Cw, Flags::NONE, None);
+    for flags in [Flags::HEADQUE, Flags::NOORDER] {
+        let up = node.convert(4, other, Mode::Cr, flags.with(Flags::QUECVT), None);
+        node.granted(up);
+        let down = node.convert(4, other, Mode::Nl, Flags::NONE, None);
+        node.granted(down);
+    }
+}
+
+#[test]
 fn a_try_fails_and_leaves_nothing() {
     let mut node = Node::new();
     let held = node.lock(1, Mode::Ex);
@@ -274,6 +308,19 @@ fn a_session_that_dies_frees_its_locks_and_marks_what_it_may_have_written() {
     node.input(Input::SessionClosed { session: 3 });
     let status = node.service.status();
     assert_eq!((status.locks, status.mastered, status.holds), (0, 0, false));
+}
+
+#[test]
+fn nothing_is_granted_to_the_dead() {
+    let mut node = Node::new();
+    let keeper = node.lock(3, Mode::Nl);
+    node.granted(keeper);
+    let holder = node.lock(1, Mode::Pr);
+    node.granted(holder);
+    node.lock(1, Mode::Ex);
+    node.input(Input::SessionClosed { session: 1 });
+    let reader = node.lock_with(2, Mode::Pr, Flags::VALBLK);
+    assert_eq!(node.answer(reader).unwrap().3, ResultFlags::default(), "nobody can have written");
 }
 
 #[test]
