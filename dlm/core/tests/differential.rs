@@ -1,0 +1,266 @@
+//! Random operations against a node alone and against the reference, in step. A seed decides everything.
+//! `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it did")]
+
+mod lockstep;
+mod reference;
+
+use deadbolt_dlm_core::mode::{MODES, STATUSES};
+use deadbolt_dlm_core::{Flags, LockStatus, Mode};
+use lockstep::Lockstep;
+use lockstep::text::{Step, read_step, write_queues, write_step};
+use reference::{Answer, Ask, Lock, Told};
+
+const RESOURCES: usize = 2;
+const SESSIONS: usize = 4;
+const STEPS_PER_RUN: u64 = 200;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+}
+
+/// Flags that are legal with what is asked, most of the time.
+const LOCK_FLAGS: [Flags; 7] =
+    [Flags::NOQUEUE, Flags::HEADQUE, Flags::NOORDER, Flags::ALTPR, Flags::ALTCW, Flags::NODLCKBLK, Flags::EXPEDITE];
+const CONVERT_FLAGS: [Flags; 9] = [
+    Flags::NOQUEUE,
+    Flags::QUECVT,
+    Flags::HEADQUE,
+    Flags::NOORDER,
+    Flags::ALTPR,
+    Flags::ALTCW,
+    Flags::CONVDEADLK,
+    Flags::NODLCKWT,
+    Flags::IVVALBLK,
+];
+
+struct Generator {
+    random: Random,
+    serial: u64,
+    sessions: Vec<u64>,
+    next_session: u64,
+    /// Some runs use few kinds of flags, so that their queues grow long; some use wrong ones.
+    flag_percent: usize,
+    bad_percent: usize,
+    /// Some runs use few modes and one resource, so that the same meet often.
+    modes: Vec<Mode>,
+    resources: usize,
+}
+
+impl Generator {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let (flag_percent, bad_percent) = (random.one(&[0, 10, 50]), random.one(&[0, 0, 5]));
+        let (kinds, resources) = (2 + random.below(8), 1 + random.below(RESOURCES));
+        let modes = (0..kinds).map(|_| random.one(&MODES)).collect();
+        Self { random, serial: 0, sessions: Vec::new(), next_session: 0, flag_percent, bad_percent, modes, resources }
+    }
+
+    fn next(&mut self, lockstep: &Lockstep) -> Step {
+        while self.sessions.len() < SESSIONS {
+            self.next_session += 1;
+            self.sessions.push(self.next_session);
+        }
+        let place = self.random.below(self.sessions.len());
+        let session = self.sessions[place];
+        if self.random.chance(1) {
+            self.sessions.remove(place);
+            return Step::Die(session);
+        }
+        self.serial += 1;
+        let serial = self.serial;
+        let locks: Vec<&Lock> = lockstep.reference().resources.values().flat_map(|resource| resource.locks()).collect();
+        let mine: Vec<&Lock> = locks.into_iter().filter(|lock| lock.session == session).collect();
+        Step::Ask(session, serial, self.ask(&mine))
+    }
+
+    fn ask(&mut self, mine: &[&Lock]) -> Ask {
+        let asked: Vec<&Lock> = mine.iter().copied().filter(|lock| lock.wanted.is_some()).collect();
+        let idle: Vec<&Lock> = mine.iter().copied().filter(|lock| lock.wanted.is_none()).collect();
+        match self.random.below(100) {
+            0..=29 if mine.len() < 4 => self.lock(),
+            30..=59 if !idle.is_empty() => self.convert(&idle),
+            60..=84 if !idle.is_empty() => self.unlock(&idle),
+            85..=89 if !asked.is_empty() => Ask::Cancel { lock: self.random.one(&asked).id },
+            90..=94 if !asked.is_empty() => Ask::CancelRequest { request: self.random.one(&asked).wanted.as_ref().unwrap().serial },
+            95 if !asked.is_empty() => self.unlock(&asked),
+            96 if !asked.is_empty() => self.convert(&asked),
+            97 if !idle.is_empty() => Ask::Cancel { lock: self.random.one(&idle).id },
+            98 => Ask::CancelRequest { request: self.random.next() % (self.serial + 1) },
+            _ => self.lock(),
+        }
+    }
+
+    fn mode(&mut self) -> Mode {
+        self.random.one(&self.modes)
+    }
+
+    fn flags(&mut self, of: &[Flags]) -> Flags {
+        let mut flags = Flags::NONE;
+        while self.random.chance(self.flag_percent) {
+            flags = flags.with(self.random.one(of));
+        }
+        if flags.has(Flags::NOQUEUE) && self.random.chance(50) {
+            flags = flags.with(Flags::NOQUEUEBAST);
+        }
+        if self.random.chance(self.bad_percent) {
+            flags = flags.with(Flags(1 << self.random.below(32)));
+        }
+        flags
+    }
+
+    fn lvb(&mut self, flags: &mut Flags) -> Option<[u8; 32]> {
+        if self.random.chance(50) {
+            *flags = flags.with(Flags::VALBLK);
+            // Without one: a bad argument.
+            return (!self.random.chance(self.bad_percent)).then(|| [u8::try_from(self.random.below(256)).unwrap(); 32]);
+        }
+        None
+    }
+
+    fn lock(&mut self) -> Ask {
+        let (mut flags, mode) = (self.flags(&LOCK_FLAGS), self.mode());
+        if mode != Mode::Nl && !self.random.chance(self.bad_percent) {
+            flags = Flags(flags.0 & !Flags::EXPEDITE.0);
+        }
+        let resource = b'a' + u8::try_from(self.random.below(self.resources)).unwrap();
+        let lvb = self.lvb(&mut flags);
+        Ask::Lock { resource, mode, flags, lvb }
+    }
+
+    fn convert(&mut self, of: &[&Lock]) -> Ask {
+        let (lock, mode, mut flags) = (self.random.one(of).id, self.mode(), self.flags(&CONVERT_FLAGS));
+        if !flags.has(Flags::NOQUEUE) && self.random.chance(self.flag_percent) {
+            flags = flags.with(Flags::CONVDEADLK);
+        }
+        let lvb = self.lvb(&mut flags);
+        Ask::Convert { lock, mode, flags, lvb }
+    }
+
+    fn unlock(&mut self, of: &[&Lock]) -> Ask {
+        let lock = self.random.one(of).id;
+        let mut flags = if self.random.chance(10) { Flags::FORCEUNLOCK } else { Flags::NONE };
+        if self.random.chance(10) {
+            flags = flags.with(Flags::IVVALBLK);
+        }
+        if self.random.chance(self.bad_percent) {
+            flags = flags.with(Flags(1 << self.random.below(32)));
+        }
+        let lvb = self.lvb(&mut flags);
+        Ask::Unlock { lock, flags, lvb }
+    }
+}
+
+/// What came out of the runs: a generator that never gets somewhere compares nothing there.
+#[derive(Default, Debug)]
+struct Seen {
+    statuses: [usize; STATUSES.len()],
+    /// DEMOTED, VALNOTVALID, ALTMODE, SYNCH.
+    flags: [usize; 4],
+    value_blocks: usize,
+    blocking: usize,
+}
+
+impl Seen {
+    fn count(&mut self, told: &[Told]) {
+        for (_, answer) in told {
+            match answer {
+                Answer::Blocking { .. } => self.blocking += 1,
+                Answer::Done { status, flags, lvb, .. } => {
+                    self.statuses[usize::from(status.number())] += 1;
+                    self.value_blocks += usize::from(lvb.is_some());
+                    (0..4).filter(|bit| flags.0 & (1 << bit) != 0).for_each(|bit| self.flags[bit] += 1);
+                }
+            }
+        }
+    }
+}
+
+/// Runs a seed; where it fails: what was done, and why it failed.
+fn run(seed: u64, seen: &mut Seen) -> Result<(), (Vec<Step>, String)> {
+    let (mut generator, mut lockstep, mut history) = (Generator::new(seed), Lockstep::new(), Vec::new());
+    for _ in 0..STEPS_PER_RUN {
+        let step = generator.next(&lockstep);
+        // What is printed of a failure can be kept as a transcript.
+        assert_eq!(read_step(&write_step(&step)).as_ref(), Some(&step));
+        history.push(step.clone());
+        match lockstep.take(&step) {
+            Ok(told) => seen.count(&told),
+            Err(error) => return Err((history, error)),
+        }
+    }
+    Ok(())
+}
+
+fn replay(history: &[Step]) -> Result<(), String> {
+    let mut lockstep = Lockstep::new();
+    history.iter().try_for_each(|step| lockstep.take(step).map(drop))
+}
+
+/// Leaves out every step without which it fails, too.
+fn shorten(mut history: Vec<Step>, mut error: String) -> (Vec<Step>, String) {
+    let mut at = history.len();
+    while at > 0 {
+        at -= 1;
+        let mut shorter = history.clone();
+        shorter.remove(at);
+        if let Err(other) = replay(&shorter) {
+            (history, error) = (shorter, other);
+            at = history.len();
+        }
+    }
+    (history, error)
+}
+
+/// The steps, and the queues before the last of them.
+fn tell(history: &[Step]) -> String {
+    let (_, before) = history.split_last().unwrap();
+    let mut lockstep = Lockstep::new();
+    before.iter().for_each(|step| drop(lockstep.take(step)));
+    let steps: Vec<String> = history.iter().map(write_step).collect();
+    let queues: Vec<String> = lockstep.reference().resources.keys().map(|name| write_queues(lockstep.reference(), *name)).collect();
+    format!("{}\nbefore the last of them:\n{}", steps.join("\n"), queues.join("\n"))
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let seed = std::env::var("DEADBOLT_DLM_SEED").ok().and_then(|text| text.parse().ok());
+    let count = if std::env::var_os("DEADBOLT_FULL").is_some() { 20_000 } else { 2000 };
+    seed.map_or(0..count, |seed| seed..seed + 1)
+}
+
+#[test]
+fn the_product_does_what_the_reference_does() {
+    let mut seen = Seen::default();
+    for seed in seeds() {
+        if let Err((history, error)) = run(seed, &mut seen) {
+            let (history, error) = shorten(history, error);
+            panic!("seed {seed}:\n{}\n{error}", tell(&history));
+        }
+    }
+    println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds().end - seeds().start));
+    let rare = [LockStatus::NoMemory, LockStatus::Stopped, LockStatus::TimedOut];
+    let expected = STATUSES.iter().filter(|status| !rare.contains(status)).map(|status| seen.statuses[usize::from(status.number())]);
+    let all = expected.chain(seen.flags.into_iter().take(3)).chain([seen.value_blocks, seen.blocking]);
+    assert!(seeds().count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
+}

@@ -1,0 +1,244 @@
+//! The product and the reference side by side: each step goes to both, and what they say and what stands on their queues must be the same.
+
+pub(crate) mod text;
+
+use crate::reference::{Answer, Ask, Id, Lock, Reference, Told};
+use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
+use deadbolt_dlm_core::client::ResourceName;
+use deadbolt_dlm_core::service::{LockSnapshot, LockState};
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Input, LockService, LockStatus, Output, SessionInfo, Token};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use text::{Step, write_told};
+
+const LOCKSPACE: &[u8] = b"space";
+
+/// No lock has this number.
+const NO_LOCK: u32 = u32::MAX;
+
+pub(crate) struct Lockstep {
+    service: LockService,
+    reference: Reference,
+    now: u64,
+    lockspace: u32,
+    sessions: BTreeSet<u64>,
+    /// Serial of the request that made it, by the product's number of the lock.
+    ids: BTreeMap<u32, Id>,
+    numbers: BTreeMap<Id, u32>,
+    /// The lock that a request was about.
+    about: BTreeMap<u64, Id>,
+    /// Greatest token of each resource that was seen.
+    tokens: BTreeMap<u8, Token>,
+    /// Which grant of a lock was seen last, and its token.
+    grants: BTreeMap<Id, (u64, Token)>,
+    /// Tokens in the replies of this step.
+    announced: Vec<Token>,
+}
+
+/// The process of a session.
+fn pid(session: u64) -> u32 {
+    u32::try_from(session).unwrap() + 1000
+}
+
+impl Lockstep {
+    pub(crate) fn new() -> Self {
+        let me = Life { slot: SlotIndex(0), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) };
+        let mut lockstep = Self {
+            service: LockService::new(me),
+            reference: Reference::default(),
+            now: 0,
+            lockspace: 0,
+            sessions: BTreeSet::new(),
+            ids: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            about: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            announced: Vec::new(),
+        };
+        lockstep.input(Input::View { number: ViewNumber(1), members: vec![me], owed: vec![], is_member: true });
+        lockstep.input(Input::Permit { may_grant: true });
+        lockstep
+    }
+
+    pub(crate) fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// Gives the product an input, publishes what it wants published, and returns what it says to sessions.
+    fn input(&mut self, input: Input) -> Vec<(u64, ClientReply)> {
+        let (mut replies, mut inputs) = (Vec::new(), VecDeque::from([input]));
+        while let Some(input) = inputs.pop_front() {
+            self.service.handle(self.now, input);
+            while let Some(output) = self.service.poll_output() {
+                match output {
+                    Output::Reply { session, reply } => replies.push((session, reply)),
+                    Output::Holds(is_held) => inputs.push_back(Input::HoldsPublished(is_held)),
+                    Output::Send { .. } => panic!("there is nobody to send to"),
+                    _ => {}
+                }
+            }
+        }
+        replies
+    }
+
+    fn open(&mut self, session: u64) {
+        if !self.sessions.insert(session) {
+            return;
+        }
+        self.input(Input::SessionOpened { session, info: SessionInfo { pid: pid(session) } });
+        let request = ClientRequest::JoinLockspace { serial: 0, name: LOCKSPACE.to_vec() };
+        let replies = self.input(Input::Request { session, request });
+        let [(_, ClientReply::Joined { lockspace, .. })] = replies[..] else { panic!("joined at once: {replies:?}") };
+        self.lockspace = lockspace;
+    }
+
+    /// Does it in both; what it brings, or how they differ. A session begins when it is first heard of.
+    pub(crate) fn take(&mut self, step: &Step) -> Result<Vec<Told>, String> {
+        self.now += 1;
+        let (replies, expected) = match step {
+            Step::Ask(session, serial, ask) => {
+                self.open(*session);
+                let about = match ask {
+                    Ask::Lock { .. } => Some(*serial),
+                    Ask::Convert { lock, .. } | Ask::Unlock { lock, .. } | Ask::Cancel { lock } => Some(*lock),
+                    Ask::CancelRequest { request } => self.about.get(request).copied(),
+                };
+                self.about.extend(about.map(|lock| (*serial, lock)));
+                let request = self.request(*serial, ask);
+                let replies = self.input(Input::Request { session: *session, request });
+                (replies, self.reference.ask(*session, *serial, ask.clone()))
+            }
+            Step::Die(session) => (self.input(Input::SessionClosed { session: *session }), self.reference.close(*session)),
+        };
+        self.compare(replies, expected)
+    }
+
+    fn request(&self, serial: u64, ask: &Ask) -> ClientRequest {
+        let number = |id: &Id| self.numbers.get(id).copied().unwrap_or(NO_LOCK);
+        match ask {
+            Ask::Lock { resource, mode, flags, lvb } => ClientRequest::Lock {
+                serial,
+                lockspace: self.lockspace,
+                resource: ResourceName::new(&[*resource]).unwrap(),
+                mode: *mode,
+                flags: *flags,
+                owner: 0,
+                timeout_ms: 0,
+                lvb: *lvb,
+            },
+            Ask::Convert { lock, mode, flags, lvb } => {
+                ClientRequest::Convert { serial, lock: number(lock), mode: *mode, flags: *flags, owner: 0, timeout_ms: 0, lvb: *lvb }
+            }
+            Ask::Unlock { lock, flags, lvb } => ClientRequest::Unlock { serial, lock: number(lock), flags: *flags, lvb: *lvb },
+            Ask::Cancel { lock } => ClientRequest::Cancel { serial, lock: number(lock) },
+            Ask::CancelRequest { request } => ClientRequest::CancelRequest { serial, request: *request },
+        }
+    }
+
+    fn compare(&mut self, replies: Vec<(u64, ClientReply)>, mut expected: Vec<Told>) -> Result<Vec<Told>, String> {
+        let mut found = Vec::new();
+        for (session, reply) in replies {
+            found.push((session, self.translate(reply)?));
+        }
+        // What one request brings has an order for each lock; between locks there is none.
+        let order = |(session, answer): &Told| match answer {
+            Answer::Done { serial, .. } => (*session, self.about.get(serial).copied()),
+            Answer::Blocking { lock, .. } => (*session, Some(*lock)),
+        };
+        found.sort_by_key(order);
+        expected.sort_by_key(order);
+        if found != expected {
+            let lines = |told: &[Told]| told.iter().map(|told| format!("    {}\n", write_told(told))).collect::<String>();
+            return Err(format!("product:\n{}reference:\n{}", lines(&found), lines(&expected)));
+        }
+        self.compare_queues()?;
+        Ok(found)
+    }
+
+    fn translate(&mut self, reply: ClientReply) -> Result<Answer, String> {
+        match reply {
+            ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => {
+                let is_refusal = matches!(status, LockStatus::Invalid | LockStatus::NotFound | LockStatus::Busy);
+                if lock != 0 && !is_refusal && !self.ids.contains_key(&lock) {
+                    self.bind(lock, serial);
+                }
+                if status != LockStatus::Success && token != Token::default() {
+                    return Err(format!("{status:?} with token {token}"));
+                }
+                self.announced.push(token);
+                // A number of a lock that is not there (any more) says nothing.
+                let lock = self.ids.get(&lock).copied().filter(|_| mode.is_some());
+                Ok(Answer::Done { serial, lock, status, mode, flags, lvb })
+            }
+            ClientReply::Blocking { lock, mode } => {
+                let lock = self.ids.get(&lock).copied().ok_or(format!("blocking callback of an unknown lock {lock}"))?;
+                Ok(Answer::Blocking { lock, mode })
+            }
+            ClientReply::Refused { serial, status, reason } if !reason.is_empty() => {
+                Ok(Answer::Done { serial, lock: None, status, mode: None, flags: Default::default(), lvb: None })
+            }
+            other => Err(format!("unexpected {other:?}")),
+        }
+    }
+
+    fn bind(&mut self, number: u32, id: Id) {
+        self.ids.insert(number, id);
+        self.numbers.insert(id, number);
+    }
+
+    fn compare_queues(&mut self) -> Result<(), String> {
+        let snapshot = self.service.snapshot();
+        let mut found: BTreeMap<u8, Vec<LockSnapshot>> =
+            snapshot.into_iter().map(|resource| (resource.resource[0], resource.locks)).collect();
+        let resources = std::mem::take(&mut self.reference.resources);
+        for (name, resource) in &resources {
+            let locks = found.remove(name).unwrap_or_default();
+            let is_same =
+                locks.len() == resource.locks().count() && locks.iter().zip(resource.locks()).all(|(one, other)| self.is_same(one, other));
+            if !is_same {
+                return Err(format!("product's queues: {locks:#?}\nreference: {resource:#?}"));
+            }
+            self.compare_tokens(*name, locks.iter().zip(resource.locks()))?;
+        }
+        self.reference.resources = resources;
+        self.announced.clear();
+        if found.is_empty() { Ok(()) } else { Err(format!("product's queues: {found:#?}\nreference: nothing")) }
+    }
+
+    /// A lock whose number was not heard of yet (it waits) is learned here.
+    fn is_same(&mut self, found: &LockSnapshot, wanted: &Lock) -> bool {
+        let state = match (wanted.granted, &wanted.wanted) {
+            (Some(_), None) => LockState::Granted,
+            (Some(_), Some(_)) => LockState::Converting,
+            (None, _) => LockState::Waiting,
+        };
+        if !self.ids.contains_key(&found.lock) {
+            self.bind(found.lock, wanted.id);
+        }
+        (self.ids.get(&found.lock).copied(), found.pid, found.state) == (Some(wanted.id), pid(wanted.session), state)
+            && (found.granted, found.wanted) == (wanted.granted, wanted.wanted.as_ref().map(|wanted| wanted.mode))
+    }
+
+    /// Tokens follow the order of the grants, whatever becomes of the resource between them.
+    fn compare_tokens<'a>(&mut self, name: u8, locks: impl Iterator<Item = (&'a LockSnapshot, &'a Lock)>) -> Result<(), String> {
+        let mut new = Vec::new();
+        for (found, wanted) in locks.filter(|(_, wanted)| wanted.granted.is_some()) {
+            match self.grants.get(&wanted.id) {
+                Some((grant, token)) if *grant == wanted.grant && *token == found.token => {}
+                Some((grant, token)) if *grant == wanted.grant => {
+                    return Err(format!("lock {} has token {} after {token}, and was not granted again", wanted.id, found.token));
+                }
+                _ => new.push((wanted.grant, found.token, wanted.id)),
+            }
+        }
+        new.sort_unstable();
+        for (grant, token, id) in new {
+            let last = self.tokens.insert(name, token).unwrap_or_default();
+            if token <= last || !self.announced.contains(&token) {
+                return Err(format!("lock {id} has token {token} after {last} of {}, announced {:?}", char::from(name), self.announced));
+            }
+            self.grants.insert(id, (grant, token));
+        }
+        Ok(())
+    }
+}
