@@ -1,32 +1,55 @@
 //! What: the blocking client of the lock service.
-//! Owns: one connection, one thread that reads it.
-//! Invariants: when the connection ends every lock of it is void and every call says so; dropping a guard gives its lock back.
+//! Owns: sessions, lockspaces and guards as a program sees them.
+//! Invariants: when the session ends every lock of it is void and every call says so; dropping a guard gives its lock back without waiting;
+//!   a request that is given up brings no lock.
 //! Does not: retry or reconnect: the program must know that its locks were lost.
-//! Called by: `deadbolt lock` and programs of users.
+//! Called by: `deadbolt lock`, `cache` and programs of users.
 //!
 //! ```no_run
 //! use deadbolt_dlm::{blocking::{Client, Wishes}, Mode};
+//! use std::time::Duration;
 //! # fn main() -> Result<(), deadbolt_dlm::blocking::ClientError> {
 //! let client = Client::connect("/var/lib/deadbolt/lock.sock", Default::default())?;
 //! let space = client.join(b"my-programs")?;
-//! let guard = space.lock(b"the-file", Mode::Ex, &Wishes::default())?;
-//! println!("token {}", guard.token());
+//! {
+//!     let guard = space.lock(b"the-file", Mode::Ex, &Wishes::default())?;
+//!     println!("token {}", guard.token());
+//! } // given back here
+//!
+//! // Only if it is free now.
+//! if let Some(guard) = space.try_lock(b"the-file", Mode::Pr)? {
+//!     drop(guard);
+//! }
+//!
+//! // Not longer than a second, with the value block.
+//! let wishes = Wishes { timeout: Some(Duration::from_secs(1)), ..Wishes::with_value() };
+//! let mut guard = space.lock(b"the-file", Mode::Ex, &wishes)?;
+//! println!("last value {:?}", guard.completion().lvb);
+//!
+//! // Another thread hears who waits for it.
+//! let blocked = guard.take_blocked();
+//! std::thread::spawn(move || blocked.iter().for_each(|mode| println!("somebody wants {mode:?}")));
+//! guard.unlock_writing([7; 32])?;
 //! # Ok(()) }
 //! ```
 
-pub use crate::routing::{ClientError, Completion};
-use crate::routing::{Routing, completion, resource_name};
+pub use crate::{
+    routing::{ClientError, Completion},
+    session::Transport,
+};
+use crate::{
+    routing::{HintSink, Reply, completion, resource_name},
+    session::{Owner, Session},
+};
 use deadbolt_dlm_core::{
     ClientReply, ClientRequest, Flags, LockStatus, Mode, Token,
-    client::{CLIENT_VERSION, FRAME_BYTES_MAX, Lvb, split_frame},
+    client::{LVB_BYTES, Lvb},
 };
 use std::{
-    io::{Read, Write},
-    net::Shutdown,
-    os::unix::net::UnixStream,
+    fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
-    time::Duration,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
 };
 
 /// How to connect.
@@ -45,93 +68,80 @@ pub struct Wishes {
     pub lvb: Option<Lvb>,
     /// How long to wait; none: for ever. Afterwards the request is cancelled.
     pub timeout: Option<Duration>,
+    /// For whom, as the search for deadlocks sees it: a transaction, by a number that the program chose and that may wait on several
+    /// nodes; 0: this session.
+    pub owner: u64,
 }
 
-struct Shared {
-    routing: Mutex<Routing>,
-    stream: UnixStream,
-    /// Serialises frames of several threads.
-    writing: Mutex<()>,
-}
-
-impl Shared {
-    fn routing(&self) -> MutexGuard<'_, Routing> {
-        self.routing.lock().unwrap_or_else(PoisonError::into_inner)
+impl Wishes {
+    /// The completion brings the resource's value block.
+    #[must_use]
+    pub fn with_value() -> Self {
+        Self { flags: Flags::VALBLK, lvb: Some([0; LVB_BYTES]), ..Self::default() }
     }
 
-    fn send(&self, bytes: &[u8]) {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        // A failed write shows up as the end of the connection on the reading side.
-        let _ = (&self.stream).write_all(bytes);
+    /// Fails at once where it would have to wait.
+    #[must_use]
+    pub fn at_once() -> Self {
+        Self { flags: Flags::NOQUEUE, ..Self::default() }
     }
-
-    fn ask(
-        &self,
-        make: impl FnOnce(u64) -> ClientRequest,
-        sink: Option<crate::routing::BlockingSink>,
-    ) -> (u64, mpsc::Receiver<Result<ClientReply, ClientError>>) {
-        let (sender, receiver) = mpsc::channel();
-        let answer = Box::new(move |reply| {
-            let _ = sender.send(reply);
-        });
-        let begun = self.routing().begin(make, answer, sink);
-        match begun {
-            Some((serial, bytes)) => {
-                self.send(&bytes);
-                (serial, receiver)
-            }
-            None => (0, receiver),
-        }
-    }
-
-    fn call(&self, make: impl FnOnce(u64) -> ClientRequest) -> Result<ClientReply, ClientError> {
-        receive(&self.ask(make, None).1)
-    }
-}
-
-fn receive(receiver: &mpsc::Receiver<Result<ClientReply, ClientError>>) -> Result<ClientReply, ClientError> {
-    receiver.recv().unwrap_or_else(|_| Err(ClientError::Lost { reason: "the connection was closed".into() }))
 }
 
 /// A session. Clones share it; it ends with the last clone, its lockspaces and guards.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Owner>,
+    owner: Arc<Owner>,
 }
 
-/// Closes the connection with the last user.
-struct Owner(Arc<Shared>);
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        let _ = self.0.stream.shutdown(Shutdown::Both);
-    }
-}
-
-impl std::fmt::Debug for Client {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("lost", &self.lost()).finish()
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.session().fmt(f)
     }
 }
 
 impl Client {
-    /// Connects to a node's lock socket.
+    /// Connects to a node's lock socket, and asks for a ring.
     ///
     /// # Errors
     /// No daemon, another version, or the node refuses this process.
     pub fn connect(path: impl AsRef<Path>, protection: Protection) -> Result<Self, ClientError> {
-        let path = path.as_ref();
-        let failed = |error: std::io::Error| ClientError::Connect { path: path.display().to_string(), reason: error.to_string() };
-        let stream = UnixStream::connect(path).map_err(failed)?;
-        let reading = stream.try_clone().map_err(failed)?;
-        let shared = Arc::new(Shared { routing: Mutex::default(), stream, writing: Mutex::new(()) });
-        let routes = shared.clone();
-        std::thread::Builder::new().name("deadbolt-client".into()).spawn(move || read_all(reading, &routes)).map_err(failed)?;
-        let client = Self { shared: Arc::new(Owner(shared)) };
-        match client.shared.0.call(|_| ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: protection.is_unprotected })? {
-            ClientReply::Welcome { .. } => Ok(client),
-            _ => Err(ClientError::Unexpected { to: "Hello" }),
+        Self::connect_over(path, protection, Transport::Ring)
+    }
+
+    /// Connects to a node's lock socket.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_over(path: impl AsRef<Path>, protection: Protection, transport: Transport) -> Result<Self, ClientError> {
+        let session = Arc::new(Session::open(path.as_ref(), protection, transport, false)?);
+        if !session.has_ring() {
+            session.start_listener();
         }
+        Ok(Self { owner: Arc::new(Owner(session)) })
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.owner.0
+    }
+
+    fn call(&self, make: impl FnOnce(u64) -> ClientRequest) -> Reply {
+        let (serial, was_asleep) = self.session().begin(make)?;
+        self.wait(serial, was_asleep)
+    }
+
+    fn wait(&self, serial: u64, was_asleep: bool) -> Reply {
+        // Without an end of the time there is an answer: at the latest that the session is over.
+        self.session().wait(serial, None, was_asleep).unwrap_or(Err(ClientError::Unexpected { to: "a request without a limit" }))
+    }
+
+    /// Waits; when the time is over the request is cancelled, and ends either way: cancelled, or granted just before.
+    fn wait_within(&self, serial: u64, was_asleep: bool, timeout: Option<Duration>) -> Reply {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        if let Some(reply) = self.session().wait(serial, until, was_asleep) {
+            return reply;
+        }
+        self.session().post(|own| ClientRequest::CancelRequest { serial: own, request: serial });
+        self.wait(serial, false)
     }
 
     /// Uses a lockspace.
@@ -139,7 +149,7 @@ impl Client {
     /// # Errors
     /// Refused, or the session is over.
     pub fn join(&self, name: &[u8]) -> Result<Lockspace, ClientError> {
-        match self.shared.0.call(|serial| ClientRequest::JoinLockspace { serial, name: name.to_vec() })? {
+        match self.call(|serial| ClientRequest::JoinLockspace { serial, name: name.to_vec() })? {
             ClientReply::Joined { lockspace, .. } => Ok(Lockspace { client: self.clone(), number: lockspace }),
             _ => Err(ClientError::Unexpected { to: "JoinLockspace" }),
         }
@@ -148,32 +158,14 @@ impl Client {
     /// Why the session is over; none while it stands.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
-        self.shared.0.routing().lost()
+        self.session().lost()
     }
-}
 
-fn read_all(mut stream: UnixStream, shared: &Shared) {
-    let mut buffer = Vec::new();
-    let mut chunk = vec![0; FRAME_BYTES_MAX];
-    let reason = loop {
-        match split_frame(&buffer) {
-            Err(error) => break error.to_string(),
-            Ok(Some((bytes, used))) => {
-                match ClientReply::decode(bytes) {
-                    Ok(reply) => shared.routing().handle(reply),
-                    Err(error) => break error.to_string(),
-                }
-                buffer.drain(..used);
-            }
-            Ok(None) => match stream.read(&mut chunk) {
-                Ok(0) => break "the daemon closed the connection".to_owned(),
-                Ok(length) => buffer.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => break error.to_string(),
-            },
-        }
-    };
-    shared.routing().end(&reason);
+    /// Does it speak through a ring?
+    #[must_use]
+    pub fn has_ring(&self) -> bool {
+        self.session().has_ring()
+    }
 }
 
 /// A lockspace that this session uses.
@@ -189,50 +181,79 @@ impl Lockspace {
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
-        let name = resource_name(resource)?;
-        let shared = &self.client.shared.0;
-        let (sender, blocked) = mpsc::channel();
-        let sink = Box::new(move |mode| {
-            let _ = sender.send(mode);
-        });
-        let make = |serial| ClientRequest::Lock {
-            serial,
-            lockspace: self.number,
-            resource: name,
-            mode,
-            flags: wishes.flags,
-            owner: 0,
-            timeout_ms: 0,
-            lvb: wishes.lvb,
-        };
-        let (request, receiver) = shared.ask(make, Some(sink));
-        let reply = match wishes.timeout {
-            None => receive(&receiver),
-            Some(timeout) => match receiver.recv_timeout(timeout) {
-                Ok(reply) => reply,
-                Err(_) => {
-                    let cancelled = shared.ask(|serial| ClientRequest::CancelRequest { serial, request }, None);
-                    // The request ends either way: cancelled, or granted just before.
-                    let reply = receive(&receiver);
-                    drop(cancelled);
-                    reply
-                }
-            },
-        };
+        self.begin(resource, mode, wishes)?.wait()
+    }
+
+    /// Takes a lock if it is free now; none: it is not.
+    ///
+    /// # Errors
+    /// Refused, or the session is over.
+    pub fn try_lock(&self, resource: &[u8], mode: Mode) -> Result<Option<Guard>, ClientError> {
+        match self.lock(resource, mode, &Wishes::at_once()) {
+            Ok(guard) => Ok(Some(guard)),
+            Err(ClientError::NotGranted(LockStatus::Again)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for a lock; to be waited for later, so that many requests are on their way at once.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn begin(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Pending, ClientError> {
+        let (lockspace, resource) = (self.number, resource_name(resource)?);
+        let Wishes { flags, lvb, owner, .. } = *wishes;
+        let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb };
+        let (serial, was_asleep) = self.client.session().begin(make)?;
+        Ok(Pending { client: self.client.clone(), serial, was_asleep, timeout: wishes.timeout, is_over: false })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// A lock asked for. Dropping it cancels the request.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the request"]
+pub struct Pending {
+    client: Client,
+    serial: u64,
+    was_asleep: bool,
+    timeout: Option<Duration>,
+    is_over: bool,
+}
+
+impl Pending {
+    /// Waits for the lock. The time of the wishes begins here.
+    ///
+    /// # Errors
+    /// Not granted in time, refused, or the session is over.
+    pub fn wait(mut self) -> Result<Guard, ClientError> {
+        self.is_over = true;
+        let reply = self.client.wait_within(self.serial, self.was_asleep, self.timeout);
         let done = completion(reply?, "Lock")?;
         match done.status {
-            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, blocked: Some(blocked), is_held: true }),
+            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, is_listened_to: false, is_held: true }),
             status => Err(ClientError::NotGranted(status)),
         }
     }
 }
 
-/// A lock held. Dropping it gives it back.
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.client.session().abandon(self.serial);
+        }
+    }
+}
+
+/// A lock held. Dropping it gives it back without waiting.
 #[derive(Debug)]
 pub struct Guard {
     client: Client,
     done: Completion,
-    blocked: Option<mpsc::Receiver<Mode>>,
+    is_listened_to: bool,
     is_held: bool,
 }
 
@@ -249,10 +270,23 @@ impl Guard {
         &self.done
     }
 
-    /// Modes that others wait for, as hints, for another thread to receive; empty when it was taken before. The stream ends with
-    /// the lock or the session.
+    /// Modes that others wait for, as hints, for another thread to receive, also those that came before this; empty when it was taken
+    /// before. The stream ends with the lock or the session.
     pub fn take_blocked(&mut self) -> mpsc::Receiver<Mode> {
-        self.blocked.take().unwrap_or_else(|| mpsc::channel().1)
+        let (sender, blocked) = mpsc::channel();
+        if !std::mem::replace(&mut self.is_listened_to, true) {
+            self.listen(Box::new(move |mode| {
+                let _ = sender.send(mode);
+            }));
+        }
+        blocked
+    }
+
+    /// Hands hints on from a thread of the session, which is locked meanwhile.
+    pub(crate) fn listen(&self, sink: HintSink) {
+        let session = self.client.session();
+        session.listen(self.done.lock, sink);
+        session.start_listener();
     }
 
     /// Changes the mode and waits for it.
@@ -260,10 +294,18 @@ impl Guard {
     /// # Errors
     /// Not granted (the lock keeps its mode), refused, or the session is over.
     pub fn convert(&mut self, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<&Completion, ClientError> {
+        self.convert_within(mode, &Wishes { flags, lvb, ..Wishes::default() })
+    }
+
+    /// Changes the mode and waits for it as long as wished.
+    ///
+    /// # Errors
+    /// Not granted in time (the lock keeps its mode), refused, or the session is over.
+    pub fn convert_within(&mut self, mode: Mode, wishes: &Wishes) -> Result<&Completion, ClientError> {
         let lock = self.done.lock;
-        let reply =
-            self.client.shared.0.call(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb })?;
-        let done = completion(reply, "Convert")?;
+        let Wishes { flags, lvb, owner, .. } = *wishes;
+        let (serial, was_asleep) = self.client.session().begin(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms: 0, lvb })?;
+        let done = completion(self.client.wait_within(serial, was_asleep, wishes.timeout)?, "Convert")?;
         match done.status {
             LockStatus::Success => {
                 self.done = done;
@@ -280,26 +322,24 @@ impl Guard {
     pub fn unlock(mut self, flags: Flags, lvb: Option<Lvb>) -> Result<(), ClientError> {
         self.is_held = false;
         let lock = self.done.lock;
-        let reply = self.client.shared.0.call(|serial| ClientRequest::Unlock { serial, lock, flags, lvb });
-        self.client.shared.0.routing().forget(lock);
-        completion(reply?, "Unlock").map(|_| ())
+        self.client.session().forget(lock);
+        let reply = self.client.call(|serial| ClientRequest::Unlock { serial, lock, flags, lvb })?;
+        completion(reply, "Unlock").map(|_| ())
+    }
+
+    /// Gives the lock back, from PW or EX with a new value block, and waits until the node has taken it.
+    ///
+    /// # Errors
+    /// As [`Guard::unlock`].
+    pub fn unlock_writing(self, value: Lvb) -> Result<(), ClientError> {
+        self.unlock(Flags::VALBLK, Some(value))
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if self.is_held {
-            let lock = self.done.lock;
-            let shared = &self.client.shared.0;
-            let begun = shared.routing().begin(
-                |serial| ClientRequest::Unlock { serial, lock, flags: Flags::NONE, lvb: None },
-                Box::new(|_| {}),
-                None,
-            );
-            if let Some((_, bytes)) = begun {
-                shared.send(&bytes);
-            }
-            shared.routing().forget(lock);
+            self.client.session().release(self.done.lock, Flags::NONE);
         }
     }
 }

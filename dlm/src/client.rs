@@ -1,105 +1,115 @@
 //! What: the async client of the lock service, on tokio.
-//! Owns: one connection, one task that reads it.
-//! Invariants: as the blocking client; a future of a lock that is dropped before it ended gives the lock back if it is granted later.
+//! Owns: sessions, lockspaces and guards as a program sees them; the task that reads.
+//! Invariants: as the blocking client; a future that is dropped before it ended takes its request back, and what it brought is given back.
 //! Does not: retry or reconnect.
 //! Called by: programs of users.
+//!
+//! ```no_run
+//! use deadbolt_dlm::{client::{Client, Wishes}, Mode};
+//! # async fn example() -> Result<(), deadbolt_dlm::client::ClientError> {
+//! let client = Client::connect("/var/lib/deadbolt/lock.sock", Default::default()).await?;
+//! let space = client.join(b"my-programs").await?;
+//! let wishes = Wishes::default();
+//! tokio::select! {
+//!     guard = space.lock(b"the-file", Mode::Ex, &wishes) => {
+//!         let mut guard = guard?;
+//!         println!("token {}", guard.token());
+//!         if let Some(mode) = guard.blocked().await {
+//!             println!("somebody wants {mode:?}");
+//!         }
+//!     }
+//!     // The other branch is dropped: its request is cancelled.
+//!     () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+//! }
+//! # Ok(()) }
+//! ```
 
-use crate::routing::{Answer, Routing, completion, resource_name};
 pub use crate::{
     blocking::{Protection, Wishes},
     routing::{ClientError, Completion},
+    session::Transport,
 };
-use deadbolt_dlm_core::{
-    ClientReply, ClientRequest, Flags, LockStatus, Mode, Token,
-    client::{CLIENT_VERSION, FRAME_BYTES_MAX, Lvb, split_frame},
+use crate::{
+    routing::{Reply, completion, resource_name},
+    session::{Owner, Session},
 };
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, Token, client::Lvb};
 use std::{
+    fmt, io,
+    os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
-    sync::{mpsc, oneshot},
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc,
     task::JoinHandle,
 };
 
+/// Ends the reading task and the session with its last user.
 struct Shared {
-    routing: Mutex<Routing>,
-    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    owner: Owner,
+    task: JoinHandle<()>,
 }
 
-impl Shared {
-    fn routing(&self) -> MutexGuard<'_, Routing> {
-        self.routing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self, make: impl FnOnce(u64) -> ClientRequest, answer: Answer, sink: Option<crate::routing::BlockingSink>) -> u64 {
-        let begun = self.routing().begin(make, answer, sink);
-        begun.map_or(0, |(serial, bytes)| {
-            let _ = self.outgoing.send(bytes);
-            serial
-        })
-    }
-
-    async fn call(&self, make: impl FnOnce(u64) -> ClientRequest) -> Result<ClientReply, ClientError> {
-        let (sender, receiver) = oneshot::channel();
-        self.begin(make, Box::new(move |reply| drop(sender.send(reply))), None);
-        receiver.await.unwrap_or_else(|_| Err(closed()))
-    }
-}
-
-fn closed() -> ClientError {
-    ClientError::Lost { reason: "the connection was closed".into() }
-}
-
-struct Owner {
-    shared: Arc<Shared>,
-    tasks: [JoinHandle<()>; 2],
-}
-
-impl Drop for Owner {
+impl Drop for Shared {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.task.abort();
     }
 }
 
 /// A session. Clones share it; it ends with the last clone, its lockspaces and guards.
 #[derive(Clone)]
 pub struct Client {
-    owner: Arc<Owner>,
+    shared: Arc<Shared>,
 }
 
-impl std::fmt::Debug for Client {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("lost", &self.lost()).finish()
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.session().fmt(f)
     }
 }
 
 impl Client {
-    /// Connects to a node's lock socket.
+    /// Connects to a node's lock socket, and asks for a ring.
     ///
     /// # Errors
     /// No daemon, another version, or the node refuses this process.
     pub async fn connect(path: impl AsRef<Path>, protection: Protection) -> Result<Self, ClientError> {
-        let path = path.as_ref();
-        let stream = UnixStream::connect(path).await;
-        let stream = stream.map_err(|error| ClientError::Connect { path: path.display().to_string(), reason: error.to_string() })?;
-        let (reading, writing) = stream.into_split();
-        let (outgoing, waiting) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { routing: Mutex::default(), outgoing });
-        let tasks = [tokio::spawn(read_all(reading, shared.clone())), tokio::spawn(write_all(waiting, writing))];
-        let client = Self { owner: Arc::new(Owner { shared, tasks }) };
-        let hello =
-            client.shared().call(|_| ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: protection.is_unprotected }).await?;
-        match hello {
-            ClientReply::Welcome { .. } => Ok(client),
-            _ => Err(ClientError::Unexpected { to: "Hello" }),
-        }
+        Self::connect_over(path, protection, Transport::Ring).await
     }
 
-    fn shared(&self) -> &Arc<Shared> {
-        &self.owner.shared
+    /// Connects to a node's lock socket.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_over(path: impl AsRef<Path>, protection: Protection, transport: Transport) -> Result<Self, ClientError> {
+        let path = path.as_ref().to_owned();
+        let failed = {
+            let path = path.display().to_string();
+            move |reason: String| ClientError::Connect { path, reason }
+        };
+        // A few round trips with the node, which may be busy: not on this thread.
+        let opened = tokio::task::spawn_blocking(move || Session::open(&path, protection, transport, true)).await;
+        let session = match opened {
+            Ok(session) => Arc::new(session?),
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        let owner = Owner(session.clone());
+        let sources = Sources::new(&session).map_err(|error| failed(error.to_string()))?;
+        let task = tokio::spawn(read_all(session, sources));
+        Ok(Self { shared: Arc::new(Shared { owner, task }) })
+    }
+
+    fn session(&self) -> &Arc<Session> {
+        &self.shared.owner.0
+    }
+
+    fn begin(&self, make: impl FnOnce(u64) -> ClientRequest) -> Result<Answer, ClientError> {
+        let (serial, _) = self.session().begin(make)?;
+        Ok(Answer { session: self.session().clone(), serial, is_over: false })
     }
 
     /// Uses a lockspace.
@@ -107,7 +117,7 @@ impl Client {
     /// # Errors
     /// Refused, or the session is over.
     pub async fn join(&self, name: &[u8]) -> Result<Lockspace, ClientError> {
-        match self.shared().call(|serial| ClientRequest::JoinLockspace { serial, name: name.to_vec() }).await? {
+        match self.begin(|serial| ClientRequest::JoinLockspace { serial, name: name.to_vec() })?.await? {
             ClientReply::Joined { lockspace, .. } => Ok(Lockspace { client: self.clone(), number: lockspace }),
             _ => Err(ClientError::Unexpected { to: "JoinLockspace" }),
         }
@@ -116,41 +126,76 @@ impl Client {
     /// Why the session is over; none while it stands.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
-        self.shared().routing().lost()
+        self.session().lost()
     }
 }
 
-async fn write_all(mut waiting: mpsc::UnboundedReceiver<Vec<u8>>, mut writing: OwnedWriteHalf) {
-    while let Some(mut batch) = waiting.recv().await {
-        while let Ok(more) = waiting.try_recv() {
-            batch.extend(more);
-        }
-        if writing.write_all(&batch).await.is_err() {
-            return;
-        }
-    }
+/// What the reading task waits on.
+struct Sources {
+    socket: AsyncFd<OwnedFd>,
+    bell: Option<AsyncFd<OwnedFd>>,
 }
 
-async fn read_all(mut stream: OwnedReadHalf, shared: Arc<Shared>) {
-    let mut buffer = Vec::with_capacity(FRAME_BYTES_MAX);
-    let reason = loop {
-        match split_frame(&buffer) {
-            Err(error) => break error.to_string(),
-            Ok(Some((bytes, used))) => {
-                match ClientReply::decode(bytes) {
-                    Ok(reply) => shared.routing().handle(reply),
-                    Err(error) => break error.to_string(),
-                }
-                buffer.drain(..used);
+impl Sources {
+    fn new(session: &Session) -> io::Result<Self> {
+        let (socket, bell) = session.descriptors()?;
+        // SAFETY: the descriptor is owned by the AsyncFd, always returns itself and stays open until the AsyncFd is dropped.
+        let socket = unsafe { AsyncFd::register(socket)? };
+        // SAFETY: as above.
+        let bell = bell.map(|bell| unsafe { AsyncFd::register_with_interest(bell, Interest::READABLE) }).transpose()?;
+        Ok(Self { socket, bell })
+    }
+
+    async fn ring(&self) {
+        match &self.bell {
+            // Each ring of the bell is an edge of its own, so its count is never read.
+            Some(bell) => {
+                let _ = bell.readable().await.map(|mut ready| ready.clear_ready());
             }
-            Ok(None) => match stream.read_buf(&mut buffer).await {
-                Ok(0) => break "the daemon closed the connection".to_owned(),
-                Ok(_) => {}
-                Err(error) => break error.to_string(),
-            },
+            None => std::future::pending().await,
         }
-    };
-    shared.routing().end(&reason);
+    }
+}
+
+async fn read_all(session: Arc<Session>, sources: Sources) {
+    let mut has_heard = true;
+    while !session.is_over() {
+        let is_full = session.turn(has_heard);
+        let wanted = if is_full { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        has_heard = tokio::select! {
+            ready = sources.socket.ready(wanted) => {
+                let _ = ready.map(|mut ready| ready.clear_ready());
+                true
+            }
+            () = sources.ring() => false,
+            () = session.has_backlog() => false,
+        };
+    }
+}
+
+/// The answer to come. Dropped before, it takes the request back.
+struct Answer {
+    session: Arc<Session>,
+    serial: u64,
+    is_over: bool,
+}
+
+impl Future for Answer {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
+        let answer = self.session.poll(self.serial, context.waker());
+        self.is_over = answer.is_ready();
+        answer
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.session.abandon(self.serial);
+        }
+    }
 }
 
 /// A lockspace that this session uses.
@@ -160,91 +205,61 @@ pub struct Lockspace {
     number: u32,
 }
 
-/// Cancels a request whose future was dropped.
-struct Pending {
-    client: Client,
-    request: u64,
-    is_over: bool,
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.is_over {
-            let request = self.request;
-            self.client.shared().begin(|serial| ClientRequest::CancelRequest { serial, request }, Box::new(|_| {}), None);
-        }
-    }
-}
-
 impl Lockspace {
     /// Takes a lock and waits for it. Dropping the future cancels the request.
     ///
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub async fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
-        let name = resource_name(resource)?;
-        let (blocked_sender, blocked) = mpsc::unbounded_channel();
-        let (sender, mut receiver) = oneshot::channel();
-        let late = self.client.clone();
-        let answer: Answer = Box::new(move |reply| {
-            // Granted although nobody waits any more: give it back.
-            if let Err(Ok(ClientReply::Completed { lock, mode: Some(_), .. })) = sender.send(reply) {
-                give_back(late, lock);
-            }
-        });
-        let make = |serial| ClientRequest::Lock {
-            serial,
-            lockspace: self.number,
-            resource: name,
-            mode,
-            flags: wishes.flags,
-            owner: 0,
-            timeout_ms: 0,
-            lvb: wishes.lvb,
-        };
-        let sink = Box::new(move |mode| {
-            let _ = blocked_sender.send(mode);
-        });
-        let request = self.client.shared().begin(make, answer, Some(sink));
-        let mut pending = Pending { client: self.client.clone(), request, is_over: false };
-        let reply = match wishes.timeout {
-            None => (&mut receiver).await,
-            Some(timeout) => match tokio::time::timeout(timeout, &mut receiver).await {
-                Ok(reply) => reply,
-                Err(_) => {
-                    self.client.shared().begin(|serial| ClientRequest::CancelRequest { serial, request }, Box::new(|_| {}), None);
-                    (&mut receiver).await
-                }
-            },
-        };
-        pending.is_over = true;
-        let done = completion(reply.unwrap_or_else(|_| Err(closed()))?, "Lock")?;
+        let (lockspace, resource) = (self.number, resource_name(resource)?);
+        let Wishes { flags, lvb, owner, .. } = *wishes;
+        let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb };
+        let reply = within(&self.client, self.client.begin(make)?, wishes).await;
+        let done = completion(reply?, "Lock")?;
         match done.status {
-            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, blocked, is_held: true }),
+            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, blocked: None, is_held: true, is_in_doubt: false }),
             status => Err(ClientError::NotGranted(status)),
+        }
+    }
+
+    /// Takes a lock if it is free now; none: it is not.
+    ///
+    /// # Errors
+    /// Refused, or the session is over.
+    pub async fn try_lock(&self, resource: &[u8], mode: Mode) -> Result<Option<Guard>, ClientError> {
+        match self.lock(resource, mode, &Wishes::at_once()).await {
+            Ok(guard) => Ok(Some(guard)),
+            Err(ClientError::NotGranted(LockStatus::Again)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
 
-/// Runs on its own task: the routing that calls back is locked.
-fn give_back(client: Client, lock: u32) {
-    tokio::spawn(async move {
-        let _ = client.shared().call(|serial| ClientRequest::Unlock { serial, lock, flags: Flags::NONE, lvb: None }).await;
-        client.shared().routing().forget(lock);
-    });
+/// Waits; when the time is over the request is cancelled, and ends either way: cancelled, or granted just before.
+async fn within(client: &Client, mut answer: Answer, wishes: &Wishes) -> Reply {
+    if let Some(timeout) = wishes.timeout {
+        if let Ok(reply) = tokio::time::timeout(timeout, &mut answer).await {
+            return reply;
+        }
+        let request = answer.serial;
+        client.session().post(|serial| ClientRequest::CancelRequest { serial, request });
+    }
+    answer.await
 }
 
-/// A lock held. Dropping it gives it back.
+/// A lock held. Dropping it gives it back without waiting.
 #[derive(Debug)]
 pub struct Guard {
     client: Client,
     done: Completion,
-    blocked: mpsc::UnboundedReceiver<Mode>,
+    blocked: Option<mpsc::UnboundedReceiver<Mode>>,
     is_held: bool,
+    /// A conversion was begun and its end not seen.
+    is_in_doubt: bool,
 }
 
 impl Guard {
-    /// The grant's number.
+    /// The grant's number: it only grows from grant to grant of a resource.
     #[must_use]
     pub fn token(&self) -> Token {
         self.done.token
@@ -256,20 +271,42 @@ impl Guard {
         &self.done
     }
 
-    /// The next mode that others wait for; none once the session is over.
+    /// The next mode that others wait for, as a hint; none once the session is over.
     pub async fn blocked(&mut self) -> Option<Mode> {
-        self.blocked.recv().await
+        let (session, lock) = (self.client.session(), self.done.lock);
+        let blocked = self.blocked.get_or_insert_with(|| {
+            let (sender, blocked) = mpsc::unbounded_channel();
+            session.listen(
+                lock,
+                Box::new(move |mode| {
+                    let _ = sender.send(mode);
+                }),
+            );
+            blocked
+        });
+        blocked.recv().await
     }
 
-    /// Changes the mode and waits for it.
+    /// Changes the mode and waits for it. Dropping the future cancels the conversion; what mode the lock has is then told by the next one.
     ///
     /// # Errors
     /// Not granted (the lock keeps its mode), refused, or the session is over.
     pub async fn convert(&mut self, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<&Completion, ClientError> {
+        self.convert_within(mode, &Wishes { flags, lvb, ..Wishes::default() }).await
+    }
+
+    /// Changes the mode and waits for it as long as wished; dropping the future is as above.
+    ///
+    /// # Errors
+    /// Not granted in time (the lock keeps its mode), refused, or the session is over.
+    pub async fn convert_within(&mut self, mode: Mode, wishes: &Wishes) -> Result<&Completion, ClientError> {
         let lock = self.done.lock;
-        let reply =
-            self.client.shared().call(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb }).await?;
-        let done = completion(reply, "Convert")?;
+        let Wishes { flags, lvb, owner, .. } = *wishes;
+        let answer = self.client.begin(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms: 0, lvb })?;
+        self.is_in_doubt = true;
+        let reply = within(&self.client, answer, wishes).await;
+        self.is_in_doubt = false;
+        let done = completion(reply?, "Convert")?;
         match done.status {
             LockStatus::Success => {
                 self.done = done;
@@ -279,29 +316,25 @@ impl Guard {
         }
     }
 
-    /// Gives the lock back and waits until the node has taken it.
+    /// Gives the lock back and waits until the node has taken it. Dropping the future does not keep it.
     ///
     /// # Errors
-    /// Refused, or the session is over.
+    /// Refused, or the session is over (the lock is void then as well).
     pub async fn unlock(mut self, flags: Flags, lvb: Option<Lvb>) -> Result<(), ClientError> {
-        self.is_held = false;
         let lock = self.done.lock;
-        let reply = self.client.shared().call(|serial| ClientRequest::Unlock { serial, lock, flags, lvb }).await;
-        self.client.shared().routing().forget(lock);
-        completion(reply?, "Unlock").map(|_| ())
+        let flags = if self.is_in_doubt { flags.with(Flags::FORCEUNLOCK) } else { flags };
+        self.is_held = false;
+        self.client.session().forget(lock);
+        let reply = self.client.begin(|serial| ClientRequest::Unlock { serial, lock, flags, lvb })?.await?;
+        completion(reply, "Unlock").map(|_| ())
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if self.is_held {
-            let lock = self.done.lock;
-            self.client.shared().begin(
-                |serial| ClientRequest::Unlock { serial, lock, flags: Flags::NONE, lvb: None },
-                Box::new(|_| {}),
-                None,
-            );
-            self.client.shared().routing().forget(lock);
+            let flags = if self.is_in_doubt { Flags::FORCEUNLOCK } else { Flags::NONE };
+            self.client.session().release(self.done.lock, flags);
         }
     }
 }

@@ -6,8 +6,13 @@
 
 pub mod blocking;
 pub mod client;
+mod memory;
+mod ring;
 mod routing;
 pub mod server;
+mod session;
+mod transport;
 
 pub use deadbolt_dlm_core::mode::MODES;
 pub use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token};
+pub use session::Transport;

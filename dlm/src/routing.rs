@@ -1,12 +1,16 @@
 //! What: where each reply of the daemon goes, for both client libraries.
-//! Owns: serials, the waiting requests, the sinks of blocking callbacks, the session's end.
-//! Invariants: every waiting request is answered once, by its reply or by the session's end; a callback that comes right behind a grant
-//!   finds its sink.
-//! Does not: read or write sockets, or wait.
-//! Called by: the blocking and the async client.
+//! Owns: serials, the requests under way, the hints for locks held, the session's end.
+//! Invariants: every request under way is answered once, by its reply or by the session's end; a lock granted to nobody any more is named
+//!   to be given back; a hint that comes right behind a grant is kept until somebody listens.
+//! Does not: read or write, or wait.
+//! Called by: `session`.
 
-use deadbolt_dlm_core::{ClientReply, ClientRequest, LockStatus, Mode, ResourceName, ResultFlags, Token, client::Lvb};
-use std::collections::BTreeMap;
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResourceName, ResultFlags, Token, client::Lvb};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    task::{Poll, Waker},
+};
 
 /// Why a client's call fails.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -34,7 +38,21 @@ pub enum ClientError {
         /// Why.
         reason: String,
     },
-    /// Not granted: the lock was busy, the wait ended, or it would deadlock.
+    /// This process was forked from the one whose session it is.
+    #[error(
+        "this lock session belongs to process {pid}, of which this one is a fork; a child connects anew, its parent's locks are not its own"
+    )]
+    Forked {
+        /// Whose.
+        pid: u32,
+    },
+    /// Not granted: those who wait would wait for each other for ever.
+    #[error("not granted: it would wait for ever: {cycle}")]
+    Deadlock {
+        /// Who waits for whom.
+        cycle: String,
+    },
+    /// Not granted: the lock was busy, or the wait ended.
     #[error("not granted: {0:?}")]
     NotGranted(LockStatus),
     /// The daemon answered with something else than was asked for.
@@ -62,84 +80,209 @@ pub struct Completion {
     pub token: Token,
 }
 
-pub(crate) type Answer = Box<dyn FnOnce(Result<ClientReply, ClientError>) + Send>;
-pub(crate) type BlockingSink = Box<dyn Fn(Mode) + Send>;
+pub(crate) type Reply = Result<ClientReply, ClientError>;
+/// Takes the hints for one lock. Called while the session is locked: it only hands on.
+pub(crate) type HintSink = Box<dyn Fn(Mode) + Send>;
 
+/// The numbers are our own or the daemon's, and small: they spread well enough under one multiplication.
+#[derive(Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio, odd.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+type Numbered<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
+
+#[derive(Default)]
 struct Waiter {
-    answer: Answer,
-    sink: Option<BlockingSink>,
+    answer: Option<Reply>,
+    waker: Option<Waker>,
+    /// Who waits for whom, where that is why it fails.
+    cycle: Option<String>,
+    makes_lock: bool,
+    is_abandoned: bool,
+}
+
+#[derive(Default)]
+struct Held {
+    sink: Option<HintSink>,
+    /// The strongest mode hinted at before somebody listened.
+    hint: Option<Mode>,
 }
 
 /// See the module's head.
 #[derive(Default)]
 pub(crate) struct Routing {
     serial: u64,
-    waiting: BTreeMap<u64, Waiter>,
-    sinks: BTreeMap<u32, BlockingSink>,
+    waiting: Numbered<u64, Waiter>,
+    held: Numbered<u32, Held>,
     lost: Option<String>,
+    leftovers: Vec<u32>,
 }
 
 impl Routing {
-    /// Numbers a request and keeps its answer's place. A session that is over answers at once.
-    pub(crate) fn begin(
-        &mut self,
-        make: impl FnOnce(u64) -> ClientRequest,
-        answer: Answer,
-        sink: Option<BlockingSink>,
-    ) -> Option<(u64, Vec<u8>)> {
+    fn number(&mut self) -> Result<u64, ClientError> {
         if let Some(reason) = &self.lost {
-            answer(Err(ClientError::Lost { reason: reason.clone() }));
-            return None;
+            return Err(ClientError::Lost { reason: reason.clone() });
         }
         self.serial += 1;
-        let request = make(self.serial);
-        // The answer to Hello carries no serial.
-        let key = if matches!(request, ClientRequest::Hello { .. }) { 0 } else { self.serial };
-        self.waiting.insert(key, Waiter { answer, sink });
-        Some((key, deadbolt_dlm_core::client::frame(&request.encode())))
+        Ok(self.serial)
+    }
+
+    /// Numbers a request and keeps its answer's place; gives the number and the frame's body.
+    pub(crate) fn begin(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Result<(u64, Vec<u8>), ClientError> {
+        let serial = self.number()?;
+        let request = make(serial);
+        let makes_lock = matches!(request, ClientRequest::Lock { .. });
+        self.waiting.insert(serial, Waiter { makes_lock, ..Waiter::default() });
+        Ok((serial, request.encode()))
+    }
+
+    /// A request whose answer nobody waits for; none when the session is over.
+    pub(crate) fn post(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Option<Vec<u8>> {
+        self.number().ok().map(|serial| make(serial).encode())
+    }
+
+    /// The posted request that gives a lock back; none when the session is over, and the lock with it.
+    pub(crate) fn release(&mut self, lock: u32, flags: Flags) -> Option<Vec<u8>> {
+        self.held.remove(&lock);
+        let is_lost = self.lost.is_some();
+        (!is_lost).then(|| ClientRequest::Unlock { serial: 0, lock, flags, lvb: None }.encode())
+    }
+
+    /// The answer, if it has come.
+    pub(crate) fn take(&mut self, serial: u64) -> Option<Reply> {
+        self.waiting.get(&serial)?.answer.as_ref()?;
+        self.waiting.remove(&serial)?.answer
+    }
+
+    /// The answer, or who is to be woken when it comes.
+    pub(crate) fn poll(&mut self, serial: u64, waker: &Waker) -> Poll<Reply> {
+        if let Some(answer) = self.take(serial) {
+            return Poll::Ready(answer);
+        }
+        if let Some(waiter) = self.waiting.get_mut(&serial) {
+            waiter.waker = Some(waker.clone());
+        }
+        Poll::Pending
+    }
+
+    /// Nobody waits for the answer any more; true: it has not come yet. A lock it brings, or has brought, is named by
+    /// [`Routing::take_leftovers`].
+    pub(crate) fn abandon(&mut self, serial: u64) -> bool {
+        let Some(waiter) = self.waiting.get_mut(&serial) else { return false };
+        waiter.is_abandoned = true;
+        let makes_lock = waiter.makes_lock;
+        let Some(answer) = self.take(serial) else { return true };
+        if makes_lock && let Ok(ClientReply::Completed { lock, mode: Some(_), .. }) = answer {
+            self.held.remove(&lock);
+            self.leftovers.push(lock);
+        }
+        false
+    }
+
+    /// Locks that were granted to nobody.
+    pub(crate) fn take_leftovers(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.leftovers)
+    }
+
+    /// From here on hints for a lock go there, also one that came before.
+    pub(crate) fn listen(&mut self, lock: u32, sink: HintSink) {
+        if let Some(held) = self.held.get_mut(&lock) {
+            if let Some(mode) = held.hint.take() {
+                sink(mode);
+            }
+            held.sink = Some(sink);
+        }
     }
 
     /// A lock is gone: nothing blocks any more.
     pub(crate) fn forget(&mut self, lock: u32) {
-        self.sinks.remove(&lock);
+        self.held.remove(&lock);
     }
 
     /// Why the session is over, if it is.
-    pub(crate) fn lost(&self) -> Option<String> {
-        self.lost.clone()
+    pub(crate) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
     }
 
-    pub(crate) fn handle(&mut self, reply: ClientReply) {
-        let serial = match &reply {
-            ClientReply::Welcome { .. } => 0,
-            ClientReply::Blocking { lock, mode } => {
-                if let Some(sink) = self.sinks.get(lock) {
-                    sink(*mode);
+    /// Takes a reply; gives the number of the request that it answers.
+    pub(crate) fn handle(&mut self, reply: ClientReply) -> Option<u64> {
+        match &reply {
+            ClientReply::Blocking { lock, mode } => self.hint(*lock, *mode),
+            ClientReply::Lost { reason } | ClientReply::Refused { serial: 0, reason, .. } => self.end(reason),
+            ClientReply::DeadlockCycle { serial, text } => {
+                if let Some(waiter) = self.waiting.get_mut(serial) {
+                    waiter.cycle = Some(text.clone());
                 }
-                return;
             }
-            ClientReply::Lost { reason } => return self.end(reason),
-            reply => match reply.answers() {
-                Some(serial) => serial,
-                None => return,
-            },
-        };
-        let Some(waiter) = self.waiting.remove(&serial) else { return };
-        if let (ClientReply::Completed { lock, mode: Some(_), .. }, Some(sink)) = (&reply, waiter.sink) {
-            self.sinks.insert(*lock, sink);
+            _ => {}
         }
-        (waiter.answer)(match reply {
+        let serial = reply.answers()?;
+        let waiter = self.waiting.get_mut(&serial)?;
+        if let ClientReply::Completed { lock, mode: Some(_), .. } = reply
+            && waiter.makes_lock
+        {
+            if waiter.is_abandoned {
+                self.leftovers.push(lock);
+            } else {
+                self.held.insert(lock, Held::default());
+            }
+        }
+        if waiter.is_abandoned {
+            self.waiting.remove(&serial);
+            return None;
+        }
+        waiter.answer = Some(match reply {
             ClientReply::Refused { status, reason, .. } => Err(ClientError::Refused { status, reason }),
+            ClientReply::Completed { status: LockStatus::Deadlock, .. } => {
+                let cycle = waiter.cycle.take().unwrap_or_else(|| "a conversion of the same lock waits for this one".into());
+                Err(ClientError::Deadlock { cycle })
+            }
             reply => Ok(reply),
         });
+        if let Some(waker) = waiter.waker.take() {
+            waker.wake();
+        }
+        Some(serial)
+    }
+
+    fn hint(&mut self, lock: u32, mode: Mode) {
+        if let Some(held) = self.held.get_mut(&lock) {
+            match &held.sink {
+                Some(sink) => sink(mode),
+                None => held.hint = held.hint.max(Some(mode)),
+            }
+        }
     }
 
     /// The session is over: everybody who waits learns it.
     pub(crate) fn end(&mut self, reason: &str) {
-        self.lost.get_or_insert_with(|| reason.to_owned());
-        self.sinks.clear();
-        for (_, waiter) in std::mem::take(&mut self.waiting) {
-            (waiter.answer)(Err(ClientError::Lost { reason: reason.to_owned() }));
+        let reason = self.lost.get_or_insert_with(|| reason.to_owned()).clone();
+        self.held.clear();
+        self.leftovers.clear();
+        self.waiting.retain(|_, waiter| !waiter.is_abandoned);
+        for waiter in self.waiting.values_mut() {
+            waiter.answer.get_or_insert_with(|| Err(ClientError::Lost { reason: reason.clone() }));
+            if let Some(waker) = waiter.waker.take() {
+                waker.wake();
+            }
         }
     }
 }
@@ -157,5 +300,71 @@ pub(crate) fn completion(reply: ClientReply, to: &'static str) -> Result<Complet
     match reply {
         ClientReply::Completed { lock, status, mode, flags, lvb, token, .. } => Ok(Completion { lock, status, mode, flags, lvb, token }),
         _ => Err(ClientError::Unexpected { to }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(serial: u64) -> ClientRequest {
+        let resource = ResourceName::new(b"r").unwrap();
+        ClientRequest::Lock { serial, lockspace: 1, resource, mode: Mode::Ex, flags: Flags::NONE, owner: 0, timeout_ms: 0, lvb: None }
+    }
+
+    fn granted(serial: u64, lock: u32) -> ClientReply {
+        let (status, mode, flags, token) = (LockStatus::Success, Some(Mode::Ex), ResultFlags::default(), Token::default());
+        ClientReply::Completed { serial, lock, status, mode, flags, lvb: None, token }
+    }
+
+    #[test]
+    fn a_lock_for_somebody_who_left_is_given_back_whenever_it_comes() {
+        let mut routing = Routing::default();
+        let (early, _) = routing.begin(lock).unwrap();
+        let (late, _) = routing.begin(lock).unwrap();
+        routing.handle(granted(early, 7));
+        assert!(!routing.abandon(early), "it has come already");
+        assert!(routing.abandon(late));
+        routing.handle(granted(late, 8));
+        assert_eq!(routing.take_leftovers(), [7, 8]);
+        let (mode, flags) = (Mode::Pr, Flags::NONE);
+        let convert = |serial| ClientRequest::Convert { serial, lock: 9, mode, flags, owner: 0, timeout_ms: 0, lvb: None };
+        let (conversion, _) = routing.begin(convert).unwrap();
+        routing.handle(granted(conversion, 9));
+        routing.abandon(conversion);
+        assert!(routing.take_leftovers().is_empty(), "a conversion's lock has an owner");
+        assert!(routing.waiting.is_empty() && routing.held.is_empty());
+    }
+
+    #[test]
+    fn a_hint_before_anybody_listens_is_kept_and_one_for_a_lock_that_is_gone_is_not() {
+        let mut routing = Routing::default();
+        let (serial, _) = routing.begin(lock).unwrap();
+        routing.handle(granted(serial, 7));
+        routing.handle(ClientReply::Blocking { lock: 7, mode: Mode::Pr });
+        routing.handle(ClientReply::Blocking { lock: 7, mode: Mode::Cr });
+        routing.handle(ClientReply::Blocking { lock: 8, mode: Mode::Ex });
+        let (sender, hints) = std::sync::mpsc::channel();
+        routing.listen(
+            7,
+            Box::new(move |mode| {
+                let _ = sender.send(mode);
+            }),
+        );
+        assert_eq!(hints.try_recv(), Ok(Mode::Pr));
+        routing.forget(7);
+        assert!(hints.recv().is_err());
+        assert!(routing.held.is_empty());
+    }
+
+    #[test]
+    fn the_end_answers_everybody_once() {
+        let mut routing = Routing::default();
+        let (serial, _) = routing.begin(lock).unwrap();
+        routing.handle(ClientReply::Lost { reason: "first".into() });
+        routing.end("second");
+        let Some(Err(ClientError::Lost { reason })) = routing.take(serial) else { panic!("not answered") };
+        assert_eq!(reason, "first");
+        assert!(matches!(routing.begin(lock), Err(ClientError::Lost { .. })));
     }
 }

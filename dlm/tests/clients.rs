@@ -1,98 +1,23 @@
 //! The server half and both client libraries around one real lock service on one node.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use deadbolt_disk_format::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
+mod common;
+
+use common::{Node, anybody};
 use deadbolt_dlm::{
     Flags, LockStatus, Mode,
     blocking::{Client, ClientError, Protection, Wishes},
     client,
-    server::{AcceptHook, Server, ServerEvent},
 };
-use deadbolt_dlm_core::{
-    client::{CLIENT_VERSION, ClientReply, ClientRequest, ResourceName, frame, split_frame},
-    service::{Input, LockService, Output, SessionInfo},
-};
+use deadbolt_dlm_core::client::{CLIENT_VERSION, ClientReply, ClientRequest, ResourceName, frame, split_frame};
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
     sync::mpsc,
     time::Duration,
 };
-
-/// A single-member node on a thread of its own; ends with the value.
-struct Node {
-    directory: tempfile::TempDir,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Node {
-    fn start(hook: AcceptHook) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock.sock");
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (ready, is_ready) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve(&path, hook, stopped, ready));
-        });
-        is_ready.recv().unwrap();
-        Self { directory, stop: Some(stop), thread: Some(thread) }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("lock.sock")
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect(self.path(), Protection::default()).unwrap()
-    }
-
-    fn end(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-async fn serve(path: &Path, hook: AcceptHook, mut stopped: tokio::sync::oneshot::Receiver<()>, ready: mpsc::Sender<()>) {
-    let me = Life { slot: SlotIndex(0), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
-    let mut service = LockService::new(me);
-    service.handle(0, Input::View { number: ViewNumber(1), members: vec![me], owed: Vec::new(), is_member: true });
-    service.handle(0, Input::Permit { may_grant: true });
-    let (server, mut events) = Server::bind(path, None, hook).unwrap();
-    ready.send(()).unwrap();
-    loop {
-        while let Some(output) = service.poll_output() {
-            match output {
-                Output::Reply { session, reply } => server.reply(session, &reply),
-                Output::Holds(holds) => service.handle(0, Input::HoldsPublished(holds)),
-                _ => {}
-            }
-        }
-        tokio::select! {
-            _ = &mut stopped => return,
-            Some(event) = events.recv() => service.handle(0, match event {
-                ServerEvent::Opened { session, pid, .. } => Input::SessionOpened { session, info: SessionInfo { pid: u32::try_from(pid).unwrap() } },
-                ServerEvent::Request { session, request } => Input::Request { session, request },
-                ServerEvent::Closed { session } => Input::SessionClosed { session },
-            }),
-        }
-    }
-}
-
-fn anybody() -> AcceptHook {
-    Box::new(|_, _| Ok(()))
-}
 
 #[test]
 fn sixteen_clients_lose_no_update_under_an_exclusive_lock() {
@@ -152,9 +77,9 @@ fn a_holder_is_told_who_is_blocked_and_may_convert() {
 fn a_value_block_travels_with_the_lock() {
     let node = Node::start(anybody());
     let space = node.connect().join(b"test").unwrap();
-    let mut writer = space.lock(b"r", Mode::Ex, &Wishes { flags: Flags::VALBLK, lvb: Some([0; 32]), timeout: None }).unwrap();
+    let mut writer = space.lock(b"r", Mode::Ex, &Wishes::with_value()).unwrap();
     writer.convert(Mode::Nl, Flags::VALBLK, Some([7; 32])).unwrap();
-    let reader = space.lock(b"r", Mode::Pr, &Wishes { flags: Flags::VALBLK, lvb: Some([0; 32]), timeout: None }).unwrap();
+    let reader = space.lock(b"r", Mode::Pr, &Wishes::with_value()).unwrap();
     assert_eq!(reader.completion().lvb, Some([7; 32]));
 }
 

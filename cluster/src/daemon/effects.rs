@@ -5,7 +5,7 @@
 //! Called by: the daemon's loop.
 
 use super::{
-    ClientEvent, Daemon, NetworkEvent, Outcome, Waiting,
+    Daemon, NetworkEvent, Outcome, Waiting,
     control::{ControlRequest, failure},
     now_ms,
     status::{DeviceStatus, ShellStatus, status_json},
@@ -19,7 +19,7 @@ use anyhow::Result;
 use deadbolt_cluster_core::{hello::NodeMessage, membership::ChangeRequest};
 use deadbolt_disk::{Operation, now_ns};
 use deadbolt_disk_format::{Evidence, Life, NodeState};
-use deadbolt_dlm::server::Server;
+use deadbolt_dlm::server::{Server, ServerEvent};
 use deadbolt_dlm_core::{ClientReply, service as locks};
 use deadbolt_qdisk_core::register::DiskOpKind;
 use serde_json::{Value, json};
@@ -125,15 +125,28 @@ impl Effects {
         }
     }
 
-    pub(super) fn handle_client(&mut self, node: &mut Node, event: ClientEvent) {
-        let input = match event {
-            ClientEvent::Opened { session, pid, .. } => {
-                locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }
-            }
-            ClientEvent::Request { session, request } => locks::Input::Request { session, request },
-            ClientEvent::Closed { session } => locks::Input::SessionClosed { session },
-        };
-        node.handle(now_ms(), NodeInput::Locks(input));
+    /// Waits until clients have something to say.
+    pub(super) async fn clients_ready(&mut self) {
+        self.server.ready().await;
+    }
+
+    /// Puts everything that clients said to the node; the answers of all of it leave together.
+    pub(super) fn handle_clients(&mut self, node: &mut Node) {
+        while let Some(event) = self.server.next_event() {
+            let input = match event {
+                ServerEvent::Opened { session, pid, .. } => {
+                    locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }
+                }
+                ServerEvent::Request { session, request } => locks::Input::Request { session, request },
+                ServerEvent::Closed { session } => locks::Input::SessionClosed { session },
+            };
+            node.handle(now_ms(), NodeInput::Locks(input));
+        }
+    }
+
+    /// Sends the clients what they were answered in this turn.
+    pub(super) fn flush(&mut self) {
+        self.server.flush();
     }
 
     pub(super) fn handle_control(&mut self, daemon: &mut Daemon, node: &mut Node, request: ControlRequest) {

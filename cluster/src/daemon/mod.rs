@@ -23,7 +23,7 @@ use control::{ControlRequest, ControlSocket};
 use deadbolt_cluster_core::{membership, timing};
 use deadbolt_disk::{Access, BackendChoice, Completion, Engine, now_ns};
 use deadbolt_disk_format::{Beat, Configuration, Incarnation, LeftLives, Life, SlotIndex, ViewBody, ViewNumber, sbd::Command};
-use deadbolt_dlm::server::{Server, ServerEvent};
+use deadbolt_dlm::server::Server;
 use deadbolt_sbd::{
     page::{DaemonSide, Page, SbdState},
     pill::{Pill, PillKey, encode_pill},
@@ -176,7 +176,7 @@ impl Daemon {
         let (control_sender, mut control_requests) = mpsc::channel(64);
         let group = self.file.group_number()?;
         let _control = ControlSocket::bind(&self.directory.control_socket(), group, control_sender)?;
-        let (server, mut clients) = Server::bind(&self.directory.lock_socket(), group, effects::accept_hook(&self.file))?;
+        let server = Server::bind(&self.directory.lock_socket(), group, effects::accept_hook(&self.file))?;
         let mut effects = Effects::new(links, server);
         tracing::info!(node = %self.file.name, slot = me.slot.0, boot = %me.boot, incarnation = %me.incarnation, "incarnation begins");
         node.handle(now_ms(), NodeInput::Start);
@@ -209,7 +209,7 @@ impl Daemon {
                 Some((device, completion)) = self.completions.recv() => self.handle_completion(&mut node, device, completion),
                 Some(datagram) = datagrams.recv() => effects.handle_datagram(&mut node, &datagram),
                 Some(event) = link_events.recv() => effects.handle_link(&mut node, event),
-                Some(event) = clients.recv() => effects.handle_client(&mut node, event),
+                () = effects.clients_ready() => effects.handle_clients(&mut node),
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
                 () = tokio::time::sleep(wait) => {}
                 _ = turn.tick() => {}
@@ -300,6 +300,7 @@ impl Daemon {
                 return Ok(Some(outcome));
             }
         }
+        effects.flush();
         Ok(None)
     }
 
@@ -426,6 +427,5 @@ pub fn initial_file(directory: &NodeDirectory) -> PathBuf {
 
 /// Answers that wait for evidence: an operator's fence.
 pub(crate) type Waiting = BTreeMap<Life, Vec<oneshot::Sender<serde_json::Value>>>;
-pub(crate) type ClientEvent = ServerEvent;
 pub(crate) type NetworkEvent = LinkEvent;
 pub(crate) use supervisor::is_descendant;

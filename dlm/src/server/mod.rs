@@ -1,0 +1,478 @@
+//! What: the server half of the lock socket and of the clients' rings.
+//! Owns: the listening socket, every connection, the numbering of sessions, who is looked at next.
+//! Invariants: a connection's first frame is a Hello that the accept hook let pass; garbage, an unread backlog or a second Hello ends that
+//!   session and no other; one turn hands out a bounded number of requests; the loop sleeps only after every ring that was awake has been
+//!   told so and looked at once more.
+//! Does not: answer anything but refused connections and the wish for a ring; run tasks or threads.
+//! Called by: the daemon's loop, which puts requests to the lock service and hands its replies back.
+
+mod session;
+
+use crate::memory::processor;
+use deadbolt_dlm_core::client::{ClientReply, ClientRequest};
+use session::{End, Session};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt, io,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::UnixListener,
+    time::{Sleep, sleep_until},
+};
+
+/// Sessions at once; more are refused with a word.
+pub const SESSIONS_MAX: usize = 4096;
+/// Rings at once; a session beyond them goes on over its socket (chosen: with full rings 70 MiB).
+pub const RINGS_MAX: usize = 1024;
+/// Connections that have not said Hello; more wait to be accepted (chosen: far more than honest clients that start at one moment).
+const STRANGERS_MAX: usize = 256;
+/// Time for the first frame.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before connections are accepted again when the system could not.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Requests after which a turn looks at no further session (chosen: about a millisecond of work).
+const TURN_REQUESTS: usize = 2048;
+/// Requests after which the loop's other tasks get their turn in any case.
+const YIELD_REQUESTS: usize = 256;
+/// Longest time for which rings are watched before the loop sleeps; more than a wake-up across processors takes (measured: 36-43 us).
+const WATCH_MAX: Duration = Duration::from_micros(60);
+/// Shortest such time: what is tried again after many vain ones.
+const WATCH_MIN: Duration = Duration::from_micros(2);
+/// Rings watched at a time.
+const WATCHED_MAX: usize = 16;
+
+/// Who is at the other end, as the kernel says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Process number in this process's namespace; 0: not visible from here.
+    pub pid: i32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Lets a client in or says why not; told whether the client says that it is unprotected.
+pub type AcceptHook = Box<dyn Fn(&Peer, bool) -> Result<(), String> + Send + Sync>;
+
+/// What the clients tell the loop.
+#[derive(Debug)]
+pub enum ServerEvent {
+    /// A client is in.
+    Opened {
+        /// Number of its session; never used again.
+        session: u64,
+        /// Its process.
+        pid: i32,
+        /// Its user.
+        uid: u32,
+    },
+    /// It asks; the first request is its Hello.
+    Request {
+        /// Whose.
+        session: u64,
+        /// What.
+        request: ClientRequest,
+    },
+    /// It is gone, and with it everything it held.
+    Closed {
+        /// Whose.
+        session: u64,
+    },
+}
+
+/// Where something may have happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Listener,
+    Socket(u64),
+    Bell(u64),
+}
+
+/// What has woken the loop since it looked last.
+#[derive(Debug, Default)]
+struct ReadyList {
+    sources: Mutex<Vec<Source>>,
+    turn: Mutex<Option<Waker>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ReadyList {
+    fn add(&self, source: Source) {
+        lock(&self.sources).push(source);
+        if let Some(turn) = lock(&self.turn).take() {
+            turn.wake();
+        }
+    }
+}
+
+/// Wakes the loop and tells it where to look: no task stands between a socket and the loop.
+#[derive(Debug)]
+struct SourceWaker {
+    source: Source,
+    list: Arc<ReadyList>,
+    is_listed: AtomicBool,
+}
+
+impl Wake for SourceWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.is_listed.swap(true, Ordering::AcqRel) {
+            self.list.add(self.source);
+        }
+    }
+}
+
+/// A waker of one source.
+#[derive(Debug)]
+struct Watch {
+    shared: Arc<SourceWaker>,
+    waker: Waker,
+}
+
+impl Watch {
+    fn new(source: Source, list: &Arc<ReadyList>) -> Self {
+        let shared = Arc::new(SourceWaker { source, list: list.clone(), is_listed: AtomicBool::new(false) });
+        Self { waker: shared.clone().into(), shared }
+    }
+
+    /// The loop looks at the source now: from here on it may be listed again.
+    fn begin(&self) {
+        self.shared.is_listed.store(false, Ordering::Release);
+    }
+
+    /// The loop did not finish with the source.
+    fn again(&self) {
+        self.shared.wake_by_ref();
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context::from_waker(&self.waker)
+    }
+}
+
+/// What all sessions share.
+struct Common {
+    events: VecDeque<ServerEvent>,
+    list: Arc<ReadyList>,
+    hook: AcceptHook,
+    /// Sessions that are in.
+    open: usize,
+    rings: usize,
+    /// Where sockets are read into.
+    chunk: Box<[u8]>,
+    /// Where frames of rings are copied to.
+    frame: Vec<u8>,
+}
+
+/// Lock socket, sessions and rings; dropping it closes every session.
+pub struct Server {
+    listener: UnixListener,
+    listening: Watch,
+    common: Common,
+    sessions: HashMap<u64, Session>,
+    last: u64,
+    /// Connections without a Hello and until when they may be so.
+    strangers: BTreeMap<u64, Instant>,
+    accept_again: Option<Instant>,
+    alarm: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// Sessions whose rings were not told that the loop sleeps.
+    awake: VecDeque<u64>,
+    /// Sessions with something to hand on.
+    touched: Vec<u64>,
+    since_yield: usize,
+    watch: Duration,
+    watches: u32,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("sessions", &self.common.open).field("rings", &self.common.rings).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Listens at `path`, for the owner and one group. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn bind(path: &Path, group: Option<u32>, hook: AcceptHook) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(if group.is_some() { 0o660 } else { 0o600 }))?;
+        if let Some(group) = group {
+            std::os::unix::fs::chown(path, None, Some(group))?;
+        }
+        let list = Arc::<ReadyList>::default();
+        let listening = Watch::new(Source::Listener, &list);
+        listening.again();
+        let chunk = vec![0; 64 << 10].into_boxed_slice();
+        let common = Common { events: VecDeque::new(), list, hook, open: 0, rings: 0, chunk, frame: Vec::new() };
+        Ok(Self {
+            listener,
+            listening,
+            common,
+            sessions: HashMap::new(),
+            last: 0,
+            strangers: BTreeMap::new(),
+            accept_again: None,
+            alarm: None,
+            awake: VecDeque::new(),
+            touched: Vec::new(),
+            since_yield: 0,
+            watch: WATCH_MAX,
+            watches: 0,
+        })
+    }
+
+    /// Waits until clients have something to say. Dropping the future loses nothing.
+    pub async fn ready(&mut self) {
+        std::future::poll_fn(|context| self.poll_ready(context)).await;
+    }
+
+    /// What they said; take all of it before waiting again, so that one turn answers all.
+    pub fn next_event(&mut self) -> Option<ServerEvent> {
+        self.common.events.pop_front()
+    }
+
+    /// Hands a reply to its session; it leaves with [`Server::flush`]. A session that leaves too much unread is closed.
+    pub fn reply(&mut self, session: u64, reply: &ClientReply) {
+        let Some(found) = self.sessions.get_mut(&session) else { return };
+        let is_touched = found.is_touched();
+        match found.reply(&reply.encode()) {
+            Ok(()) if is_touched => {}
+            Ok(()) => self.touched.push(session),
+            Err(end) => self.end(session, end),
+        }
+    }
+
+    /// Sends what has been replied: each client is woken once.
+    pub fn flush(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for id in touched.drain(..) {
+            if let Some(Err(end)) = self.sessions.get_mut(&id).map(Session::flush) {
+                self.end(id, end);
+            }
+        }
+        // What a closed session touched meanwhile is nobody's.
+        self.touched.clear();
+        std::mem::swap(&mut self.touched, &mut touched);
+    }
+
+    /// Sessions open now.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.common.open
+    }
+
+    /// Rings in use now.
+    #[must_use]
+    pub fn rings(&self) -> usize {
+        self.common.rings
+    }
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.since_yield >= YIELD_REQUESTS {
+            // The rest of the process, and the sockets themselves, are looked at only when the loop says that it waits.
+            self.since_yield = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            *lock(&self.common.list.turn) = Some(context.waker().clone());
+            self.poll_alarm(context);
+            self.look_at_sources();
+            self.look_at_rings();
+            if !self.common.events.is_empty() {
+                self.since_yield += self.common.events.len();
+                return Poll::Ready(());
+            }
+            // What was only read on (room given back, a backlog moved) must not wait for the next reply.
+            self.flush();
+            if !self.watch_rings() && self.sleep_rings() {
+                self.since_yield = 0;
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn look_at_sources(&mut self) {
+        let mut sources = std::mem::take(&mut *lock(&self.common.list.sources)).into_iter();
+        for source in sources.by_ref() {
+            match source {
+                Source::Listener => self.accept(),
+                Source::Socket(id) => self.look(id, Session::look_at_socket),
+                Source::Bell(id) => {
+                    if self.sessions.get_mut(&id).is_some_and(Session::hear_bell) {
+                        self.awake.push_back(id);
+                    }
+                }
+            }
+            if self.common.events.len() >= TURN_REQUESTS {
+                break;
+            }
+        }
+        let mut left: Vec<Source> = sources.collect();
+        if !left.is_empty() {
+            let mut list = lock(&self.common.list.sources);
+            left.append(&mut list);
+            *list = left;
+        }
+    }
+
+    fn look_at_rings(&mut self) {
+        for _ in 0..self.awake.len() {
+            if self.common.events.len() >= TURN_REQUESTS {
+                return;
+            }
+            let Some(id) = self.awake.pop_front() else { return };
+            self.look(id, Session::look_at_ring);
+            if self.sessions.contains_key(&id) {
+                self.awake.push_back(id);
+            }
+        }
+    }
+
+    fn look(&mut self, id: u64, look: fn(&mut Session, &mut Common) -> Result<(), End>) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let is_touched = session.is_touched();
+        match look(session, &mut self.common) {
+            Ok(()) => {
+                if session.is_in() {
+                    self.strangers.remove(&id);
+                    self.resume_accepting();
+                }
+                if let Some(session) = self.sessions.get_mut(&id)
+                    && session.is_touched()
+                    && !is_touched
+                {
+                    self.touched.push(id);
+                }
+            }
+            Err(end) => self.end(id, end),
+        }
+    }
+
+    /// Ends a session; its client is told why as far as it listens.
+    fn end(&mut self, id: u64, end: End) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        self.strangers.remove(&id);
+        session.close(end, &mut self.common);
+        self.resume_accepting();
+        if let Some(turn) = lock(&self.common.list.turn).take() {
+            turn.wake();
+        }
+    }
+
+    fn resume_accepting(&mut self) {
+        if self.strangers.len() + 1 == STRANGERS_MAX {
+            self.listening.again();
+        }
+    }
+
+    fn accept(&mut self) {
+        self.listening.begin();
+        while self.strangers.len() < STRANGERS_MAX {
+            match self.listener.poll_accept(&mut self.listening.context()) {
+                Poll::Pending => return,
+                Poll::Ready(Ok((stream, _))) => {
+                    self.last += 1;
+                    let Ok(session) = Session::new(self.last, stream, &self.common.list) else { continue };
+                    self.sessions.insert(self.last, session);
+                    self.strangers.insert(self.last, Instant::now() + HELLO_PATIENCE);
+                    self.look(self.last, Session::look_at_socket);
+                }
+                Poll::Ready(Err(_)) => {
+                    // No descriptors left, mostly: they come back when sessions end.
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends strangers whose time is over and accepts again after a pause.
+    fn poll_alarm(&mut self, context: &mut Context<'_>) {
+        loop {
+            let first = self.strangers.first_key_value().map(|(_, until)| *until);
+            let Some(wanted) = first.into_iter().chain(self.accept_again).min() else {
+                self.alarm = None;
+                return;
+            };
+            let alarm = match &mut self.alarm {
+                Some((until, alarm)) if *until == wanted => alarm,
+                _ => &mut self.alarm.insert((wanted, Box::pin(sleep_until(wanted.into())))).1,
+            };
+            if alarm.as_mut().poll(context).is_pending() {
+                return;
+            }
+            self.alarm = None;
+            let now = Instant::now();
+            if self.accept_again.is_some_and(|again| again <= now) {
+                self.accept_again = None;
+                self.listening.again();
+            }
+            while let Some((id, until)) = self.strangers.first_key_value()
+                && *until <= now
+            {
+                let id = *id;
+                self.end(id, End::Quiet);
+            }
+        }
+    }
+
+    /// Watches the rings for a short while if their clients run on other processors; says whether something came. Watching in vain makes
+    /// the next time shorter.
+    fn watch_rings(&mut self) -> bool {
+        let own = processor();
+        let watched: Vec<&Session> = self.awake.iter().take(WATCHED_MAX).filter_map(|id| self.sessions.get(id)).collect();
+        if own == 0 || !watched.iter().any(|session| session.is_client_elsewhere()) {
+            return false;
+        }
+        self.watches = self.watches.wrapping_add(1);
+        let patience = if self.watches.is_multiple_of(16) { WATCH_MAX } else { self.watch };
+        let began = Instant::now();
+        while began.elapsed() < patience {
+            for _ in 0..16 {
+                if watched.iter().any(|session| session.has_requests()) {
+                    self.watch = (self.watch * 2).min(WATCH_MAX);
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.watch = (self.watch / 2).max(WATCH_MIN);
+        false
+    }
+
+    /// Tells every awake ring that the loop sleeps; false: one of them has something, and stays awake.
+    fn sleep_rings(&mut self) -> bool {
+        for _ in 0..self.awake.len() {
+            let Some(id) = self.awake.pop_front() else { break };
+            match self.sessions.get_mut(&id).map(Session::sleep) {
+                None | Some(Ok(true)) => {}
+                Some(Ok(false)) => self.awake.push_back(id),
+                Some(Err(end)) => self.end(id, end),
+            }
+        }
+        self.awake.is_empty() && self.common.events.is_empty() && lock(&self.common.list.sources).is_empty()
+    }
+}
