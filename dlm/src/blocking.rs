@@ -207,10 +207,6 @@ impl Lockspace {
         let (serial, was_asleep) = self.client.session().begin(make)?;
         Ok(Pending { client: self.client.clone(), serial, was_asleep, timeout: wishes.timeout, is_over: false })
     }
-
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
 }
 
 /// A lock asked for. Dropping it cancels the request.
@@ -304,7 +300,8 @@ impl Guard {
     pub fn convert_within(&mut self, mode: Mode, wishes: &Wishes) -> Result<&Completion, ClientError> {
         let lock = self.done.lock;
         let Wishes { flags, lvb, owner, .. } = *wishes;
-        let (serial, was_asleep) = self.client.session().begin(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms: 0, lvb })?;
+        let (serial, was_asleep) =
+            self.client.session().begin(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms: 0, lvb })?;
         let done = completion(self.client.wait_within(serial, was_asleep, wishes.timeout)?, "Convert")?;
         match done.status {
             LockStatus::Success => {
@@ -327,6 +324,12 @@ impl Guard {
         completion(reply, "Unlock").map(|_| ())
     }
 
+    /// Gives the lock back without waiting, from PW or EX with a new value block where the flags say so.
+    pub fn post_unlock(mut self, flags: Flags, lvb: Option<Lvb>) {
+        self.is_held = false;
+        self.client.session().release(self.done.lock, flags, lvb);
+    }
+
     /// Gives the lock back, from PW or EX with a new value block, and waits until the node has taken it.
     ///
     /// # Errors
@@ -339,7 +342,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if self.is_held {
-            self.client.session().release(self.done.lock, Flags::NONE);
+            self.client.session().release(self.done.lock, Flags::NONE, None);
         }
     }
 }

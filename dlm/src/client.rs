@@ -334,7 +334,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if self.is_held {
             let flags = if self.is_in_doubt { Flags::FORCEUNLOCK } else { Flags::NONE };
-            self.client.session().release(self.done.lock, flags);
+            self.client.session().release(self.done.lock, flags, None);
         }
     }
 }

@@ -160,10 +160,10 @@ impl Routing {
     }
 
     /// The posted request that gives a lock back; none when the session is over, and the lock with it.
-    pub(crate) fn release(&mut self, lock: u32, flags: Flags) -> Option<Vec<u8>> {
+    pub(crate) fn release(&mut self, lock: u32, flags: Flags, lvb: Option<Lvb>) -> Option<Vec<u8>> {
         self.held.remove(&lock);
         let is_lost = self.lost.is_some();
-        (!is_lost).then(|| ClientRequest::Unlock { serial: 0, lock, flags, lvb: None }.encode())
+        (!is_lost).then(|| ClientRequest::Unlock { serial: 0, lock, flags, lvb }.encode())
     }
 
     /// The answer, if it has come.

@@ -18,7 +18,7 @@ use crate::{
 };
 use deadbolt_dlm_core::{
     ClientReply, ClientRequest, Flags,
-    client::{FRAME_BYTES_MAX, split_frame},
+    client::{FRAME_BYTES_MAX, Lvb, split_frame},
 };
 use nix::{
     errno::Errno,
@@ -142,9 +142,9 @@ impl Session {
     }
 
     /// Gives a lock back without waiting.
-    pub(crate) fn release(self: &Arc<Self>, lock: u32, flags: Flags) {
+    pub(crate) fn release(self: &Arc<Self>, lock: u32, flags: Flags, lvb: Option<Lvb>) {
         if self.process.is_this() {
-            let body = self.state().routing.release(lock, flags);
+            let body = self.state().routing.release(lock, flags, lvb);
             if let Some(body) = body {
                 self.send(&body);
             }
@@ -168,7 +168,7 @@ impl Session {
         let leftovers = state.routing.take_leftovers();
         drop(state);
         for lock in leftovers {
-            self.release(lock, Flags::NONE);
+            self.release(lock, Flags::NONE, None);
         }
     }
 
