@@ -143,7 +143,7 @@ impl Raw {
     }
 
     fn ring(&mut self) {
-        self.bell.write_all(&1_u64.to_ne_bytes()).unwrap();
+        self.bell.write_all(&1_u64.to_le_bytes()).unwrap();
     }
 
     /// Why the node ended the session.
