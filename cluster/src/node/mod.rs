@@ -315,9 +315,12 @@ impl Node {
     /// When the node wants a `Tick` at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> u64 {
+        self.locks.next_deadline().into_iter().fold(self.poll_deadline(), u64::min)
+    }
+
+    fn poll_deadline(&self) -> u64 {
         let tick = self.membership.next_deadline(self.last_tick_ms);
-        let others = [self.register.next_deadline(), self.locks.next_deadline()];
-        others.into_iter().flatten().fold(tick, u64::min)
+        self.register.next_deadline().into_iter().fold(tick, u64::min)
     }
 
     /// Takes an event.
@@ -413,6 +416,10 @@ impl Node {
     }
 
     fn handle_tick(&mut self, now_ms: u64) {
+        if now_ms < self.poll_deadline() {
+            // The end of a lock's wait alone is no reason to read disks.
+            return self.locks.handle(now_ms, locks::Input::Tick);
+        }
         self.last_tick_ms = now_ms;
         self.tell_register(now_ms, register::Input::Tick);
         self.tell_register(now_ms, register::Input::Learn);

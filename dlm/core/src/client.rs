@@ -14,6 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 pub use reply::{ClientReply, QueriedLock, RangeHolder};
+pub(crate) use reply::{read_locks, write_locks};
 pub use request::ClientRequest;
 
 /// Version of this protocol; a server refuses a `Hello` of another.

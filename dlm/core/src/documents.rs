@@ -28,7 +28,8 @@ fn size_of(kind: &str) -> usize {
         "grants" => 1 + 3 * (4 + 16),
         "locks" => 2 + 3 * 28,
         "conflict" => 1 + 31,
-        "report" => 10 + 16 + 1 + 16 + 42 + 1 + (1 + 4 + 1 + 33),
+        "party" => 9,
+        "report" => 10 + 16 + 9 + 1 + 16 + 42 + 1 + (1 + 4 + 1 + 33),
         other => panic!("the page uses a type that it does not explain: {other}"),
     }
 }

@@ -10,7 +10,7 @@ mod line;
 use crate::client::Lvb;
 use crate::mode::{Flags, LockStatus, LvbTransfer, MODES, Mode, ResultFlags, Token};
 use crate::peers::PeerId;
-use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
+use crate::wire::{LvbCopy, OpKind, OpResult, Party, Report, ReportOp};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -48,6 +48,7 @@ pub(crate) type Notices = Vec<(Owner, Notice)>;
 pub(crate) struct Entry {
     pub(crate) owner: Owner,
     pub(crate) pid: u32,
+    pub(crate) party: Party,
     pub(crate) op: u64,
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Mode>,
@@ -72,10 +73,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(owner: Owner, pid: u32, op: u64, mode: Mode, flags: Flags, now_ms: u64) -> Self {
+    pub(crate) fn new(owner: Owner, (pid, party): (u32, Party), op: u64, mode: Mode, flags: Flags, now_ms: u64) -> Self {
         Self {
             owner,
             pid,
+            party,
             op,
             granted: None,
             wanted: Some(mode),
@@ -285,6 +287,14 @@ impl Resource {
         self.put_granted(entry);
     }
 
+    /// As `grant`, for an operation that has not had a turn on a queue.
+    fn grant_at_once(&mut self, mut entry: Entry, mode: Mode, is_alternative: bool, gate: Gate, out: &mut Notices) {
+        if entry.flags.has(Flags::SYNCSTS) {
+            entry.result = entry.result.with(ResultFlags::SYNCH);
+        }
+        self.grant(entry, mode, is_alternative, gate, out);
+    }
+
     fn put_granted(&mut self, entry: Entry) {
         self.is_untold = true;
         self.granted.push_by_mode(entry);
@@ -339,7 +349,7 @@ impl Resource {
         entry.result = ResultFlags::default();
         entry.since_ms = gate.now_ms;
         if entry.granted.is_some_and(|granted| mode < granted && granted.is_down(mode)) {
-            self.grant(entry, mode, false, gate, out);
+            self.grant_at_once(entry, mode, false, gate, out);
         } else {
             self.put_granted(entry);
             self.arrivals.push_back(Arrival::Convert(owner));
@@ -401,7 +411,7 @@ impl Resource {
 
     fn judge_new(&mut self, entry: Entry, gate: Gate, out: &mut Notices) {
         if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
-            self.grant(entry, mode, is_alternative, gate, out);
+            self.grant_at_once(entry, mode, is_alternative, gate, out);
         } else if entry.flags.has(Flags::NOQUEUE) {
             self.tell_refused(&entry, out);
             self.fail(entry, LockStatus::Again, out);
@@ -424,7 +434,7 @@ impl Resource {
             return;
         }
         if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
-            self.grant(entry, mode, is_alternative, gate, out);
+            self.grant_at_once(entry, mode, is_alternative, gate, out);
             self.grant_pending(gate, out);
             return;
         }
@@ -466,6 +476,19 @@ impl Resource {
         } else {
             self.converting.wants_beside(entry.granted)
         }
+    }
+
+    /// A lock has changed hands; who has it now hears anew whom it keeps out.
+    pub(crate) fn rename(&mut self, owner: Owner, (pid, party): (u32, Party), gate: Gate, out: &mut Notices) {
+        let Some(entry) = self.find_mut(owner) else { return };
+        if entry.pid != pid {
+            entry.told = None;
+            self.is_untold = true;
+        }
+        if let Some(entry) = self.find_mut(owner) {
+            (entry.pid, entry.party) = (pid, party);
+        }
+        self.settle(gate, out);
     }
 
     fn grant_pending(&mut self, gate: Gate, out: &mut Notices) {
@@ -557,6 +580,7 @@ impl Resource {
             return;
         };
         entry.is_confirmed = true;
+        (entry.pid, entry.party) = (report.pid, report.party);
         let Some(pending) = report.pending else { return };
         let data = (pending.flags, pending.lvb);
         if pending.kind == OpKind::Unlock {
@@ -589,7 +613,7 @@ impl Resource {
 
     /// A lock that this master has never seen, or whose master is lost.
     pub(crate) fn adopt(&mut self, owner: Owner, report: &Report, gate: Gate, out: &mut Notices) {
-        let mut entry = Entry::new(owner, report.pid, report.op, Mode::Nl, Flags::NONE, gate.now_ms);
+        let mut entry = Entry::new(owner, (report.pid, report.party), report.op, Mode::Nl, Flags::NONE, gate.now_ms);
         entry.wanted = None;
         entry.granted = report.granted;
         entry.token = report.token;

@@ -5,7 +5,7 @@
 //! Called by: `service`.
 
 use crate::bytes::{DecodeError, Reader, Writer};
-use crate::client::{LOCKSPACE_BYTES_MAX, Lvb, RESOURCE_BYTES_MAX};
+use crate::client::{LOCKSPACE_BYTES_MAX, Lvb, QueriedLock, RESOURCE_BYTES_MAX, read_locks, write_locks};
 pub(crate) use crate::fields::LvbCopy;
 use crate::fields::{read_copy, read_lvb, read_mode, read_token, some_mode, write_copy, write_lvb, write_mode, write_token};
 use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
@@ -14,7 +14,19 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
 
 /// Version of the messages between lock services.
-pub(crate) const WIRE_VERSION: u8 = 1;
+pub(crate) const WIRE_VERSION: u8 = 2;
+
+/// For whom a lock is, so that the search for deadlocks knows who waits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Party {
+    /// A session of the holder's node; [`NO_SESSION`]: nobody, for it is an orphan.
+    Session(u64),
+    /// A transaction, whose number means the same on every node.
+    Transaction(u64),
+}
+
+/// The session of an orphan.
+pub(crate) const NO_SESSION: u64 = u64::MAX;
 
 /// What an operation does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +52,7 @@ pub(crate) struct Report {
     pub(crate) key: Key,
     pub(crate) lock: u32,
     pub(crate) pid: u32,
+    pub(crate) party: Party,
     /// Number of the lock's last operation.
     pub(crate) op: u64,
     pub(crate) granted: Option<Mode>,
@@ -67,6 +80,7 @@ pub(crate) enum Record {
         key: Key,
         lock: u32,
         pid: u32,
+        party: Party,
         op: u64,
         mode: Mode,
         flags: Flags,
@@ -130,6 +144,35 @@ pub(crate) enum Record {
     Leave {
         lockspace: u32,
     },
+    /// Holder to master: the lock is another process's, or for another party.
+    Whose {
+        lock: u32,
+        pid: u32,
+        party: Party,
+    },
+    /// Who has and wants this resource? For `asker`; handed on to the home and from there to the master.
+    Query {
+        key: Key,
+        request: u64,
+        asker: Life,
+    },
+    /// Master to asker.
+    Queried {
+        request: u64,
+        lvb: LvbCopy,
+        left_out: u32,
+        locks: Vec<QueriedLock>,
+    },
+    /// Give back the orphans that a process left; 0: every process.
+    Purge {
+        request: u64,
+        lockspace: u32,
+        pid: u32,
+    },
+    /// Back: begun.
+    Purged {
+        request: u64,
+    },
     /// Recovery: what a life has joined; complete when `HomeEnd` follows.
     JoinedBy {
         life: Life,
@@ -175,9 +218,22 @@ fn read_life(r: &mut Reader<'_>) -> Result<Life, DecodeError> {
     Ok(Life { slot: SlotIndex(r.u16()?), boot: BootId(r.array()?), incarnation: Incarnation(r.array()?) })
 }
 
+fn write_party(w: &mut Writer, party: Party) {
+    match party {
+        Party::Session(number) => w.u8(0).u64(number),
+        Party::Transaction(number) => w.u8(1).u64(number),
+    };
+}
+
+fn read_party(r: &mut Reader<'_>) -> Result<Party, DecodeError> {
+    Ok(if r.bool("is_transaction")? { Party::Transaction(r.u64()?) } else { Party::Session(r.u64()?) })
+}
+
 fn write_report(w: &mut Writer, report: &Report) {
     write_key(w, &report.key);
-    w.u32(report.lock).u32(report.pid).u64(report.op);
+    w.u32(report.lock).u32(report.pid);
+    write_party(w, report.party);
+    w.u64(report.op);
     write_mode(w, report.granted);
     write_token(w, report.token);
     write_copy(w, &report.lvb);
@@ -198,7 +254,7 @@ fn write_report(w: &mut Writer, report: &Report) {
 }
 
 fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
-    let (key, lock, pid, op) = (read_key(r)?, r.u32()?, r.u32()?, r.u64()?);
+    let (key, lock, pid, party, op) = (read_key(r)?, r.u32()?, r.u32()?, read_party(r)?, r.u64()?);
     let (granted, token, lvb) = (read_mode(r)?, read_token(r)?, read_copy(r)?);
     let kind = match r.u8()? {
         0 => None,
@@ -214,7 +270,7 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
             Some(ReportOp { kind, mode, flags, lvb: read_lvb(r)?, is_cancelled })
         }
     };
-    Ok(Report { key, lock, pid, op, granted, token, lvb, pending })
+    Ok(Report { key, lock, pid, party, op, granted, token, lvb, pending })
 }
 
 fn write_result(w: &mut Writer, result: &OpResult) {
@@ -276,9 +332,11 @@ impl Record {
     pub(crate) fn append(&self, message: Vec<u8>) -> Vec<u8> {
         let mut w = Writer(message);
         match self {
-            Self::Request { key, lock, pid, op, mode, flags, is_lookup } => {
+            Self::Request { key, lock, pid, party, op, mode, flags, is_lookup } => {
                 write_key(w.u8(1), key);
-                w.u32(*lock).u32(*pid).u64(*op).u8(mode.number()).u32(flags.0).u8((*is_lookup).into());
+                w.u32(*lock).u32(*pid);
+                write_party(&mut w, *party);
+                w.u64(*op).u8(mode.number()).u32(flags.0).u8((*is_lookup).into());
             }
             Self::Convert { lock, op, mode, flags, lvb } => {
                 w.u8(2).u32(*lock).u64(*op).u8(mode.number()).u32(flags.0);
@@ -315,6 +373,24 @@ impl Record {
             }
             Self::Leave { lockspace } => {
                 w.u8(12).u32(*lockspace);
+            }
+            Self::Whose { lock, pid, party } => {
+                w.u8(20).u32(*lock).u32(*pid);
+                write_party(&mut w, *party);
+            }
+            Self::Query { key, request, asker } => {
+                write_key(w.u8(21), key);
+                write_life(w.u64(*request), asker);
+            }
+            Self::Queried { request, lvb, left_out, locks } => {
+                write_copy(w.u8(22).u64(*request), lvb);
+                write_locks(w.u32(*left_out), locks);
+            }
+            Self::Purge { request, lockspace, pid } => {
+                w.u8(23).u64(*request).u32(*lockspace).u32(*pid);
+            }
+            Self::Purged { request } => {
+                w.u8(24).u64(*request);
             }
             recovery => recovery.append_recovery(&mut w),
         }
@@ -357,6 +433,7 @@ impl Record {
                 key: read_key(r)?,
                 lock: r.u32()?,
                 pid: r.u32()?,
+                party: read_party(r)?,
                 op: r.u64()?,
                 mode: some_mode(r)?,
                 flags: Flags(r.u32()?),
@@ -388,6 +465,11 @@ impl Record {
             17 => Self::Take { key: read_key(r)? },
             18 => Self::Forward { origin: read_life(r)?, report: read_report(r)? },
             19 => Self::MasterEnd,
+            20 => Self::Whose { lock: r.u32()?, pid: r.u32()?, party: read_party(r)? },
+            21 => Self::Query { key: read_key(r)?, request: r.u64()?, asker: read_life(r)? },
+            22 => Self::Queried { request: r.u64()?, lvb: read_copy(r)?, left_out: r.u32()?, locks: read_locks(r)? },
+            23 => Self::Purge { request: r.u64()?, lockspace: r.u32()?, pid: r.u32()? },
+            24 => Self::Purged { request: r.u64()? },
             kind => return Err(DecodeError::UnknownKind { kind }),
         })
     }
@@ -423,14 +505,16 @@ mod tests {
             key,
             lock: 1,
             pid: 2,
+            party: Party::Session(8),
             op: 3,
             granted: Some(mode),
             token,
             lvb: copy,
             pending: kind.map(|kind| ReportOp { kind, mode, flags, lvb, is_cancelled: true }),
         };
+        let queried = QueriedLock { slot: 1, pid: 2, lock: 3, owner: 4, granted: Some(mode), wanted: None, age_ms: 5 };
         vec![
-            Record::Request { key, lock: 1, pid: 2, op: 3, mode, flags, is_lookup: true },
+            Record::Request { key, lock: 1, pid: 2, party: Party::Session(8), op: 3, mode, flags, is_lookup: true },
             Record::Convert { lock: 1, op: 2, mode, flags, lvb },
             Record::Unlock { lock: 1, op: 2, flags, lvb: None },
             Record::Unlock { lock: 1, op: 2, flags, lvb },
@@ -451,6 +535,11 @@ mod tests {
             Record::Take { key },
             Record::Forward { origin: life(2), report: report(Some(OpKind::Unlock)) },
             Record::MasterEnd,
+            Record::Whose { lock: 1, pid: 2, party: Party::Transaction(8) },
+            Record::Query { key, request: 1, asker: life(1) },
+            Record::Queried { request: 1, lvb: copy, left_out: 2, locks: vec![queried; 3] },
+            Record::Purge { request: 1, lockspace: 2, pid: 3 },
+            Record::Purged { request: 1 },
         ]
     }
 
@@ -486,7 +575,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(kind in 0u8..24, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_never_panic(kind in 0u8..30, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = open_message(&bytes);
             if let Some(first) = bytes.first_mut() {
                 *first = kind;

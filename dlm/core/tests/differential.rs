@@ -125,7 +125,9 @@ impl Generator {
             flags = flags.with(Flags::NOQUEUEBAST);
         }
         if self.random.chance(self.bad_percent) {
-            flags = flags.with(Flags(1 << self.random.below(32)));
+            // What the reference does not know has its own scenes.
+            let unknown = Flags::PERSISTENT.with(Flags::ORPHAN).with(Flags::SYNCSTS);
+            flags = flags.with(Flags((1 << self.random.below(32)) & !unknown.0));
         }
         flags
     }

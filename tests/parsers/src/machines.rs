@@ -85,7 +85,7 @@ pub fn check_lock_service(bytes: &[u8]) {
             }
             1 => {
                 let from = if op & 0x40 == 0 { life(2) } else { nodes[1 - at].me };
-                let mut message = vec![1];
+                let mut message = vec![2];
                 message.extend_from_slice(&u64::to_le_bytes(view));
                 message.extend_from_slice(script.piece());
                 nodes[at].service.handle(now_ms, Input::Peer { from, message });

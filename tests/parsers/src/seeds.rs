@@ -149,10 +149,12 @@ fn wire_records(lockspace: u32) -> Vec<Vec<u8>> {
     let op = [7u32.to_le_bytes().as_slice(), &3u64.to_le_bytes()].concat();
     let copy = [&6u64.to_le_bytes()[..], &[0, 1], &[5; 32]].concat();
     let token = [2u64.to_le_bytes(), 5u64.to_le_bytes()].concat();
-    let report = [&key[..], &[1, 0, 0, 0, 2, 0, 0, 0], &3u64.to_le_bytes(), &[5], &token, &copy, &[2, 3, 8, 0, 0, 0, 0, 0]].concat();
+    let party = [0, 1, 0, 0, 0, 0, 0, 0, 0];
+    let report =
+        [&key[..], &[1, 0, 0, 0, 2, 0, 0, 0], &party, &3u64.to_le_bytes(), &[5], &token, &copy, &[2, 3, 8, 0, 0, 0, 0, 0]].concat();
     let with = |kind: u8, parts: &[&[u8]]| [&[kind], parts.concat().as_slice()].concat();
     vec![
-        with(1, &[&key, &[1, 0, 0, 0, 2, 0, 0, 0], &3u64.to_le_bytes(), &[5, 8, 0, 0, 0, 1]]),
+        with(1, &[&key, &[1, 0, 0, 0, 2, 0, 0, 0], &party, &3u64.to_le_bytes(), &[5, 8, 0, 0, 0, 1]]),
         with(2, &[&op, &[5, 8, 0, 0, 0, 1], &[4; 32]]),
         with(3, &[&op, &[0, 0, 0, 0, 0]]),
         with(4, &[&op]),
@@ -171,10 +173,15 @@ fn wire_records(lockspace: u32) -> Vec<Vec<u8>> {
         with(17, &[&key]),
         with(18, &[&wire_life(2), &report]),
         with(19, &[]),
+        with(20, &[&[1, 0, 0, 0, 2, 0, 0, 0], &party]),
+        with(21, &[&key, &9u64.to_le_bytes(), &wire_life(2)]),
+        with(22, &[&9u64.to_le_bytes(), &copy, &[0; 4], &[1, 0], &[0; 18], &[5, 255], &8u64.to_le_bytes()]),
+        with(23, &[&9u64.to_le_bytes(), &lockspace.to_le_bytes(), &[0; 4]]),
+        with(24, &[&9u64.to_le_bytes()]),
     ]
 }
 pub(crate) fn lock_message() -> Vec<Vec<u8>> {
-    let begin = [&[1][..], &77u64.to_le_bytes()].concat();
+    let begin = [&[2][..], &77u64.to_le_bytes()].concat();
     let all = [begin.clone(), wire_records(LOCKSPACE).concat()].concat();
     // Each alone, too, so that a mutation does not only ever meet the first.
     let each = wire_records(LOCKSPACE).into_iter().map(|record| [begin.clone(), record].concat());

@@ -211,7 +211,17 @@ mod tests {
     fn entry(lock: u32, mode: u8) -> Entry {
         let owner = Owner { peer: PeerId::of(1), lock };
         let mode = Mode::from_number(mode % 6).unwrap();
-        Entry { granted: Some(mode), ..Entry::new(owner, 1, 1, mode, Flags(u32::from(lock.is_multiple_of(7)) * Flags::NOORDER.0), 0) }
+        Entry {
+            granted: Some(mode),
+            ..Entry::new(
+                owner,
+                (1, crate::wire::Party::Session(1)),
+                1,
+                mode,
+                Flags(u32::from(lock.is_multiple_of(7)) * Flags::NOORDER.0),
+                0,
+            )
+        }
     }
 
     fn order(line: &Line) -> Vec<u32> {

@@ -21,7 +21,7 @@ const OPEN: Gate = Gate { now_ms: 1, view: 2, may_grant: true };
 fn report(slot: u16, granted: Mode, pending: Option<ReportOp>) -> (PeerId, Report) {
     let key = Key::new(1, b"r").unwrap();
     let (token, lvb) = (Token { view: 1, counter: 5 }, LvbCopy::default());
-    (peer(slot), Report { key, lock: 1, pid: 1, op: 2, granted: Some(granted), token, lvb, pending })
+    (peer(slot), Report { key, lock: 1, pid: 1, party: Party::Session(1), op: 2, granted: Some(granted), token, lvb, pending })
 }
 
 fn converting(mode: Mode, flags: Flags, is_cancelled: bool) -> Option<ReportOp> {
@@ -110,7 +110,7 @@ fn told_lvb(out: &Notices, owner: Owner) -> Option<LvbCopy> {
 }
 
 fn granted(slot: u16, mode: Mode) -> Entry {
-    Entry::new(owner(slot), 1, 1, mode, Flags::VALBLK, 1)
+    Entry::new(owner(slot), (1, Party::Session(1)), 1, mode, Flags::VALBLK, 1)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::client::{ClientReply, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
-use crate::wire::{LvbCopy, OpKind, OpResult, Record};
+use crate::wire::{LvbCopy, NO_SESSION, OpKind, OpResult, Party, Record};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
@@ -37,6 +37,10 @@ pub(super) struct Pending {
     pub(super) sent: Sent,
     pub(super) is_cancelled: bool,
     pub(super) is_cancel_sent: bool,
+    /// How it ends when it was taken back.
+    pub(super) ends_as: LockStatus,
+    /// When it is taken back; 0: never.
+    pub(super) deadline_ms: u64,
     /// Cancel requests to answer when the operation has ended.
     pub(super) cancels: Vec<u64>,
 }
@@ -44,7 +48,20 @@ pub(super) struct Pending {
 impl Pending {
     pub(super) fn new(kind: OpKind, serial: Option<u64>, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Self {
         let sent = Sent::Unsent;
-        Self { kind, serial, mode, flags, lvb, sent, is_cancelled: false, is_cancel_sent: false, cancels: Vec::new() }
+        let ends_as = LockStatus::Cancelled;
+        Self {
+            kind,
+            serial,
+            mode,
+            flags,
+            lvb,
+            sent,
+            is_cancelled: false,
+            is_cancel_sent: false,
+            ends_as,
+            deadline_ms: 0,
+            cancels: Vec::new(),
+        }
     }
 }
 
@@ -54,6 +71,8 @@ pub(super) struct LocalLock {
     /// Of its resource.
     pub(super) place: u32,
     pub(super) pid: u32,
+    /// Number of the transaction that it is for; 0: the session.
+    pub(super) owner: u64,
     pub(super) op: u64,
     pub(super) granted: Option<Mode>,
     pub(super) token: Token,
@@ -65,6 +84,10 @@ pub(super) struct LocalLock {
     /// Last mode of a blocking callback since the last completion.
     pub(super) told: Option<Mode>,
     pub(super) since_ms: u64,
+    /// It outlives its process (so its last request or conversion said).
+    pub(super) is_persistent: bool,
+    /// Its master knows it under another process or owner.
+    pub(super) is_renamed: bool,
     pub(super) round: u8,
     pub(super) near: Near,
 }
@@ -76,6 +99,7 @@ impl LocalLock {
             session,
             place,
             pid,
+            owner: 0,
             op: 0,
             granted: None,
             token: Token::default(),
@@ -84,6 +108,8 @@ impl LocalLock {
             at: None,
             told: None,
             since_ms: now_ms,
+            is_persistent: false,
+            is_renamed: false,
             round: 0,
             near: Near::default(),
         }
@@ -96,6 +122,16 @@ impl LocalLock {
     fn set_lvb(&mut self, lvb: LvbCopy) {
         self.lvb = (lvb != LvbCopy::default()).then(|| Box::new(lvb));
     }
+
+    pub(super) fn party(&self) -> Party {
+        if self.owner == 0 { Party::Session(self.session) } else { Party::Transaction(self.owner) }
+    }
+
+    /// What only gives up is as good as done: it is never taken back.
+    fn is_giving_up(&self) -> bool {
+        let pending = self.pending.as_ref().filter(|pending| pending.kind == OpKind::Convert);
+        pending.zip(self.granted).is_some_and(|(pending, granted)| pending.mode < granted && granted.is_down(pending.mode))
+    }
 }
 
 impl LockService {
@@ -104,15 +140,16 @@ impl LockService {
         if !self.is_running() {
             return;
         }
+        self.tell_name(id);
         let Some(lock) = self.locks.get_mut(id) else { return };
-        let (op, pid) = (lock.op, lock.pid);
+        let (op, pid, party) = (lock.op, lock.pid, lock.party());
         let Some(pending) = &mut lock.pending else { return };
         let Some(key) = self.places.key(lock.place) else { return };
         let Some(place) = self.places.get_mut(lock.place) else { return };
         if place.is_master() {
             place.master = Some(ME);
         }
-        let request = |is_lookup| Record::Request { key, lock: id, pid, op, mode: pending.mode, flags: pending.flags, is_lookup };
+        let request = |is_lookup| Record::Request { key, lock: id, pid, party, op, mode: pending.mode, flags: pending.flags, is_lookup };
         let mut records = Vec::new();
         let to = match (lock.at.or(place.master), pending.sent) {
             (Some(master), Sent::Unsent) => {
@@ -146,6 +183,17 @@ impl LockService {
         for record in records {
             self.send(to, record);
         }
+    }
+
+    /// Tells the master that a granted lock has changed hands.
+    fn tell_name(&mut self, id: u32) {
+        let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_renamed && lock.granted.is_some()) else { return };
+        let near = self.places.get(lock.place).and_then(|place| if place.is_master() { Some(ME) } else { place.master });
+        let master = lock.at.or(near);
+        let Some(master) = master.and_then(|master| self.peers.life(master)) else { return };
+        lock.is_renamed = false;
+        let record = Record::Whose { lock: id, pid: lock.pid, party: lock.party() };
+        self.send(master, record);
     }
 
     /// The home says who is master.
@@ -219,7 +267,9 @@ impl LockService {
             return;
         }
         let Some(pending) = lock.pending.take() else { return };
+        self.deadlines.remove(pending.deadline_ms, lock.op, id);
         let granted = lock.granted;
+        let status = if result.status == LockStatus::Cancelled { pending.ends_as } else { result.status };
         let is_success = result.status == LockStatus::Success;
         lock.granted = result.mode;
         lock.told = None;
@@ -242,7 +292,7 @@ impl LockService {
             let reply = ClientReply::Completed {
                 serial,
                 lock: id,
-                status: result.status,
+                status,
                 mode: result.mode,
                 flags: result.flags,
                 lvb: result.lvb.value,
@@ -273,8 +323,27 @@ impl LockService {
             self.lookups.remove(&lock.place);
         }
         let lockspace = place.lockspace;
+        if lock.session == NO_SESSION {
+            self.orphans.remove(lock.place, id);
+        }
         self.places.forget_if_unused(lock.place);
         self.uses_fewer(lockspace);
+    }
+
+    /// Takes an operation back that is under way, unless it is granted before its master hears of this; it ends as `status`.
+    pub(super) fn take_back(&mut self, id: u32, status: LockStatus) {
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        let is_giving_up = lock.is_giving_up();
+        let Some(pending) = lock.pending.as_mut().filter(|pending| pending.kind != OpKind::Unlock) else { return };
+        if pending.is_cancelled || is_giving_up {
+            return;
+        }
+        (pending.is_cancelled, pending.ends_as) = (true, status);
+        if pending.sent == Sent::Unsent {
+            self.end_unsent(id);
+        } else {
+            self.advance(id);
+        }
     }
 
     /// Keeps a new lock of a session. Errors: the lock, when this node has too many.
@@ -324,6 +393,7 @@ impl LockService {
         }
         let op = self.locks.next_op();
         let Some(lock) = self.locks.get_mut(id) else { return };
+        self.deadlines.remove(previous.as_ref().map_or(0, |previous| previous.deadline_ms), lock.op, id);
         let is_nowhere = granted.is_none() && previous.as_ref().is_some_and(|previous| previous.sent == Sent::Unsent);
         lock.op = op;
         lock.pending = Some(Box::new(unlock));

@@ -1,7 +1,7 @@
 //! What: this node's locks by number, and each session's locks as a list through them.
 //! Owns: the numbers that clients know locks by, the numbers of operations.
 //! Invariants: a number of a lock that is gone stands for no other lock until its place was used 128 times again; no two operations of this
-//!   life have one number; a lock is on its session's list from `add` to `remove`.
+//!   life have one number; a lock is on its session's list from `add` to `remove`, but for orphans.
 //! Does not: know resources.
 //! Called by: `service`.
 
@@ -74,35 +74,48 @@ impl Locks {
             return Err(lock);
         }
         lock.round = u8::try_from(self.removals % (1 << (u32::BITS - PLACE_BITS))).unwrap_or(0);
-        lock.near = Near { newer: 0, older: list.first };
         let round = u32::from(lock.round);
-        let place = self.slab.insert(lock);
+        let id = self.slab.insert(lock) | (round << PLACE_BITS);
+        self.link(id, list);
+        Ok(id)
+    }
+
+    /// Puts a lock that is on no list on one, as its newest.
+    pub(super) fn link(&mut self, id: u32, list: &mut LockList) {
+        let place = id & PLACE_MASK;
+        let Some(lock) = self.slab.get_mut(place) else { return };
+        lock.near = Near { newer: 0, older: list.first };
         if let Some(older) = self.slab.get_mut(list.first) {
             older.near.newer = place;
         }
         list.first = place;
         list.count += 1;
-        Ok(place | (round << PLACE_BITS))
+    }
+
+    /// Takes a lock off its list, when that is still there.
+    pub(super) fn unlink(&mut self, id: u32, list: Option<&mut LockList>) {
+        let Some(lock) = self.slab.get_mut(id & PLACE_MASK) else { return };
+        let near = core::mem::take(&mut lock.near);
+        if let Some(newer) = self.slab.get_mut(near.newer) {
+            newer.near.older = near.older;
+        }
+        if let Some(older) = self.slab.get_mut(near.older) {
+            older.near.newer = near.newer;
+        }
+        if let Some(list) = list {
+            list.count = list.count.saturating_sub(1);
+            if list.first == id & PLACE_MASK {
+                list.first = near.older;
+            }
+        }
     }
 
     /// Takes a lock out; `list`: its session's, when that is still there.
     pub(super) fn remove(&mut self, id: u32, list: Option<&mut LockList>) -> Option<LocalLock> {
         self.get(id)?;
-        let lock = self.slab.remove(id & PLACE_MASK)?;
+        self.unlink(id, list);
         self.removals = self.removals.wrapping_add(1);
-        if let Some(newer) = self.slab.get_mut(lock.near.newer) {
-            newer.near.older = lock.near.older;
-        }
-        if let Some(older) = self.slab.get_mut(lock.near.older) {
-            older.near.newer = lock.near.newer;
-        }
-        if let Some(list) = list {
-            list.count = list.count.saturating_sub(1);
-            if list.first == id & PLACE_MASK {
-                list.first = lock.near.older;
-            }
-        }
-        Some(lock)
+        self.slab.remove(id & PLACE_MASK)
     }
 
     /// The locks of a list, newest first.

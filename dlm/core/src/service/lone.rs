@@ -15,9 +15,31 @@ use crate::peers::ME;
 use crate::queue::{Entry, Owner, Resource};
 use crate::wire::Record;
 
+/// Granted without a turn on a queue, for those who asked.
+fn at_once(flags: Flags) -> ResultFlags {
+    if flags.has(Flags::SYNCSTS) { ResultFlags::SYNCH } else { ResultFlags::default() }
+}
+
+impl LocalLock {
+    /// As queues would have it.
+    pub(super) fn entry(&self, id: u32) -> Entry {
+        let owner = Owner { peer: ME, lock: id };
+        let mut entry = Entry::new(owner, (self.pid, self.party()), self.op, Mode::Nl, Flags::NONE, self.since_ms);
+        (entry.wanted, entry.granted, entry.token) = (None, self.granted, self.token);
+        entry
+    }
+}
+
 impl LockService {
     /// Grants the first lock of a resource whose home this is. Errors: the lock, for the long way.
-    pub(super) fn grant_alone(&mut self, place: u32, key: &Key, serial: u64, mode: Mode, mut lock: LocalLock) -> Result<(), LocalLock> {
+    pub(super) fn grant_alone(
+        &mut self,
+        place: u32,
+        key: &Key,
+        serial: u64,
+        (mode, flags): (Mode, Flags),
+        mut lock: LocalLock,
+    ) -> Result<(), LocalLock> {
         let is_free = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none() && !place.is_looking;
         if !self.places.get(place).is_some_and(is_free) || !self.gate(key.lockspace).may_grant || self.home(key) != self.me {
             return Err(lock);
@@ -30,7 +52,7 @@ impl LockService {
             (place.lone, place.master, place.appointed) = (id, Some(ME), Some(ME));
         }
         self.uses_more(key.lockspace);
-        let (status, flags) = (LockStatus::Success, ResultFlags::default());
+        let (status, flags) = (LockStatus::Success, at_once(flags));
         self.reply_about(session, id, true, ClientReply::Completed { serial, lock: id, status, mode: Some(mode), flags, lvb: None, token });
         Ok(())
     }
@@ -80,7 +102,7 @@ impl LockService {
         (lock.op, lock.granted, lock.told, lock.since_ms) = (op, Some(mode), None, now_ms);
         let (session, token) = (lock.session, lock.token);
         if let Some(serial) = serial {
-            let (status, flags) = (LockStatus::Success, ResultFlags::default());
+            let (status, flags) = (LockStatus::Success, at_once(flags));
             let reply = ClientReply::Completed { serial, lock: id, status, mode: Some(mode), flags, lvb: None, token };
             self.reply_about(session, id, !is_given_up, reply);
         }
@@ -91,9 +113,7 @@ impl LockService {
     pub(super) fn unfold(&mut self, number: u32) {
         let Some(place) = self.places.get(number).filter(|place| place.lone != 0) else { return };
         let Some(lock) = self.locks.get(place.lone) else { return };
-        let owner = Owner { peer: ME, lock: place.lone };
-        let mut entry = Entry::new(owner, lock.pid, lock.op, Mode::Nl, Flags::NONE, lock.since_ms);
-        (entry.wanted, entry.granted, entry.token) = (None, lock.granted, lock.token);
+        let entry = lock.entry(place.lone);
         let queues = self.mastered.insert(Resource::with_holder(entry, self.counter));
         if let Some(place) = self.places.get_mut(number) {
             (place.lone, place.mastered) = (0, queues);

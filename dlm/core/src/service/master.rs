@@ -11,12 +11,19 @@ use crate::mode::{Flags, Mode};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::queue::{Entry, Gate, Notice, Notices, Owner, Resource};
-use crate::wire::{LvbCopy, OpResult, Record};
+use crate::wire::{LvbCopy, OpResult, Party, Record};
 use crate::{LockStatus, ResultFlags, Token};
 use alloc::vec::Vec;
 
 impl LockService {
-    pub(super) fn handle_lock_request(&mut self, owner: Owner, key: Key, (pid, op, mode, flags): (u32, u64, Mode, Flags), is_lookup: bool) {
+    pub(super) fn handle_lock_request(
+        &mut self,
+        owner: Owner,
+        key: Key,
+        whose: (u32, Party),
+        (op, mode, flags): (u64, Mode, Flags),
+        is_lookup: bool,
+    ) {
         #[cfg(any(test, feature = "planted"))]
         let is_lookup = is_lookup || (self.mistake == Some(super::Mistake::HomeJudgesAll) && self.home(&key) == self.me);
         let place = self.places.find(&key).filter(|place| self.places.get(*place).is_some_and(Place::is_master));
@@ -26,7 +33,7 @@ impl LockService {
             }
             self.unfold(place);
             self.remember_owner(&owner, place);
-            let entry = Entry::new(owner, pid, op, mode, flags, self.now_ms);
+            let entry = Entry::new(owner, whose, op, mode, flags, self.now_ms);
             self.operate_at(place, |resource, gate, out| resource.request(entry, gate, out));
         } else if is_lookup && self.home(&key) == self.me {
             let master = self.appoint(&key, owner.peer);

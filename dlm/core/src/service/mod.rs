@@ -5,10 +5,14 @@
 //! Does not: open, sleep, read a clock; decide membership or evidence.
 //! Called by: the daemon's loop, the simulator.
 
+mod asks;
+mod deadlines;
 mod holder;
+mod legal;
 mod locks;
 mod lone;
 mod master;
+mod orphans;
 mod places;
 mod recovery;
 mod report;
@@ -26,9 +30,12 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use asks::Asks;
 use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
+use deadlines::Deadlines;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use orphans::Orphans;
 use places::Places;
 
 pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, ServiceStatus};
@@ -82,7 +89,7 @@ pub enum Input {
     },
     /// A client connected.
     SessionOpened {
-        /// Number of the session, never used again.
+        /// Number of the session, never used again; below `u64::MAX`.
         session: u64,
         /// Who it is.
         info: SessionInfo,
@@ -232,6 +239,9 @@ pub struct LockService {
     peers: Peers,
     places: Places,
     locks: locks::Locks,
+    orphans: Orphans,
+    deadlines: Deadlines,
+    asks: Asks,
     /// Locks of a place that wait to hear who is master.
     lookups: BTreeMap<u32, Vec<u32>>,
     /// Queues of the resources of which this node is master.
@@ -278,6 +288,9 @@ impl LockService {
             peers: Peers::new(me),
             places: Places::new(seed),
             locks: locks::Locks::default(),
+            orphans: Orphans::default(),
+            deadlines: Deadlines::default(),
+            asks: Asks::default(),
             lookups: BTreeMap::new(),
             mastered: Slab::default(),
             owners: HashMap::with_hasher(FixedState::with_seed(seed)),
@@ -305,6 +318,7 @@ impl LockService {
         if self.is_lost {
             return;
         }
+        self.end_waits();
         match input {
             Input::View { number, members, owed, is_member } => self.handle_view(View { number: number.0, members, owed, is_member }),
             Input::Permit { may_grant } => self.handle_permit(may_grant),
@@ -333,10 +347,10 @@ impl LockService {
         self.outbox.pop_first().map(|(to, message)| Output::Send { to, message })
     }
 
-    /// No timer runs in this machine yet.
+    /// When a `Tick` is needed at the latest: the end of the first wait that has one.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        None
+        self.deadlines.first()
     }
 
     fn log(&mut self, text: String) {
@@ -459,8 +473,8 @@ impl LockService {
         let peer = self.peers.id(from);
         let owner = |lock| Owner { peer, lock };
         match record {
-            Record::Request { key, lock, pid, op, mode, flags, is_lookup } => {
-                self.handle_lock_request(owner(lock), key, (pid, op, mode, flags), is_lookup);
+            Record::Request { key, lock, pid, party, op, mode, flags, is_lookup } => {
+                self.handle_lock_request(owner(lock), key, (pid, party), (op, mode, flags), is_lookup);
             }
             Record::Convert { lock, op, mode, flags, lvb } => {
                 self.operate(owner(lock), |resource, owner, gate, out| {
@@ -476,6 +490,9 @@ impl LockService {
                     lock.at = Some(peer);
                 }
                 self.handle_completed(lock, &result);
+            }
+            Record::Whose { lock, pid, party } => {
+                self.operate(owner(lock), |resource, owner, gate, out| resource.rename(owner, (pid, party), gate, out));
             }
             Record::Blocking { lock, mode } => self.handle_blocking(lock, mode),
             Record::MasterIs { key, master, counter, is_taken } => self.handle_master_is(key, master, counter, is_taken),
@@ -494,6 +511,10 @@ impl LockService {
                 }
                 self.forget_name(lockspace);
             }
+            Record::Query { key, request, asker } => self.handle_query(key, request, asker),
+            Record::Queried { request, lvb, left_out, locks } => self.handle_queried(request, (lvb, left_out, locks)),
+            Record::Purge { request, lockspace, pid } => self.handle_purge(from, request, lockspace, pid),
+            Record::Purged { request } => self.handle_purged(from, request),
             recovery => self.handle_recovery(from, recovery),
         }
     }

@@ -165,7 +165,7 @@ impl LockService {
         let mut reports = Vec::new();
         for (id, lock) in self.locks.iter_mut() {
             let Some(key) = self.places.key(lock.place) else { continue };
-            lock.at = None;
+            (lock.at, lock.is_renamed) = (None, false);
             if let Some(pending) = &mut lock.pending {
                 pending.sent = Sent::ToMaster;
                 pending.is_cancel_sent = pending.is_cancelled;
@@ -177,8 +177,8 @@ impl LockService {
                 lvb: pending.lvb,
                 is_cancelled: pending.is_cancelled,
             });
-            let (pid, op, granted, token, lvb) = (lock.pid, lock.op, lock.granted, lock.token, lock.lvb());
-            reports.push(Report { key, lock: id, pid, op, granted, token, lvb, pending });
+            let (pid, party, op, granted, token, lvb) = (lock.pid, lock.party(), lock.op, lock.granted, lock.token, lock.lvb());
+            reports.push(Report { key, lock: id, pid, party, op, granted, token, lvb, pending });
         }
         #[cfg(any(test, feature = "planted"))]
         if self.mistake == Some(super::Mistake::ForgetWaiter) {
@@ -308,6 +308,7 @@ impl LockService {
         for id in ids {
             self.advance(id);
         }
+        self.ask_again();
         self.pump();
         while let Some((from, record)) = self.deferred.pop_front() {
             self.handle_record(from, record);

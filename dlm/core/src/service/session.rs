@@ -1,15 +1,16 @@
 //! What: what clients ask, judged; and the joining of lockspaces.
-//! Owns: sessions, the lockspaces this node uses, the legality of flags.
+//! Owns: sessions, the lockspaces this node uses.
 //! Invariants: a lockspace is used only after every member of the present view knows that this node has joined it.
 //! Does not: read sockets; the server hands typed frames in.
 //! Called by: `service`.
 
-use super::holder::{LocalLock, Pending, Sent};
+use super::holder::{LocalLock, Pending};
+use super::legal::{FOR_UNLOCK, is_convert_legal, is_lock_legal};
 use super::{
     LockService, Lockspace, NODE_LOCKSPACES_MAX, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX, SESSION_LOCKSPACES_MAX, SESSION_REQUESTS_MAX,
 };
-use crate::client::{CLIENT_VERSION, ClientReply, ClientRequest, LOCKSPACE_BYTES_MAX, Lvb};
-use crate::mode::{Flags, LockStatus, LvbTransfer, Mode};
+use crate::client::{CLIENT_VERSION, ClientReply, ClientRequest, LOCKSPACE_BYTES_MAX, Lvb, ResourceName};
+use crate::mode::{Flags, LockStatus, Mode};
 use crate::name::{Key, lockspace_number};
 use crate::wire::{OpKind, Record};
 use alloc::boxed::Box;
@@ -17,39 +18,13 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
-/// Accepted without effect.
-const IGNORED: Flags = Flags::NODLCKBLK.with(Flags::TIMEOUT).with(Flags::CONVERT);
-/// Legal on requests and conversions.
-const COMMON: Flags = Flags::NOQUEUE
-    .with(Flags::VALBLK)
-    .with(Flags::NOQUEUEBAST)
-    .with(Flags::HEADQUE)
-    .with(Flags::NOORDER)
-    .with(Flags::ALTPR)
-    .with(Flags::ALTCW)
-    .with(Flags::NODLCKWT)
-    .with(IGNORED);
-const FOR_LOCK: Flags = COMMON.with(Flags::EXPEDITE);
-const FOR_CONVERT: Flags = COMMON.with(Flags::QUECVT).with(Flags::IVVALBLK).with(Flags::CONVDEADLK);
-const FOR_UNLOCK: Flags = Flags::VALBLK.with(Flags::IVVALBLK).with(Flags::FORCEUNLOCK).with(IGNORED);
-
-fn are_common_flags_legal(flags: Flags) -> bool {
-    let is_bast_alone = flags.has(Flags::NOQUEUEBAST) && !flags.has(Flags::NOQUEUE);
-    !is_bast_alone && !flags.has(Flags::ALTPR.with(Flags::ALTCW))
-}
-
-/// PERSISTENT and ORPHAN are not legal here.
-fn is_lock_legal(mode: Mode, flags: Flags) -> bool {
-    let is_expedite_legal = !flags.has(Flags::EXPEDITE) || (mode == Mode::Nl && !flags.has(Flags::NOQUEUE));
-    flags.is_within(FOR_LOCK) && are_common_flags_legal(flags) && is_expedite_legal
-}
-
-/// QUECVT is legal only upwards (and between PR and CW).
-fn is_convert_legal(granted: Mode, mode: Mode, flags: Flags, lvb: Option<&Lvb>) -> bool {
-    let is_quecvt_legal = !flags.has(Flags::QUECVT) || (mode > granted || granted.is_middle(mode));
-    let is_deadlock_legal = !(flags.has(Flags::CONVDEADLK) && flags.has(Flags::NOQUEUE));
-    let is_write = flags.has(Flags::VALBLK) && !flags.has(Flags::IVVALBLK) && mode.lvb_transfer(Some(granted)) == LvbTransfer::Write;
-    flags.is_within(FOR_CONVERT) && are_common_flags_legal(flags) && is_quecvt_legal && is_deadlock_legal && !(is_write && lvb.is_none())
+/// What a new lock and a conversion have in common.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    mode: Mode,
+    flags: Flags,
+    owner: u64,
+    deadline_ms: u64,
 }
 
 /// The serial to answer; none for a posted request.
@@ -74,12 +49,14 @@ impl LockService {
             }
             ClientRequest::JoinLockspace { serial, name } => self.join_lockspace(session, serial, name),
             ClientRequest::LeaveLockspace { serial, lockspace } => self.leave_lockspace(session, serial, lockspace),
-            ClientRequest::Lock { serial, lockspace, resource, mode, flags, .. } => {
-                let done = self.lock(session, serial, (lockspace, resource.as_bytes()), mode, flags);
+            ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb: _ } => {
+                let wish = Wish { mode, flags, owner, deadline_ms: self.deadline(timeout_ms) };
+                let done = self.lock(session, serial, (lockspace, &resource), wish);
                 self.reply_unless_begun(session, Some(serial), 0, done);
             }
-            ClientRequest::Convert { serial, lock, mode, flags, lvb, .. } => {
-                let done = self.convert(session, serial, lock, mode, flags, lvb);
+            ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms, lvb } => {
+                let wish = Wish { mode, flags, owner, deadline_ms: self.deadline(timeout_ms) };
+                let done = self.convert(session, serial, lock, wish, lvb);
                 self.reply_unless_begun(session, answered(serial), lock, done);
             }
             ClientRequest::Unlock { serial, lock, flags, lvb } => {
@@ -103,6 +80,9 @@ impl LockService {
     fn handle_more(&mut self, session: u64, request: ClientRequest) {
         let (serial, status) = (request.serial(), LockStatus::Invalid);
         match request {
+            ClientRequest::Query { lock, .. } => self.query(session, serial, lock),
+            ClientRequest::QueryResource { lockspace, resource, .. } => self.query_resource(session, serial, lockspace, &resource),
+            ClientRequest::Purge { lockspace, slot, pid, .. } => self.ask_purge(session, serial, lockspace, (slot, pid)),
             ClientRequest::RangeQuery { .. } => self.reply(session, ClientReply::RangeConflict { serial, status, conflict: None }),
             _ => self.reply(session, Self::simple_reply(serial, 0, status, None)),
         }
@@ -120,7 +100,8 @@ impl LockService {
         self.reply(session, ClientReply::Refused { serial, status, reason: reason.into() });
     }
 
-    fn lock(&mut self, session: u64, serial: u64, (lockspace, name): (u32, &[u8]), mode: Mode, flags: Flags) -> Result<(), LockStatus> {
+    fn lock(&mut self, session: u64, serial: u64, (lockspace, name): (u32, &ResourceName), wish: Wish) -> Result<(), LockStatus> {
+        let Wish { mode, flags, owner: party, deadline_ms } = wish;
         if self.is_stopped {
             return Err(LockStatus::Stopped);
         }
@@ -131,28 +112,35 @@ impl LockService {
         if owner.locks.len() >= SESSION_LOCKS_MAX {
             return Err(LockStatus::NoMemory);
         }
-        let key = Key::new(lockspace, name).filter(|_| is_lock_legal(mode, flags)).ok_or(LockStatus::Invalid)?;
+        let key = Key::new(lockspace, name.as_bytes()).filter(|_| is_lock_legal(mode, flags)).ok_or(LockStatus::Invalid)?;
         let pid = owner.info.pid;
+        if flags.has(Flags::ORPHAN) {
+            return self.adopt(session, serial, (&key, mode), party);
+        }
         let place = self.places.intern(&key);
         if place == 0 {
             return Err(LockStatus::NoMemory);
         }
-        let lock = LocalLock::new(session, place, pid, self.now_ms);
-        let Err(mut lock) = self.grant_alone(place, &key, serial, mode, lock) else { return Ok(()) };
-        lock.pending = Some(Box::new(Pending::new(OpKind::New, Some(serial), mode, flags, None)));
+        let mut lock = LocalLock::new(session, place, pid, self.now_ms);
+        (lock.owner, lock.is_persistent) = (party, flags.has(Flags::PERSISTENT));
+        let Err(mut lock) = self.grant_alone(place, &key, serial, (mode, flags), lock) else { return Ok(()) };
+        lock.pending = Some(Box::new(Pending { deadline_ms, ..Pending::new(OpKind::New, Some(serial), mode, flags, None) }));
         let Ok(id) = self.add_lock(lock) else {
             self.places.forget_if_unused(place);
             return Err(LockStatus::NoMemory);
         };
+        let op = self.locks.get(id).map_or(0, |lock| lock.op);
+        self.deadlines.add(deadline_ms, op, id);
         self.advance(id);
         Ok(())
     }
 
-    fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
+    pub(super) fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
         self.locks.get_mut(id).filter(|lock| lock.session == session).ok_or(LockStatus::NotFound)
     }
 
-    fn convert(&mut self, session: u64, serial: u64, id: u32, mode: Mode, flags: Flags, lvb: Option<Lvb>) -> Result<(), LockStatus> {
+    fn convert(&mut self, session: u64, serial: u64, id: u32, wish: Wish, lvb: Option<Lvb>) -> Result<(), LockStatus> {
+        let Wish { mode, flags, owner, deadline_ms } = wish;
         let op = self.locks.next_op();
         let lock = self.own_lock(session, id)?;
         let granted = lock.granted.filter(|_| lock.pending.is_none()).ok_or(LockStatus::Busy)?;
@@ -163,12 +151,15 @@ impl LockService {
         if serial == 0 && !is_down {
             return Err(LockStatus::Invalid);
         }
+        lock.is_renamed |= lock.owner != owner;
+        (lock.owner, lock.is_persistent) = (owner, flags.has(Flags::PERSISTENT));
         if self.convert_alone(id, answered(serial), mode, flags) {
             return Ok(());
         }
         let lock = self.own_lock(session, id)?;
         lock.op = op;
-        lock.pending = Some(Box::new(Pending::new(OpKind::Convert, answered(serial), mode, flags, lvb)));
+        lock.pending = Some(Box::new(Pending { deadline_ms, ..Pending::new(OpKind::Convert, answered(serial), mode, flags, lvb) }));
+        self.deadlines.add(deadline_ms, op, id);
         self.advance(id);
         Ok(())
     }
@@ -178,9 +169,16 @@ impl LockService {
         if !flags.is_within(FOR_UNLOCK) {
             return Err(LockStatus::Invalid);
         }
-        let is_unlocking = lock.pending.as_ref().is_some_and(|pending| pending.kind == OpKind::Unlock);
-        if is_unlocking || (lock.pending.is_some() && !flags.has(Flags::FORCEUNLOCK)) {
+        if lock.pending.is_some() && !flags.has(Flags::FORCEUNLOCK) {
             return Err(LockStatus::Busy);
+        }
+        if let Some(unlocking) = lock.pending.as_mut().filter(|pending| pending.kind == OpKind::Unlock) {
+            // It is on its way back already: what is forced succeeds with that.
+            if unlocking.cancels.len() >= OPERATION_CANCELS_MAX {
+                return Err(LockStatus::Busy);
+            }
+            unlocking.cancels.extend(answered(serial));
+            return Ok(());
         }
         self.begin_unlock(id, answered(serial), flags, lvb);
         Ok(())
@@ -199,27 +197,17 @@ impl LockService {
             return self.reply(session, Self::simple_reply(serial, id, LockStatus::Busy, granted));
         }
         pending.cancels.push(serial);
-        // What only gives up is as good as done: it is never taken back.
-        let is_given_up = pending.kind == OpKind::Convert && granted.is_some_and(|from| pending.mode < from && from.is_down(pending.mode));
-        pending.is_cancelled = !is_given_up;
-        if is_given_up {
-            return;
-        }
-        if pending.sent == Sent::Unsent {
-            self.end_unsent(id);
-        } else {
-            self.advance(id);
-        }
+        self.take_back(id, LockStatus::Cancelled);
     }
 
     pub(super) fn close_session(&mut self, id: u64) {
         let Some(session) = self.sessions.remove(&id) else { return };
+        self.forget_asks(id);
         let is_idle = |id: &u32| self.locks.get(*id).is_none_or(|lock| lock.pending.is_none());
         let (idle, waiting): (Vec<u32>, Vec<u32>) = self.locks.list(&session.locks).partition(is_idle);
         // What waits goes first: nothing is granted to the dead, and no value block comes in doubt by it.
         for lock in waiting.into_iter().chain(idle) {
-            // Whoever dies while it may write leaves the value block in doubt.
-            self.begin_unlock(lock, None, Flags::IVVALBLK.with(Flags::FORCEUNLOCK), None);
+            self.leave_behind(lock);
         }
         for lockspace in session.lockspaces {
             if let Some(lockspace) = self.lockspaces.get_mut(&lockspace) {
@@ -392,37 +380,5 @@ impl LockService {
         if !is_joined {
             self.names.remove(&number);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mode::MODES;
-
-    #[test]
-    fn quecvt_is_legal_where_the_published_table_says() {
-        // Rows: granted NL, CR, CW, PR, PW, EX; columns: wanted.
-        let rows = [".QQQQQ", "..QQQQ", "...QQQ", "..Q.QQ", ".....Q", "......"];
-        for (granted, line) in MODES.iter().zip(rows) {
-            for (wanted, cell) in MODES.iter().zip(line.chars()) {
-                assert_eq!(is_convert_legal(*granted, *wanted, Flags::QUECVT, None), cell == 'Q', "{granted} {wanted}");
-            }
-        }
-    }
-
-    #[test]
-    fn flags_are_refused_where_they_make_no_sense() {
-        assert!(is_lock_legal(Mode::Nl, Flags::EXPEDITE.with(Flags::VALBLK)));
-        assert!(!is_lock_legal(Mode::Cr, Flags::EXPEDITE));
-        assert!(!is_lock_legal(Mode::Nl, Flags::EXPEDITE.with(Flags::NOQUEUE)));
-        assert!(!is_lock_legal(Mode::Ex, Flags::QUECVT));
-        assert!(!is_lock_legal(Mode::Ex, Flags::PERSISTENT));
-        assert!(!is_lock_legal(Mode::Ex, Flags::ORPHAN));
-        assert!(!is_lock_legal(Mode::Ex, Flags::NOQUEUEBAST));
-        assert!(!is_lock_legal(Mode::Ex, Flags(0x8000_0000)));
-        assert!(!is_convert_legal(Mode::Pr, Mode::Ex, Flags::CONVDEADLK.with(Flags::NOQUEUE), None));
-        assert!(!is_convert_legal(Mode::Ex, Mode::Nl, Flags::VALBLK, None));
-        assert!(is_convert_legal(Mode::Ex, Mode::Nl, Flags::VALBLK, Some(&[0; 32])));
     }
 }

@@ -10,9 +10,13 @@ use crate::mode::{Flags, LockStatus, Mode, ResultFlags};
 use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 use std::vec;
 
+mod asks;
 mod cluster;
+mod orphans;
 mod scenes;
 mod single;
+mod stage;
+mod timeouts;
 
 fn name(bytes: &[u8]) -> ResourceName {
     ResourceName::new(bytes).unwrap()

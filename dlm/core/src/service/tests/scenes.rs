@@ -5,7 +5,7 @@
 //! Called by: `cargo test`.
 
 use super::*;
-use crate::wire::{LvbCopy, OpKind, OpResult, Report, ReportOp};
+use crate::wire::{LvbCopy, OpKind, OpResult, Party, Report, ReportOp};
 
 struct Scene {
     nodes: BTreeMap<u16, LockService>,
@@ -540,13 +540,14 @@ impl Dice {
         let copy = LvbCopy { sequence: number, is_invalid: self.is_heads(), value: lvb };
         let token = crate::mode::Token { view: number, counter: number };
         let granted = self.is_heads().then_some(mode);
+        let party = self.of(&[Party::Session(1), Party::Transaction(1)]);
         let kind = self.of(&[OpKind::New, OpKind::Convert, OpKind::Unlock]);
         let pending = self.is_heads().then_some(ReportOp { kind, mode: Mode::Pr, flags, lvb, is_cancelled: self.is_heads() });
-        let report = Report { key, lock, pid, op, granted, token, lvb: copy, pending };
+        let report = Report { key, lock, pid, party, op, granted, token, lvb: copy, pending };
         let result = OpResult { op, status: self.of(&crate::mode::STATUSES), mode: granted, flags: ResultFlags(2), token, lvb: copy };
         let other = life(self.of(&[0, 1, 2]), 1);
-        match self.below(19) {
-            0 => Record::Request { key, lock, pid, op, mode, flags, is_lookup: self.is_heads() },
+        match self.below(24) {
+            0 => Record::Request { key, lock, pid, party, op, mode, flags, is_lookup: self.is_heads() },
             1 => Record::Convert { lock, op, mode, flags, lvb },
             2 => Record::Unlock { lock, op, flags, lvb },
             3 => Record::Cancel { lock, op },
@@ -564,26 +565,35 @@ impl Dice {
             15 => Record::HomeEnd,
             16 => Record::Take { key },
             17 => Record::Forward { origin: other, report },
-            _ => Record::MasterEnd,
+            18 => Record::MasterEnd,
+            19 => Record::Whose { lock, pid, party },
+            20 => Record::Query { key, request: number, asker: other },
+            21 => Record::Queried { request: self.of(&[1, number]), lvb: copy, left_out: 0, locks: vec![] },
+            22 => Record::Purge { request: number, lockspace: key.lockspace, pid: 0 },
+            _ => Record::Purged { request: self.of(&[1, number]) },
         }
     }
 
     fn request(&mut self, serial: u64) -> ClientRequest {
         let (key, mode, lock, lvb) = (self.key(), self.of(&crate::mode::MODES), self.of(&[0, 1, 2]), Some([2; 32]));
-        match self.below(5) {
+        let resource = name(key.name());
+        match self.below(8) {
             0 => ClientRequest::JoinLockspace { serial, name: b"s".to_vec() },
             1 => ClientRequest::Lock {
                 serial,
                 lockspace: key.lockspace,
-                resource: name(key.name()),
+                resource,
                 mode,
-                flags: Flags::NONE,
-                owner: 0,
-                timeout_ms: 0,
+                flags: self.of(&[Flags::NONE, Flags::PERSISTENT, Flags::ORPHAN]),
+                owner: self.of(&[0, 9]),
+                timeout_ms: self.of(&[0, 5]),
                 lvb,
             },
-            2 => ClientRequest::Convert { serial, lock, mode, flags: Flags::VALBLK, owner: 0, timeout_ms: 0, lvb },
+            2 => ClientRequest::Convert { serial, lock, mode, flags: Flags::VALBLK, owner: 0, timeout_ms: 5, lvb },
             3 => ClientRequest::Unlock { serial, lock, flags: Flags::FORCEUNLOCK, lvb },
+            4 => ClientRequest::QueryResource { serial, lockspace: key.lockspace, resource },
+            5 => ClientRequest::Query { serial, lock },
+            6 => ClientRequest::Purge { serial, lockspace: key.lockspace, slot: 1, pid: 0 },
             _ => ClientRequest::Cancel { serial, lock },
         }
     }
