@@ -158,16 +158,13 @@ impl Lockstep {
     fn translate(&mut self, reply: ClientReply) -> Result<Answer, String> {
         match reply {
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => {
-                let is_refusal = matches!(status, LockStatus::Invalid | LockStatus::NotFound | LockStatus::Busy);
-                if lock != 0 && !is_refusal && !self.ids.contains_key(&lock) {
-                    self.bind(lock, serial);
-                }
                 if status != LockStatus::Success && token != Token::default() {
                     return Err(format!("{status:?} with token {token}"));
                 }
                 self.announced.push(token);
-                // A number of a lock that is not there (any more) says nothing.
-                let lock = self.ids.get(&lock).copied().filter(|_| mode.is_some());
+                // The number of a lock that is not there (any more) says nothing.
+                let about = self.about.get(&serial).copied().filter(|_| mode.is_some());
+                let lock = about.filter(|id| self.is_number_of(lock, *id));
                 Ok(Answer::Done { serial, lock, status, mode, flags, lvb })
             }
             ClientReply::Blocking { lock, mode } => {
@@ -181,9 +178,13 @@ impl Lockstep {
         }
     }
 
-    fn bind(&mut self, number: u32, id: Id) {
-        self.ids.insert(number, id);
-        self.numbers.insert(id, number);
+    /// A number first heard of is learned; it may have been another lock's, long ago.
+    fn is_number_of(&mut self, number: u32, id: Id) -> bool {
+        let known = *self.numbers.entry(id).or_insert(number);
+        if let Some(before) = self.ids.insert(number, id).filter(|before| *before != id) {
+            self.numbers.remove(&before);
+        }
+        known == number
     }
 
     fn compare_queues(&mut self) -> Result<(), String> {
@@ -212,10 +213,8 @@ impl Lockstep {
             (Some(_), Some(_)) => LockState::Converting,
             (None, _) => LockState::Waiting,
         };
-        if !self.ids.contains_key(&found.lock) {
-            self.bind(found.lock, wanted.id);
-        }
-        (self.ids.get(&found.lock).copied(), found.pid, found.state) == (Some(wanted.id), pid(wanted.session), state)
+        self.is_number_of(found.lock, wanted.id)
+            && (found.pid, found.state) == (pid(wanted.session), state)
             && (found.granted, found.wanted) == (wanted.granted, wanted.wanted.as_ref().map(|wanted| wanted.mode))
     }
 
