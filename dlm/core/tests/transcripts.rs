@@ -6,8 +6,11 @@
 mod lockstep;
 mod reference;
 
+use deadbolt_dlm_core::Mode;
+use deadbolt_dlm_core::mode::MODES;
 use lockstep::Lockstep;
 use lockstep::text::{read_step, write_queues, write_step, write_told};
+use reference::tables;
 use std::{fs, path::Path};
 
 /// The lines that are not indented are what happens; those that are, what follows from it.
@@ -47,5 +50,19 @@ fn transcripts_are_what_both_say() {
             let line = now.lines().zip(text.lines()).find(|(now, then)| now != then);
             assert!(now == text, "{}: {line:?}\nDEADBOLT_REWRITE=1, then read the difference", path.display());
         }
+    }
+}
+
+#[test]
+fn the_page_has_the_table_of_value_blocks() {
+    let page = include_str!("../../../docs/locks.md");
+    for before in [None].into_iter().chain(MODES.map(Some)) {
+        let cells = MODES.map(|mode| match (tables::is_read(before, mode), tables::is_write(before, mode)) {
+            (true, _) => "R",
+            (_, true) => "W",
+            _ => "-",
+        });
+        let row = format!("| {} | {} |", before.map_or("no lock", Mode::name), cells.join(" | "));
+        assert!(page.contains(&row), "{row}");
     }
 }

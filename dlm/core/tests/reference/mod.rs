@@ -3,7 +3,7 @@
 
 mod arguments;
 mod resource;
-mod tables;
+pub(crate) mod tables;
 
 use deadbolt_dlm_core::client::Lvb;
 use deadbolt_dlm_core::{Flags, LockStatus, Mode, ResultFlags};
