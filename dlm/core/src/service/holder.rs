@@ -88,6 +88,8 @@ pub(super) struct LocalLock {
     pub(super) is_persistent: bool,
     /// Its master knows it under another process or owner.
     pub(super) is_renamed: bool,
+    /// It was asked for with others, and its session has not been told of it.
+    pub(super) is_in_many: bool,
     pub(super) round: u8,
     pub(super) near: Near,
 }
@@ -110,6 +112,7 @@ impl LocalLock {
             since_ms: now_ms,
             is_persistent: false,
             is_renamed: false,
+            is_in_many: false,
             round: 0,
             near: Near::default(),
         }
@@ -288,7 +291,9 @@ impl LockService {
         lock.set_lvb(LvbCopy { value: result.lvb.value.or(written).or(known), ..result.lvb });
         let is_given_up = granted.zip(result.mode).is_some_and(|(from, to)| to < from && from.is_down(to));
         let session = lock.session;
-        if let Some(serial) = pending.serial {
+        if lock.is_in_many {
+            self.many_went_on((session, pending.serial.unwrap_or(0)), id, status);
+        } else if let Some(serial) = pending.serial {
             let reply = ClientReply::Completed {
                 serial,
                 lock: id,
@@ -368,6 +373,9 @@ impl LockService {
             return;
         }
         lock.told = Some(mode);
+        if lock.is_in_many {
+            return;
+        }
         let session = lock.session;
         self.reply_about(session, id, false, ClientReply::Blocking { lock: id, mode });
     }

@@ -22,12 +22,24 @@ const COMMON: Flags = Flags::NOQUEUE
     .with(Flags::SYNCSTS)
     .with(IGNORED);
 const FOR_LOCK: Flags = COMMON.with(Flags::EXPEDITE).with(Flags::ORPHAN);
+const FOR_MANY: Flags = Flags::NOQUEUE
+    .with(Flags::NOQUEUEBAST)
+    .with(Flags::HEADQUE)
+    .with(Flags::NOORDER)
+    .with(Flags::NODLCKWT)
+    .with(Flags::PERSISTENT)
+    .with(IGNORED);
 const FOR_CONVERT: Flags = COMMON.with(Flags::QUECVT).with(Flags::IVVALBLK).with(Flags::CONVDEADLK);
 pub(super) const FOR_UNLOCK: Flags = Flags::VALBLK.with(Flags::IVVALBLK).with(Flags::FORCEUNLOCK).with(IGNORED);
 
 fn are_common_flags_legal(flags: Flags) -> bool {
     let is_bast_alone = flags.has(Flags::NOQUEUEBAST) && !flags.has(Flags::NOQUEUE);
     !is_bast_alone && !flags.has(Flags::ALTPR.with(Flags::ALTCW))
+}
+
+/// What an answer could not tell of (alternatives, value blocks) is not legal for many at once.
+pub(super) fn is_many_legal(flags: Flags) -> bool {
+    flags.is_within(FOR_MANY) && are_common_flags_legal(flags)
 }
 
 pub(super) fn is_lock_legal(mode: Mode, flags: Flags) -> bool {

@@ -11,6 +11,7 @@ mod holder;
 mod legal;
 mod locks;
 mod lone;
+mod many;
 mod master;
 mod orphans;
 mod places;
@@ -35,6 +36,7 @@ use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
 use deadlines::Deadlines;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use many::Manies;
 use orphans::Orphans;
 use places::Places;
 
@@ -242,6 +244,7 @@ pub struct LockService {
     orphans: Orphans,
     deadlines: Deadlines,
     asks: Asks,
+    manies: Manies,
     /// Locks of a place that wait to hear who is master.
     lookups: BTreeMap<u32, Vec<u32>>,
     /// Queues of the resources of which this node is master.
@@ -291,6 +294,7 @@ impl LockService {
             orphans: Orphans::default(),
             deadlines: Deadlines::default(),
             asks: Asks::default(),
+            manies: Manies::default(),
             lookups: BTreeMap::new(),
             mastered: Slab::default(),
             owners: HashMap::with_hasher(FixedState::with_seed(seed)),
@@ -542,6 +546,7 @@ impl LockService {
         {
             self.reply(session, reply);
         }
+        self.deliver_manies();
     }
 
     fn reply(&mut self, session: u64, reply: ClientReply) {

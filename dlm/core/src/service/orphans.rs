@@ -46,7 +46,7 @@ impl LockService {
     /// The process that had this lock is gone.
     pub(super) fn leave_behind(&mut self, id: u32) {
         self.locks.unlink(id, None);
-        let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_persistent) else {
+        let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_persistent && !lock.is_in_many) else {
             return self.begin_unlock(id, None, AT_DEATH, None);
         };
         lock.session = NO_SESSION;

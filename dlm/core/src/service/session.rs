@@ -64,6 +64,7 @@ impl LockService {
                 self.reply_unless_begun(session, answered(serial), lock, done);
             }
             ClientRequest::Cancel { serial, lock } => self.cancel(session, serial, Some(lock)),
+            ClientRequest::CancelRequest { serial, request } if self.cancel_many(session, serial, request) => {}
             ClientRequest::CancelRequest { serial, request } => {
                 let is_it = |id: &u32| {
                     let pending = self.locks.get(*id).and_then(|lock| lock.pending.as_ref());
@@ -80,6 +81,9 @@ impl LockService {
     fn handle_more(&mut self, session: u64, request: ClientRequest) {
         let (serial, status) = (request.serial(), LockStatus::Invalid);
         match request {
+            ClientRequest::LockMany { lockspace, items, flags, owner, timeout_ms, .. } => {
+                self.lock_many((session, serial), lockspace, &items, flags, (owner, timeout_ms));
+            }
             ClientRequest::Query { lock, .. } => self.query(session, serial, lock),
             ClientRequest::QueryResource { lockspace, resource, .. } => self.query_resource(session, serial, lockspace, &resource),
             ClientRequest::Purge { lockspace, slot, pid, .. } => self.ask_purge(session, serial, lockspace, (slot, pid)),
@@ -118,25 +122,29 @@ impl LockService {
             return self.adopt(session, serial, (&key, mode), party);
         }
         let place = self.places.intern(&key);
-        if place == 0 {
-            return Err(LockStatus::NoMemory);
-        }
         let mut lock = LocalLock::new(session, place, pid, self.now_ms);
         (lock.owner, lock.is_persistent) = (party, flags.has(Flags::PERSISTENT));
-        let Err(mut lock) = self.grant_alone(place, &key, serial, (mode, flags), lock) else { return Ok(()) };
-        lock.pending = Some(Box::new(Pending { deadline_ms, ..Pending::new(OpKind::New, Some(serial), mode, flags, None) }));
-        let Ok(id) = self.add_lock(lock) else {
+        let Err(lock) = self.grant_alone(place, &key, serial, (mode, flags), lock) else { return Ok(()) };
+        let pending = Pending { deadline_ms, ..Pending::new(OpKind::New, Some(serial), mode, flags, None) };
+        self.begin_new(lock, pending).map(|_| ())
+    }
+
+    /// Asks for a lock at the resource's master; gives its number.
+    pub(super) fn begin_new(&mut self, mut lock: LocalLock, pending: Pending) -> Result<u32, LockStatus> {
+        let (place, deadline_ms) = (lock.place, pending.deadline_ms);
+        lock.pending = Some(Box::new(pending));
+        let Some(id) = (place != 0).then(|| self.add_lock(lock)).and_then(Result::ok) else {
             self.places.forget_if_unused(place);
             return Err(LockStatus::NoMemory);
         };
         let op = self.locks.get(id).map_or(0, |lock| lock.op);
         self.deadlines.add(deadline_ms, op, id);
         self.advance(id);
-        Ok(())
+        Ok(id)
     }
 
     pub(super) fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
-        self.locks.get_mut(id).filter(|lock| lock.session == session).ok_or(LockStatus::NotFound)
+        self.locks.get_mut(id).filter(|lock| lock.session == session && !lock.is_in_many).ok_or(LockStatus::NotFound)
     }
 
     fn convert(&mut self, session: u64, serial: u64, id: u32, wish: Wish, lvb: Option<Lvb>) -> Result<(), LockStatus> {
@@ -203,6 +211,7 @@ impl LockService {
     pub(super) fn close_session(&mut self, id: u64) {
         let Some(session) = self.sessions.remove(&id) else { return };
         self.forget_asks(id);
+        self.forget_manies(id);
         let is_idle = |id: &u32| self.locks.get(*id).is_none_or(|lock| lock.pending.is_none());
         let (idle, waiting): (Vec<u32>, Vec<u32>) = self.locks.list(&session.locks).partition(is_idle);
         // What waits goes first: nothing is granted to the dead, and no value block comes in doubt by it.

@@ -6,12 +6,13 @@
 
 use super::*;
 use crate::client::ResourceName;
-use crate::mode::{Flags, LockStatus, Mode, ResultFlags};
+use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 use std::vec;
 
 mod asks;
 mod cluster;
+mod many;
 mod orphans;
 mod scenes;
 mod single;
