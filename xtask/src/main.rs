@@ -21,6 +21,8 @@ const USAGE: &str = "usage: cargo xtask <verb>
 verbs:
   models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release
   sim [ARGUMENT]... run 20000 seeds of the simulator, or what these arguments of deadbolt-sim say, optimised
+  bench BENCHMARK [ARGUMENT]...
+                    run `deadbolt bench` with these words, optimised
   fuzz [TARGET] [SECONDS]
                     run every fuzz target (or that one), each for 60 seconds (or that many); needs cargo-fuzz
   tidy              check that sources are ASCII, begin with their heads, are small, and carry no marks of unfinished work";
@@ -32,6 +34,7 @@ fn main() -> anyhow::Result<()> {
     match verb.as_deref() {
         Some("models") => models(&rest),
         Some("sim") => sim(&rest),
+        Some("bench") => bench(&rest),
         Some("fuzz") => fuzz::fuzz(&root()?, &rest),
         Some("tidy") => tidy(),
         Some("help" | "--help" | "-h") => {
@@ -69,6 +72,16 @@ fn sim(arguments: &[String]) -> anyhow::Result<()> {
     let status = command.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("the simulator did not end with \"every promise held\" ({status})");
+    }
+    Ok(())
+}
+
+fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--package", "deadbolt", "--bin", "deadbolt", "--", "bench"]).args(arguments);
+    let status = command.status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("not everything could be measured ({status})");
     }
     Ok(())
 }

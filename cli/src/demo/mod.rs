@@ -5,12 +5,8 @@
 //! Does not: switch faults on inside a daemon: it cuts a network and kills processes.
 //! Called by: the verbs.
 
-mod children;
-mod network;
 mod nodes;
 mod phases;
-mod place;
-pub mod relay;
 mod report;
 mod tally;
 pub mod worker;
@@ -21,10 +17,9 @@ use clap::Args;
 use deadbolt_cluster::program::explain;
 use deadbolt_cluster_core::timing::{Wishes, derive};
 use deadbolt_disk_format::Timings;
-use network::Network;
+use deadbolt_trial::{Network, Place};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nodes::Node;
-use place::Place;
 use report::Report;
 use serde_json::Value;
 use std::{
@@ -51,6 +46,8 @@ pub struct DemoArguments {
     no_root: bool,
 }
 
+/// Beginning of the directories' names; the sweep looks for it.
+const PREFIX: &str = "deadbolt-demo-";
 /// How often the nodes are asked for their view. Chosen: every poll at the demo's stall.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -106,7 +103,7 @@ pub fn run(arguments: &DemoArguments) -> u8 {
 fn prepare(arguments: &DemoArguments, report: &mut Report) -> Result<(Timings, Place, Network)> {
     watch_signals()?;
     let timings = derive(&Wishes::stall(arguments.stall))?;
-    let place = Place::prepare(arguments.no_root)?;
+    let place = Place::prepare(PREFIX, arguments.no_root)?;
     std::fs::write(place.path().join(worker::COUNTER_FILE), 0u64.to_le_bytes())?;
     let mut notes = place.notes.clone();
     let count = usize::from(arguments.nodes);

@@ -5,15 +5,16 @@
 //! Called by: the demo.
 
 use super::{
-    children::{Tied, own_program, run_to_end, write_to},
-    network::Network,
-    place::Place,
     tally::Tally,
     worker::{EXIT_TOLD, hold_file, tally_file},
 };
 use crate::ask::ask;
 use anyhow::{Context, Result, bail};
 use deadbolt_cluster::{config::NodeDirectory, supervisor::client};
+use deadbolt_trial::{
+    Network, Place, Tied,
+    children::{own_program, run_to_end, write_to},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

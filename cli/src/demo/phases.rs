@@ -4,15 +4,10 @@
 //! Does not: take silence for an end.
 //! Called by: the demo.
 
-use super::{
-    Demo,
-    children::{own_program, run_to_end},
-    nodes::Node,
-    report::Phase,
-    worker::STOP_FILE,
-};
+use super::{Demo, nodes::Node, report::Phase, worker::STOP_FILE};
 use anyhow::{Context, Result, bail};
 use deadbolt_cluster_core::timing::{Budget, budget_crash, budget_partition};
+use deadbolt_trial::children::{own_program, run_to_end};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 

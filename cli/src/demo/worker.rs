@@ -4,10 +4,7 @@
 //! Does not: retry a lost session; the demo starts it again.
 //! Called by: the demo, which starts it; by itself, inside the node's tree.
 
-use super::{
-    children::OWN_PROGRAM,
-    tally::{GrantToken, Line, Step},
-};
+use super::tally::{GrantToken, Line, Step};
 use crate::verbs::NodeArguments;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -16,6 +13,7 @@ use deadbolt_dlm::{
     Flags, Mode,
     blocking::{Client, Guard, Protection, Wishes},
 };
+use deadbolt_trial::children::OWN_PROGRAM;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::{
     ffi::OsString,

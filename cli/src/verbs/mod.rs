@@ -5,6 +5,7 @@
 //! Called by: `main_from`.
 
 mod attach;
+mod bench;
 mod fence;
 mod format;
 mod init;
@@ -85,12 +86,16 @@ enum Verb {
     Fsck(PassedOn),
     /// Watch three nodes share a disk, lose their network and a node, and lose no update; exit 0 only if everything held
     Demo(demo::DemoArguments),
+    /// Measure how fast this is here, beside what the machine itself takes
+    Bench(bench::BenchArguments),
     /// Simulate whole clusters under faults, by seeds (the program deadbolt-sim); touches no disk and no network
     Sim(PassedOn),
     #[command(hide = true)]
+    BenchWorker(bench::BenchWorkerArguments),
+    #[command(hide = true)]
     DemoWorker(demo::worker::WorkerArguments),
     #[command(hide = true)]
-    DemoRelay(demo::relay::RelayArguments),
+    DemoRelay(deadbolt_trial::relay::RelayArguments),
 }
 
 #[derive(Debug, Args)]
@@ -201,9 +206,11 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Detach(arguments) => attach::detach(&arguments),
         Verb::Fsck(arguments) => return deadbolt_fsck::main_from(arguments.arguments),
         Verb::Sim(arguments) => return deadbolt_simulator::program::main_from(arguments.arguments),
+        Verb::Bench(arguments) => bench::run(arguments),
+        Verb::BenchWorker(arguments) => bench::run_worker(&arguments),
         Verb::Demo(arguments) => return demo::run(&arguments),
         Verb::DemoWorker(arguments) => demo::worker::run(&arguments),
-        Verb::DemoRelay(arguments) => demo::relay::run(&arguments),
+        Verb::DemoRelay(arguments) => deadbolt_trial::relay::run(&arguments).map(|()| EXIT_OK),
     };
     result.unwrap_or_else(|error| {
         let text = deadbolt_cluster::program::explain(&error);
@@ -231,6 +238,7 @@ impl Verb {
             Self::Why(arguments) => arguments.json,
             Self::Locks(arguments) => arguments.json,
             Self::Fence(arguments) => arguments.json,
+            Self::Bench(arguments) => arguments.wants_json(),
             _ => false,
         }
     }

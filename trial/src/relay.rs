@@ -1,8 +1,8 @@
-//! What: `deadbolt demo-relay`: the network between the demo's nodes where namespaces are not to be had; it can be cut.
+//! What: `deadbolt demo-relay`: the network between trial nodes where namespaces are not to be had; it can be cut.
 //! Owns: one public loopback address per node, which the cluster's configuration names, and the copying between it and the node's own.
 //! Invariants: between two sides of a cut no byte passes, in either direction; a connection over the cut stands still and goes on after it.
 //! Does not: read what it copies (it is sealed).
-//! Called by: the demo, which tells it by its standard input: `cut I`, `heal`.
+//! Called by: its maker, which tells it by its standard input: `cut I`, `heal`.
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -26,11 +26,11 @@ const NOBODY: usize = usize::MAX;
 
 /// Where the nodes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Plan {
+pub struct Plan {
     /// The nodes' addresses lie below 127.`prefix`.
-    pub(super) prefix: [u8; 2],
+    pub prefix: [u8; 2],
     /// One port for all.
-    pub(super) port: u16,
+    pub port: u16,
 }
 
 /// Public addresses begin here; node 0 has the first.
@@ -45,12 +45,14 @@ impl Plan {
     }
 
     /// What the configuration names; the relay listens there.
-    pub(super) fn public(self, node: usize) -> SocketAddr {
+    #[must_use]
+    pub fn public(self, node: usize) -> SocketAddr {
         self.address(PUBLIC, node)
     }
 
     /// What the node binds.
-    pub(super) fn own(self, node: usize) -> SocketAddr {
+    #[must_use]
+    pub fn own(self, node: usize) -> SocketAddr {
         self.address(OWN, node)
     }
 
@@ -103,7 +105,7 @@ impl Net {
 ///
 /// # Errors
 /// An address that is in use.
-pub fn run(arguments: &RelayArguments) -> Result<u8> {
+pub fn run(arguments: &RelayArguments) -> Result<()> {
     let plan = Plan { prefix: [arguments.second, arguments.third], port: arguments.port };
     let net = Arc::new(Net { plan, nodes: arguments.nodes, cut_off: AtomicUsize::new(NOBODY) });
     let mut datagrams = Vec::new();
@@ -121,14 +123,18 @@ pub fn run(arguments: &RelayArguments) -> Result<u8> {
         let net = net.clone();
         thread::spawn(move || accept(&net, &listener, node));
     }
-    println!("ready");
+    say("ready")?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let cut_off = line.strip_prefix("cut ").and_then(|node| node.parse().ok()).unwrap_or(NOBODY);
         net.cut_off.store(cut_off, Ordering::SeqCst);
-        println!("{line}");
+        say(&line)?;
     }
-    Ok(crate::verbs::EXIT_OK)
+    Ok(())
+}
+
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 /// Datagrams to one node; they leave from the public address of whoever sent them.

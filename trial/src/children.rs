@@ -1,8 +1,8 @@
-//! What: processes of the demo that end with it, whatever ends it.
+//! What: processes that end with their maker, whatever ends it.
 //! Owns: how a child is tied, put into a network namespace and given its output file.
-//! Invariants: a child of a killed demo is killed by the kernel; a signal of the terminal reaches the demo alone.
+//! Invariants: a child of a killed maker is killed by the kernel; a signal of the terminal reaches the maker alone.
 //! Does not: know what the children do.
-//! Called by: the demo's nodes, workers and network. From the demo's main thread only: the kernel ties to the thread.
+//! Called by: demo and benchmarks, and the network. From the main thread only: the kernel ties to the thread.
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
@@ -19,15 +19,15 @@ use std::{
 };
 
 /// This very program, also when its file was replaced meanwhile.
-pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// A command that runs this very program.
-pub(super) fn own_program() -> Command {
+pub fn own_program() -> Command {
     Command::new(OWN_PROGRAM)
 }
 
 /// Ties the command to this process and moves it into a network namespace, if one is given.
-pub(super) fn tie(command: &mut Command, network: Option<Arc<OwnedFd>>) {
+pub fn tie(command: &mut Command, network: Option<Arc<OwnedFd>>) {
     let parent = nix::unistd::getpid();
     command.process_group(0);
     // SAFETY: only async-signal-safe calls between fork and exec; the descriptor lives as long as the closure.
@@ -47,14 +47,20 @@ pub(super) fn tie(command: &mut Command, network: Option<Arc<OwnedFd>>) {
 }
 
 /// Sends what the command says to a file.
-pub(super) fn write_to(command: &mut Command, path: &Path) -> Result<()> {
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn write_to(command: &mut Command, path: &Path) -> Result<()> {
     let file: File = OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     Ok(())
 }
 
 /// Runs a command to its end and answers with its exit code and what it wrote to both streams.
-pub(super) fn run_to_end(mut command: Command, network: Option<Arc<OwnedFd>>) -> Result<(Option<i32>, String)> {
+///
+/// # Errors
+/// It cannot be started.
+pub fn run_to_end(mut command: Command, network: Option<Arc<OwnedFd>>) -> Result<(Option<i32>, String)> {
     tie(&mut command, network);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {}", command.get_program().display()))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -63,25 +69,30 @@ pub(super) fn run_to_end(mut command: Command, network: Option<Arc<OwnedFd>>) ->
 
 /// A child that is killed and reaped when this goes.
 #[derive(Debug)]
-pub(super) struct Tied(Child);
+pub struct Tied(Child);
 
 impl Tied {
-    pub(super) fn spawn(command: &mut Command, network: Option<Arc<OwnedFd>>) -> Result<Self> {
+    /// Starts it, tied.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(command: &mut Command, network: Option<Arc<OwnedFd>>) -> Result<Self> {
         tie(command, network);
         Ok(Self(command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?))
     }
 
-    pub(super) fn child(&mut self) -> &mut Child {
+    /// The process, for its streams.
+    pub fn child(&mut self) -> &mut Child {
         &mut self.0
     }
 
     /// Its exit code, if it has ended; 255 when a signal ended it.
-    pub(super) fn ended(&mut self) -> Option<i32> {
+    pub fn ended(&mut self) -> Option<i32> {
         self.0.try_wait().ok().flatten().map(|status| status.code().unwrap_or(255))
     }
 
     /// Waits for its end.
-    pub(super) fn wait(&mut self, at_most: Duration) -> Option<i32> {
+    pub fn wait(&mut self, at_most: Duration) -> Option<i32> {
         let end = Instant::now() + at_most;
         loop {
             match self.ended() {

@@ -1,8 +1,8 @@
-//! What: the network between the demo's nodes, in one of two forms, and the way to cut it.
+//! What: the network between trial nodes, in one of two forms, and the way to cut it.
 //! Owns: unnamed network namespaces joined by a bridge, or the relay process.
 //! Invariants: namespaces go with the last process or descriptor that uses them; nothing of the machine's own network is touched.
 //! Does not: know what the nodes say to each other.
-//! Called by: the demo.
+//! Called by: demo and benchmarks.
 
 use super::{
     children::{Tied, own_program, run_to_end},
@@ -18,14 +18,14 @@ use std::{
     sync::Arc,
 };
 
-/// Port of every node. The namespaces are the demo's own, and so are the loopback addresses that it draws.
+/// Port of every node. The namespaces are the trial's own, and so are the loopback addresses that it draws.
 const PORT: u16 = 7410;
 /// How often the relay's addresses are drawn anew when they are in use.
 const TRIES: usize = 5;
 
 /// How the nodes reach each other.
 #[derive(Debug)]
-pub(super) enum Network {
+pub enum Network {
     /// Each node in a namespace of its own, all on one bridge; a cut takes the node's port of the bridge down.
     Namespaces {
         /// Where the bridge is.
@@ -48,16 +48,17 @@ pub(super) enum Network {
 
 impl Network {
     /// Namespaces for this many nodes. Needs root.
-    pub(super) fn namespaces(nodes: usize) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Not root, no namespaces in this kernel, or no program `ip`.
+    pub fn namespaces(nodes: usize) -> Result<Self> {
         let bridge = new_namespace()?;
         let nodes: Vec<Arc<OwnedFd>> = (0..nodes).map(|_| new_namespace()).collect::<Result<_>>()?;
         ip(&bridge, "link set lo up")?;
         ip(&bridge, "link add bridge0 type bridge")?;
         ip(&bridge, "link set bridge0 up")?;
         for (index, node) in nodes.iter().enumerate() {
-            // The other program finds the namespace by this process's descriptor: it has no name.
-            let place = format!("/proc/{}/fd/{}", std::process::id(), node.as_raw_fd());
-            ip(&bridge, &format!("link add port{index} type veth peer name eth0 netns {place}"))?;
+            ip(&bridge, &format!("link add port{index} type veth peer name eth0 netns {}", path(node)))?;
             ip(&bridge, &format!("link set port{index} master bridge0 up"))?;
             ip(node, "link set lo up")?;
             ip(node, &format!("address add 10.99.0.{}/24 dev eth0", index + 1))?;
@@ -67,7 +68,10 @@ impl Network {
     }
 
     /// A relay for this many nodes.
-    pub(super) fn relay(nodes: usize) -> Result<Self> {
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn relay(nodes: usize) -> Result<Self> {
         let mut failure = String::new();
         for _ in 0..TRIES {
             let random = getrandom::u32().map_err(|error| anyhow::anyhow!("no random number: {error}"))?.to_le_bytes();
@@ -91,7 +95,8 @@ impl Network {
     }
 
     /// What the people read.
-    pub(super) fn describe(&self) -> &'static str {
+    #[must_use]
+    pub fn describe(&self) -> &'static str {
         match self {
             Self::Namespaces { .. } => "a network namespace per node on a bridge",
             Self::Relay { .. } => "loopback addresses through a relay process",
@@ -99,7 +104,8 @@ impl Network {
     }
 
     /// What a node binds.
-    pub(super) fn own_address(&self, node: usize) -> String {
+    #[must_use]
+    pub fn own_address(&self, node: usize) -> String {
         match self {
             Self::Namespaces { .. } => format!("10.99.0.{}:{PORT}", node + 1),
             Self::Relay { plan, .. } => plan.own(node).to_string(),
@@ -107,7 +113,8 @@ impl Network {
     }
 
     /// What the configuration names, where that is something else.
-    pub(super) fn announced_address(&self, node: usize) -> Option<String> {
+    #[must_use]
+    pub fn announced_address(&self, node: usize) -> Option<String> {
         match self {
             Self::Namespaces { .. } => None,
             Self::Relay { plan, .. } => Some(plan.public(node).to_string()),
@@ -115,7 +122,8 @@ impl Network {
     }
 
     /// Where the node's processes run.
-    pub(super) fn namespace(&self, node: usize) -> Option<Arc<OwnedFd>> {
+    #[must_use]
+    pub fn namespace(&self, node: usize) -> Option<Arc<OwnedFd>> {
         match self {
             Self::Namespaces { nodes, .. } => nodes.get(node).cloned(),
             Self::Relay { .. } => None,
@@ -123,7 +131,10 @@ impl Network {
     }
 
     /// Cuts one node off from all others.
-    pub(super) fn cut(&mut self, node: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// The relay has ended, or `ip` refused.
+    pub fn cut(&mut self, node: usize) -> Result<()> {
         match self {
             Self::Namespaces { bridge, .. } => ip(bridge, &format!("link set port{node} down")),
             Self::Relay { orders, answers, .. } => order(orders, answers, &format!("cut {node}")),
@@ -131,7 +142,10 @@ impl Network {
     }
 
     /// Everybody reaches everybody again.
-    pub(super) fn heal(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// As for the cut.
+    pub fn heal(&mut self) -> Result<()> {
         match self {
             Self::Namespaces { bridge, nodes } => (0..nodes.len()).try_for_each(|node| ip(bridge, &format!("link set port{node} up"))),
             Self::Relay { orders, answers, .. } => order(orders, answers, "heal"),
@@ -147,7 +161,10 @@ fn order(orders: &mut ChildStdin, answers: &mut BufReader<ChildStdout>, text: &s
 }
 
 /// A namespace that lives as long as its descriptor and its processes. A thread makes it, so that this one stays where it is.
-fn new_namespace() -> Result<Arc<OwnedFd>> {
+///
+/// # Errors
+/// Not root, or no namespaces in this kernel.
+pub fn new_namespace() -> Result<Arc<OwnedFd>> {
     let made = std::thread::spawn(|| -> Result<File> {
         unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET)")?;
         Ok(File::open("/proc/thread-self/ns/net")?)
@@ -156,7 +173,17 @@ fn new_namespace() -> Result<Arc<OwnedFd>> {
     Ok(Arc::new(file.into()))
 }
 
-fn ip(namespace: &Arc<OwnedFd>, arguments: &str) -> Result<()> {
+/// Where another program finds the namespace, which has no name: by this process's descriptor.
+#[must_use]
+pub fn path(namespace: &Arc<OwnedFd>) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
+}
+
+/// Runs `ip` in a namespace; the arguments are parted by blanks.
+///
+/// # Errors
+/// There is no such program, or what it said.
+pub fn ip(namespace: &Arc<OwnedFd>, arguments: &str) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(arguments.split(' '));
     match run_to_end(command, Some(namespace.clone()))? {

@@ -1,8 +1,8 @@
-//! What: where the demo runs: its directory, its device, and what this machine does not offer.
+//! What: where a trial runs: its directory, its device, and what this machine does not offer.
 //! Owns: the image file, the loop device, one line for each thing that is missing.
-//! Invariants: the device goes with the demo (autoclear), the directory too; what a killed demo left is swept by the next one.
+//! Invariants: the device goes with the trial (autoclear), the directory too; what a killed one left is swept by the next one.
 //! Does not: change limits or settings of the machine.
-//! Called by: the demo.
+//! Called by: demo and benchmarks.
 
 use anyhow::{Context, Result, bail};
 use deadbolt_cluster::supervisor::{RunDirectory, check_pid_namespace, sweep};
@@ -14,8 +14,6 @@ use std::{
     sync::Arc,
 };
 
-/// Beginning of the directories' names; the sweep looks for it.
-const PREFIX: &str = "deadbolt-demo-";
 /// Size of the image: the areas of 32 slots and some.
 const IMAGE_BYTES: u64 = 16 << 20;
 /// Locked memory that three nodes want at most; a machine's usual small limit is 8 MiB.
@@ -23,24 +21,28 @@ const MEMLOCK_BYTES: u64 = 64 << 20;
 
 /// The directory and the device.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     /// What the nodes use.
-    pub(super) device: PathBuf,
+    pub device: PathBuf,
     /// Nodes get PID namespaces.
-    pub(super) has_pid_namespaces: bool,
+    pub has_pid_namespaces: bool,
     /// Network namespaces are tried.
-    pub(super) may_use_namespaces: bool,
+    pub may_use_namespaces: bool,
     /// What is missing.
-    pub(super) notes: Vec<String>,
+    pub notes: Vec<String>,
     // In this order: the device is let go before its file is removed.
     _loop: Option<LoopDevice>,
     directory: RunDirectory,
 }
 
 impl Place {
-    /// Makes directory and device; `as_user`: root's possibilities are not used.
-    pub(super) fn prepare(as_user: bool) -> Result<Self> {
-        let (directory, image) = find_directory()?;
+    /// Makes directory and device. The directory's name begins with `prefix`, by which the next run finds what was left. `as_user`: root's
+    /// possibilities are not used.
+    ///
+    /// # Errors
+    /// No place for temporary files takes direct I/O.
+    pub fn prepare(prefix: &str, as_user: bool) -> Result<Self> {
+        let (directory, image) = find_directory(prefix)?;
         let is_root = nix::unistd::geteuid().is_root() && !as_user;
         let mut notes = Vec::new();
         if !is_root {
@@ -62,19 +64,20 @@ impl Place {
     }
 
     /// The directory.
-    pub(super) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         self.directory.path()
     }
 }
 
 /// The first place for temporary files whose files take direct I/O.
-fn find_directory() -> Result<(RunDirectory, PathBuf)> {
+fn find_directory(prefix: &str) -> Result<(RunDirectory, PathBuf)> {
     let mut refusals = Vec::new();
     let mut bases = vec![std::env::temp_dir(), PathBuf::from("/var/tmp")];
     bases.extend(std::env::current_dir());
     for base in bases {
-        let _ = sweep(&base, PREFIX);
-        let directory = match RunDirectory::create(&base, PREFIX) {
+        let _ = sweep(&base, prefix);
+        let directory = match RunDirectory::create(&base, prefix) {
             Ok(directory) => directory,
             Err(error) => {
                 refusals.push(format!("{}: {error}", base.display()));
@@ -90,7 +93,7 @@ fn find_directory() -> Result<(RunDirectory, PathBuf)> {
             (_, Some(finding)) => refusals.push(finding.to_string()),
         }
     }
-    bail!("no place for the demo's image file: {}; name a directory on a disk with TMPDIR", refusals.join("; "))
+    bail!("no place for the image file: {}; name a directory on a disk with TMPDIR", refusals.join("; "))
 }
 
 fn attach(image: &Path, notes: &mut Vec<String>) -> Option<LoopDevice> {

@@ -1,0 +1,60 @@
+//! What: the benchmark of the lock manager: floors, the core alone, nodes and their clients.
+//! Owns: the order of the cases, how large they are.
+//! Invariants: a floor is measured before what is compared with it, in every round.
+//! Does not: print.
+//! Called by: `deadbolt bench locks`.
+
+use crate::{
+    floors, service,
+    sheet::{self, Case, Measured, Row, Sheet, Wishes},
+};
+use anyhow::Result;
+use deadbolt_trial::Place;
+use std::time::Duration;
+
+/// Rounds of a measurement that counts.
+const ROUNDS: usize = 5;
+/// Rounds of a quick look.
+const QUICK_ROUNDS: usize = 2;
+/// Beginning of the directories' names; the sweep looks for it.
+const PREFIX: &str = "deadbolt-bench-";
+
+/// How large everything is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Scale {
+    /// Names in a table, live resources, locks: what the rows call 1 M.
+    pub(crate) entries: u64,
+    /// How long something at rest is watched.
+    pub(crate) rest: Duration,
+}
+
+impl Scale {
+    fn new(is_quick: bool) -> Self {
+        if is_quick {
+            Self { entries: 100_000, rest: Duration::from_secs(3) }
+        } else {
+            Self { entries: 1_000_000, rest: Duration::from_secs(20) }
+        }
+    }
+}
+
+/// Measures. `is_quick`: a tenth of the size in two rounds, to see that everything runs; not for figures.
+///
+/// # Errors
+/// No row's name contains `only`. What fails stands in the sheet.
+pub fn locks(is_quick: bool, only: Option<String>, tell: impl FnMut(usize, &str)) -> Result<Sheet> {
+    let scale = Scale::new(is_quick);
+    let mut cases = floors::cases(scale);
+    cases.extend(service::cases(scale));
+    cases.push(at_rest(scale));
+    let rounds = if is_quick { QUICK_ROUNDS } else { ROUNDS };
+    sheet::measure(cases, &Wishes { rounds, only }, tell)
+}
+
+fn at_rest(scale: Scale) -> Case {
+    let measure = move || {
+        let place = Place::prepare(PREFIX, false)?;
+        Ok(Measured::Values(vec![floors::poll::poll(&place.device, scale.rest)?]))
+    };
+    Case::new(vec![Row::new(floors::POLL, "%")], measure).once()
+}
