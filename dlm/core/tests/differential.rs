@@ -10,7 +10,7 @@ use deadbolt_dlm_core::mode::{MODES, STATUSES};
 use deadbolt_dlm_core::{Flags, LockStatus, Mode};
 use lockstep::Lockstep;
 use lockstep::text::{Step, read_step, write_queues, write_step};
-use reference::{Answer, Ask, Lock, Told};
+use reference::{Answer, Ask, Lock, Options, Told};
 
 const RESOURCES: usize = 2;
 const SESSIONS: usize = 4;
@@ -41,9 +41,21 @@ impl Random {
 }
 
 /// Flags that are legal with what is asked, most of the time.
-const LOCK_FLAGS: [Flags; 7] =
-    [Flags::NOQUEUE, Flags::HEADQUE, Flags::NOORDER, Flags::ALTPR, Flags::ALTCW, Flags::NODLCKBLK, Flags::EXPEDITE];
-const CONVERT_FLAGS: [Flags; 9] = [
+const LOCK_FLAGS: [Flags; 10] = [
+    Flags::PERSISTENT,
+    Flags::ORPHAN,
+    Flags::SYNCSTS,
+    Flags::NOQUEUE,
+    Flags::HEADQUE,
+    Flags::NOORDER,
+    Flags::ALTPR,
+    Flags::ALTCW,
+    Flags::NODLCKBLK,
+    Flags::EXPEDITE,
+];
+const CONVERT_FLAGS: [Flags; 11] = [
+    Flags::PERSISTENT,
+    Flags::SYNCSTS,
     Flags::NOQUEUE,
     Flags::QUECVT,
     Flags::HEADQUE,
@@ -84,15 +96,31 @@ impl Generator {
         }
         let place = self.random.below(self.sessions.len());
         let session = self.sessions[place];
-        if self.random.chance(1) {
-            self.sessions.remove(place);
-            return Step::Die(session);
+        match self.random.below(200) {
+            0..=1 => {
+                self.sessions.remove(place);
+                return Step::Die(session);
+            }
+            2 => return Step::Pass(self.random.next() % 20),
+            3 => {
+                let one = 1 + self.random.next() % self.next_session;
+                let of = self.random.chance(80).then_some(one);
+                return self.step(session, Ask::Purge { of });
+            }
+            _ => {}
         }
+        let locks = lockstep.reference().resources.values().flat_map(|resource| resource.locks());
+        let mine: Vec<&Lock> = locks.filter(|lock| lock.session == session).collect();
+        let ask = self.ask(&mine);
+        if matches!(ask, Ask::Unlock { .. } | Ask::Convert { .. }) && self.random.chance(10) {
+            return Step::Ask(session, 0, ask);
+        }
+        self.step(session, ask)
+    }
+
+    fn step(&mut self, session: u64, ask: Ask) -> Step {
         self.serial += 1;
-        let serial = self.serial;
-        let locks: Vec<&Lock> = lockstep.reference().resources.values().flat_map(|resource| resource.locks()).collect();
-        let mine: Vec<&Lock> = locks.into_iter().filter(|lock| lock.session == session).collect();
-        Step::Ask(session, serial, self.ask(&mine))
+        Step::Ask(session, self.serial, ask)
     }
 
     fn ask(&mut self, mine: &[&Lock]) -> Ask {
@@ -132,13 +160,16 @@ impl Generator {
         flags
     }
 
-    fn lvb(&mut self, flags: &mut Flags) -> Option<[u8; 32]> {
+    /// With a value block and a bounded wait, or without.
+    fn options(&mut self, flags: Flags) -> Options {
+        let timeout = if self.random.chance(10) { 1 + u32::try_from(self.random.below(30)).unwrap() } else { 0 };
+        let mut options = Options { flags, lvb: None, timeout };
         if self.random.chance(50) {
-            *flags = flags.with(Flags::VALBLK);
+            options.flags = flags.with(Flags::VALBLK);
             // Without one: a bad argument.
-            return (!self.random.chance(self.bad_percent)).then(|| [u8::try_from(self.random.below(256)).unwrap(); 32]);
+            options.lvb = (!self.random.chance(self.bad_percent)).then(|| [u8::try_from(self.random.below(256)).unwrap(); 32]);
         }
-        None
+        options
     }
 
     fn lock(&mut self) -> Ask {
@@ -147,8 +178,7 @@ impl Generator {
             flags = Flags(flags.0 & !Flags::EXPEDITE.0);
         }
         let resource = b'a' + u8::try_from(self.random.below(self.resources)).unwrap();
-        let lvb = self.lvb(&mut flags);
-        Ask::Lock { resource, mode, flags, lvb }
+        Ask::Lock { resource, mode, options: self.options(flags) }
     }
 
     fn convert(&mut self, of: &[&Lock]) -> Ask {
@@ -156,8 +186,7 @@ impl Generator {
         if !flags.has(Flags::NOQUEUE) && self.random.chance(self.flag_percent) {
             flags = flags.with(Flags::CONVDEADLK);
         }
-        let lvb = self.lvb(&mut flags);
-        Ask::Convert { lock, mode, flags, lvb }
+        Ask::Convert { lock, mode, options: self.options(flags) }
     }
 
     fn unlock(&mut self, of: &[&Lock]) -> Ask {
@@ -169,8 +198,7 @@ impl Generator {
         if self.random.chance(self.bad_percent) {
             flags = flags.with(Flags(1 << self.random.below(32)));
         }
-        let lvb = self.lvb(&mut flags);
-        Ask::Unlock { lock, flags, lvb }
+        Ask::Unlock { lock, options: Options { timeout: 0, ..self.options(flags) } }
     }
 }
 
@@ -261,8 +289,8 @@ fn the_product_does_what_the_reference_does() {
         }
     }
     println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds().end - seeds().start));
-    let rare = [LockStatus::NoMemory, LockStatus::Stopped, LockStatus::TimedOut];
-    let expected = STATUSES.iter().filter(|status| !rare.contains(status)).map(|status| seen.statuses[usize::from(status.number())]);
-    let all = expected.chain(seen.flags.into_iter().take(3)).chain([seen.value_blocks, seen.blocking]);
+    let limits = [LockStatus::NoMemory, LockStatus::Stopped];
+    let expected = STATUSES.iter().filter(|status| !limits.contains(status)).map(|status| seen.statuses[usize::from(status.number())]);
+    let all = expected.chain(seen.flags).chain([seen.value_blocks, seen.blocking]);
     assert!(seeds().count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
 }

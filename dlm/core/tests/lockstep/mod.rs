@@ -2,11 +2,11 @@
 
 pub(crate) mod text;
 
-use crate::reference::{Answer, Ask, Id, Lock, Reference, Told};
+use crate::reference::{Answer, Ask, Id, Lock, Options, Reference, Told};
 use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
-use deadbolt_dlm_core::client::ResourceName;
+use deadbolt_dlm_core::client::{ALL_SLOTS, ResourceName};
 use deadbolt_dlm_core::service::{LockSnapshot, LockState};
-use deadbolt_dlm_core::{ClientReply, ClientRequest, Input, LockService, LockStatus, Output, SessionInfo, Token};
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, Input, LockService, LockStatus, Output, SessionInfo, Token};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use text::{Step, write_told};
 
@@ -94,44 +94,55 @@ impl Lockstep {
 
     /// Does it in both; what it brings, or how they differ. A session begins when it is first heard of.
     pub(crate) fn take(&mut self, step: &Step) -> Result<Vec<Told>, String> {
-        self.now += 1;
-        let (replies, expected) = match step {
+        self.now += if let Step::Pass(time) = step { *time } else { 1 };
+        let mut replies = self.input(Input::Tick);
+        let mut expected = self.reference.expire(self.now);
+        match step {
             Step::Ask(session, serial, ask) => {
                 self.open(*session);
-                let about = match ask {
-                    Ask::Lock { .. } => Some(*serial),
-                    Ask::Convert { lock, .. } | Ask::Unlock { lock, .. } | Ask::Cancel { lock } => Some(*lock),
-                    Ask::CancelRequest { request } => self.about.get(request).copied(),
-                };
-                self.about.extend(about.map(|lock| (*serial, lock)));
+                self.about.extend(self.about(*serial, ask).map(|lock| (*serial, lock)));
                 let request = self.request(*serial, ask);
-                let replies = self.input(Input::Request { session: *session, request });
-                (replies, self.reference.ask(*session, *serial, ask.clone()))
+                replies.extend(self.input(Input::Request { session: *session, request }));
+                let rank = |id: Id| self.numbers.get(&id).copied().unwrap_or_default();
+                expected.extend(self.reference.ask(self.now, *session, *serial, ask.clone(), rank));
             }
-            Step::Die(session) => (self.input(Input::SessionClosed { session: *session }), self.reference.close(*session)),
-        };
+            Step::Die(session) => {
+                replies.extend(self.input(Input::SessionClosed { session: *session }));
+                expected.extend(self.reference.close(*session));
+            }
+            Step::Pass(_) => {}
+        }
         self.compare(replies, expected)
+    }
+
+    /// The lock that a request is about.
+    fn about(&self, serial: u64, ask: &Ask) -> Option<Id> {
+        match ask {
+            Ask::Lock { options, .. } => Some(serial).filter(|_| !options.flags.has(Flags::ORPHAN)),
+            Ask::Convert { lock, .. } | Ask::Unlock { lock, .. } | Ask::Cancel { lock } => Some(*lock),
+            Ask::CancelRequest { request } => self.about.get(request).copied(),
+            Ask::Purge { .. } => None,
+        }
     }
 
     fn request(&self, serial: u64, ask: &Ask) -> ClientRequest {
         let number = |id: &Id| self.numbers.get(id).copied().unwrap_or(NO_LOCK);
-        match ask {
-            Ask::Lock { resource, mode, flags, lvb } => ClientRequest::Lock {
-                serial,
-                lockspace: self.lockspace,
-                resource: ResourceName::new(&[*resource]).unwrap(),
-                mode: *mode,
-                flags: *flags,
-                owner: 0,
-                timeout_ms: 0,
-                lvb: *lvb,
-            },
-            Ask::Convert { lock, mode, flags, lvb } => {
-                ClientRequest::Convert { serial, lock: number(lock), mode: *mode, flags: *flags, owner: 0, timeout_ms: 0, lvb: *lvb }
+        let lockspace = self.lockspace;
+        match *ask {
+            Ask::Lock { resource, mode, options: Options { flags, lvb, timeout } } => {
+                let (resource, owner, timeout_ms) = (ResourceName::new(&[resource]).unwrap(), 0, timeout);
+                ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb }
             }
-            Ask::Unlock { lock, flags, lvb } => ClientRequest::Unlock { serial, lock: number(lock), flags: *flags, lvb: *lvb },
-            Ask::Cancel { lock } => ClientRequest::Cancel { serial, lock: number(lock) },
-            Ask::CancelRequest { request } => ClientRequest::CancelRequest { serial, request: *request },
+            Ask::Convert { ref lock, mode, options: Options { flags, lvb, timeout } } => {
+                let (lock, owner, timeout_ms) = (number(lock), 0, timeout);
+                ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms, lvb }
+            }
+            Ask::Unlock { ref lock, options: Options { flags, lvb, .. } } => {
+                ClientRequest::Unlock { serial, lock: number(lock), flags, lvb }
+            }
+            Ask::Cancel { ref lock } => ClientRequest::Cancel { serial, lock: number(lock) },
+            Ask::CancelRequest { request } => ClientRequest::CancelRequest { serial, request },
+            Ask::Purge { of } => ClientRequest::Purge { serial, lockspace, slot: ALL_SLOTS, pid: of.map_or(0, pid) },
         }
     }
 
@@ -163,7 +174,9 @@ impl Lockstep {
                 }
                 self.announced.push(token);
                 // The number of a lock that is not there (any more) says nothing.
-                let about = self.about.get(&serial).copied().filter(|_| mode.is_some());
+                let adopted = self.ids.get(&lock).copied();
+                let about = self.about.get(&serial).copied().or(adopted).filter(|_| mode.is_some());
+                self.about.extend(about.map(|id| (serial, id)));
                 let lock = about.filter(|id| self.is_number_of(lock, *id));
                 Ok(Answer::Done { serial, lock, status, mode, flags, lvb })
             }
@@ -203,6 +216,10 @@ impl Lockstep {
         }
         self.reference.resources = resources;
         self.announced.clear();
+        let deadlines = (self.service.next_deadline(), self.reference.next_deadline());
+        if deadlines.0 != deadlines.1 {
+            return Err(format!("the product wants to wake at {:?}, the reference at {:?}", deadlines.0, deadlines.1));
+        }
         if found.is_empty() { Ok(()) } else { Err(format!("product's queues: {found:#?}\nreference: nothing")) }
     }
 
@@ -214,7 +231,7 @@ impl Lockstep {
             (None, _) => LockState::Waiting,
         };
         self.is_number_of(found.lock, wanted.id)
-            && (found.pid, found.state) == (pid(wanted.session), state)
+            && (found.pid, found.state) == (pid(wanted.process), state)
             && (found.granted, found.wanted) == (wanted.granted, wanted.wanted.as_ref().map(|wanted| wanted.mode))
     }
 

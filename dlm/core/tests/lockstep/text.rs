@@ -1,7 +1,6 @@
 //! Steps and what they bring as lines that people read: `2: s1 convert 1 EX QUECVT lvb=7`, `    s1 blocks PW with 1`.
 
-use crate::reference::{Answer, Ask, Reference, Told};
-use deadbolt_dlm_core::client::Lvb;
+use crate::reference::{Answer, Ask, Options, Reference, Told};
 use deadbolt_dlm_core::mode::MODES;
 use deadbolt_dlm_core::{Flags, Mode, ResultFlags};
 use std::fmt::Write;
@@ -13,9 +12,11 @@ pub(crate) enum Step {
     Ask(u64, u64, Ask),
     /// A session's process dies.
     Die(u64),
+    /// Time passes. (Each step takes a millisecond, too.)
+    Pass(u64),
 }
 
-const FLAGS: [(&str, Flags); 19] = [
+const FLAGS: [(&str, Flags); 20] = [
     ("NOQUEUE", Flags::NOQUEUE),
     ("CANCEL", Flags::CANCEL),
     ("CONVERT", Flags::CONVERT),
@@ -35,13 +36,19 @@ const FLAGS: [(&str, Flags); 19] = [
     ("ALTCW", Flags::ALTCW),
     ("FORCEUNLOCK", Flags::FORCEUNLOCK),
     ("TIMEOUT", Flags::TIMEOUT),
+    ("SYNCSTS", Flags::SYNCSTS),
 ];
 
-const RESULT_FLAGS: [(&str, ResultFlags); 3] =
-    [("DEMOTED", ResultFlags::DEMOTED), ("VALNOTVALID", ResultFlags::VALNOTVALID), ("ALTMODE", ResultFlags::ALTMODE)];
+const RESULT_FLAGS: [(&str, ResultFlags); 4] = [
+    ("DEMOTED", ResultFlags::DEMOTED),
+    ("VALNOTVALID", ResultFlags::VALNOTVALID),
+    ("ALTMODE", ResultFlags::ALTMODE),
+    ("SYNCH", ResultFlags::SYNCH),
+];
 
 /// Value blocks of these tests are one byte, repeated.
-fn write_options(line: &mut String, flags: Flags, lvb: Option<Lvb>) {
+fn write_options(line: &mut String, options: &Options) {
+    let Options { flags, lvb, timeout } = *options;
     let mut rest = flags.0;
     for (name, flag) in FLAGS.iter().filter(|(_, flag)| flags.has(*flag)) {
         write!(line, " {name}").unwrap();
@@ -53,29 +60,35 @@ fn write_options(line: &mut String, flags: Flags, lvb: Option<Lvb>) {
     if let Some(lvb) = lvb {
         write!(line, " lvb={}", lvb[0]).unwrap();
     }
+    if timeout != 0 {
+        write!(line, " timeout={timeout}").unwrap();
+    }
 }
 
 pub(crate) fn write_step(step: &Step) -> String {
     let (session, serial, ask) = match step {
         Step::Die(session) => return format!("s{session} dies"),
+        Step::Pass(time) => return format!("{time} ms pass"),
         Step::Ask(session, serial, ask) => (session, serial, ask),
     };
-    let mut line = format!("{serial}: s{session} ");
+    let mut line = if *serial == 0 { format!("posted: s{session} ") } else { format!("{serial}: s{session} ") };
     match ask {
-        Ask::Lock { resource, mode, flags, lvb } => {
+        Ask::Lock { resource, mode, options } => {
             write!(line, "lock {} {mode}", char::from(*resource)).unwrap();
-            write_options(&mut line, *flags, *lvb);
+            write_options(&mut line, options);
         }
-        Ask::Convert { lock, mode, flags, lvb } => {
+        Ask::Convert { lock, mode, options } => {
             write!(line, "convert {lock} {mode}").unwrap();
-            write_options(&mut line, *flags, *lvb);
+            write_options(&mut line, options);
         }
-        Ask::Unlock { lock, flags, lvb } => {
+        Ask::Unlock { lock, options } => {
             write!(line, "unlock {lock}").unwrap();
-            write_options(&mut line, *flags, *lvb);
+            write_options(&mut line, options);
         }
         Ask::Cancel { lock } => write!(line, "cancel {lock}").unwrap(),
         Ask::CancelRequest { request } => write!(line, "cancel-request {request}").unwrap(),
+        Ask::Purge { of: Some(of) } => write!(line, "purge s{of}").unwrap(),
+        Ask::Purge { of: None } => line += "purge all",
     }
     line
 }
@@ -85,29 +98,34 @@ pub(crate) fn read_step(line: &str) -> Option<Step> {
     let mut words = line.split_whitespace();
     let first = words.next()?;
     let Some(serial) = first.strip_suffix(':') else {
-        let session = first.strip_prefix('s')?.parse().ok()?;
-        return (words.next() == Some("dies")).then_some(Step::Die(session));
+        let rest: Vec<&str> = words.collect();
+        return match (first.strip_prefix('s'), rest.as_slice()) {
+            (Some(session), ["dies"]) => Some(Step::Die(session.parse().ok()?)),
+            (None, ["ms", "pass"]) => Some(Step::Pass(first.parse().ok()?)),
+            _ => None,
+        };
     };
-    let serial = serial.parse().ok()?;
+    let serial = if serial == "posted" { 0 } else { serial.parse().ok()? };
     let session = words.next()?.strip_prefix('s')?.parse().ok()?;
     let (verb, object) = (words.next()?, words.next()?);
     let number = || object.parse().ok();
     let ask = match verb {
         "lock" => {
             let mode = read_mode(words.next()?)?;
-            let (flags, lvb) = read_options(words)?;
-            Ask::Lock { resource: *object.as_bytes().first()?, mode, flags, lvb }
+            let options = read_options(words)?;
+            Ask::Lock { resource: *object.as_bytes().first()?, mode, options }
         }
         "convert" => {
             let mode = read_mode(words.next()?)?;
-            let (flags, lvb) = read_options(words)?;
-            Ask::Convert { lock: number()?, mode, flags, lvb }
+            let options = read_options(words)?;
+            Ask::Convert { lock: number()?, mode, options }
         }
         "unlock" => {
-            let (flags, lvb) = read_options(words)?;
-            Ask::Unlock { lock: number()?, flags, lvb }
+            let options = read_options(words)?;
+            Ask::Unlock { lock: number()?, options }
         }
         "cancel" => Ask::Cancel { lock: number()? },
+        "purge" => Ask::Purge { of: if object == "all" { None } else { Some(object.strip_prefix('s')?.parse().ok()?) } },
         "cancel-request" => Ask::CancelRequest { request: number()? },
         _ => return None,
     };
@@ -118,18 +136,20 @@ fn read_mode(word: &str) -> Option<Mode> {
     MODES.into_iter().find(|mode| mode.name() == word)
 }
 
-fn read_options<'a>(words: impl Iterator<Item = &'a str>) -> Option<(Flags, Option<Lvb>)> {
-    let (mut flags, mut lvb) = (Flags::NONE, None);
+fn read_options<'a>(words: impl Iterator<Item = &'a str>) -> Option<Options> {
+    let mut options = Options::default();
     for word in words {
         if let Some(value) = word.strip_prefix("lvb=") {
-            lvb = Some([value.parse().ok()?; 32]);
+            options.lvb = Some([value.parse().ok()?; 32]);
+        } else if let Some(value) = word.strip_prefix("timeout=") {
+            options.timeout = value.parse().ok()?;
         } else if let Some(bits) = word.strip_prefix("0x") {
-            flags = flags.with(Flags(u32::from_str_radix(bits, 16).ok()?));
+            options.flags = options.flags.with(Flags(u32::from_str_radix(bits, 16).ok()?));
         } else {
-            flags = flags.with(FLAGS.into_iter().find(|(name, _)| *name == word)?.1);
+            options.flags = options.flags.with(FLAGS.into_iter().find(|(name, _)| *name == word)?.1);
         }
     }
-    Some((flags, lvb))
+    Some(options)
 }
 
 pub(crate) fn write_told((session, answer): &Told) -> String {
@@ -164,7 +184,8 @@ pub(crate) fn write_queues(reference: &Reference, name: u8) -> String {
             .map(|lock| {
                 let modes = [lock.granted, lock.wanted.as_ref().map(|wanted| wanted.mode)];
                 let modes: Vec<&str> = modes.into_iter().flatten().map(Mode::name).collect();
-                format!("{} {}", lock.id, modes.join(">"))
+                let orphan = if lock.session == 0 { " orphan" } else { "" };
+                format!("{} {}{orphan}", lock.id, modes.join(">"))
             })
             .collect();
         write!(line, " {queue} {};", locks.join(", ")).unwrap();

@@ -6,7 +6,10 @@ use deadbolt_dlm_core::{Flags, Mode};
 /// Accepted everywhere, without effect.
 const IGNORED: [Flags; 3] = [Flags::CONVERT, Flags::NODLCKBLK, Flags::TIMEOUT];
 
-const LOCK: [Flags; 9] = [
+const LOCK: [Flags; 12] = [
+    Flags::PERSISTENT,
+    Flags::ORPHAN,
+    Flags::SYNCSTS,
     Flags::NOQUEUE,
     Flags::VALBLK,
     Flags::NODLCKWT,
@@ -18,7 +21,9 @@ const LOCK: [Flags; 9] = [
     Flags::ALTCW,
 ];
 
-const CONVERT: [Flags; 11] = [
+const CONVERT: [Flags; 13] = [
+    Flags::PERSISTENT,
+    Flags::SYNCSTS,
     Flags::NOQUEUE,
     Flags::VALBLK,
     Flags::QUECVT,

@@ -23,14 +23,42 @@ pub(crate) enum Answer {
     Blocking { lock: Id, mode: Mode },
 }
 
-/// What a session asks.
+/// What goes with a request, an unlock or a conversion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) flags: Flags,
+    pub(crate) lvb: Option<Lvb>,
+    /// Longest wait; 0 for ever.
+    pub(crate) timeout: u32,
+}
+
+/// What a session asks. Serial 0: nobody wants the answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Ask {
-    Lock { resource: u8, mode: Mode, flags: Flags, lvb: Option<Lvb> },
-    Convert { lock: Id, mode: Mode, flags: Flags, lvb: Option<Lvb> },
-    Unlock { lock: Id, flags: Flags, lvb: Option<Lvb> },
-    Cancel { lock: Id },
-    CancelRequest { request: u64 },
+    Lock {
+        resource: u8,
+        mode: Mode,
+        options: Options,
+    },
+    Convert {
+        lock: Id,
+        mode: Mode,
+        options: Options,
+    },
+    Unlock {
+        lock: Id,
+        options: Options,
+    },
+    Cancel {
+        lock: Id,
+    },
+    CancelRequest {
+        request: u64,
+    },
+    /// Orphans of a session, or of all.
+    Purge {
+        of: Option<u64>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -39,12 +67,25 @@ pub(crate) struct Wanted {
     pub(crate) mode: Mode,
     flags: Flags,
     lvb: Option<Lvb>,
+    /// Until when it waits; 0 for ever.
+    pub(crate) until: u64,
+}
+
+impl Wanted {
+    fn new(serial: u64, mode: Mode, options: Options, now: u64) -> Self {
+        let until = if options.timeout == 0 { 0 } else { now + u64::from(options.timeout) };
+        Self { serial, mode, flags: options.flags, lvb: options.lvb, until }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Lock {
     pub(crate) id: Id,
+    /// 0: an orphan's.
     pub(crate) session: u64,
+    /// The session whose process has it, or had it last.
+    pub(crate) process: u64,
+    is_persistent: bool,
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Wanted>,
     is_demoted: bool,
@@ -92,106 +133,185 @@ pub(crate) struct Reference {
 }
 
 impl Reference {
-    /// Everything that is told because of one request, in order.
-    pub(crate) fn ask(&mut self, session: u64, serial: u64, ask: Ask) -> Vec<Told> {
+    /// Everything that is told because of one request, in order. `rank`: which of several orphans comes first.
+    pub(crate) fn ask(&mut self, now: u64, session: u64, serial: u64, ask: Ask, rank: impl Fn(Id) -> u32) -> Vec<Told> {
         let mut told = Vec::new();
         match ask {
-            Ask::Lock { resource, mode, flags, lvb } => {
-                if arguments::is_lock_legal(mode, flags) {
-                    let wanted = Some(Wanted { serial, mode, flags, lvb });
-                    let lock = Lock { id: serial, session, granted: None, wanted, is_demoted: false, grant: 0, known: None, told: None };
-                    let resource = self.resources.entry(resource).or_default();
-                    resource.request(lock, &mut told);
-                    resource.settle(&mut told);
-                } else {
-                    told.push(simple(session, serial, None, LockStatus::Invalid));
-                }
+            Ask::Lock { mode, options, .. } if !arguments::is_lock_legal(mode, options.flags) => {
+                told.push(simple(session, serial, None, LockStatus::Invalid));
             }
-            Ask::Convert { lock, mode, flags, lvb } => self.convert(session, lock, Wanted { serial, mode, flags, lvb }, &mut told),
-            Ask::Unlock { lock, flags, lvb } => self.unlock((session, serial), lock, flags, lvb, &mut told),
+            Ask::Lock { resource, mode, options } if options.flags.has(Flags::ORPHAN) => {
+                told.push(self.adopt(session, serial, resource, mode, rank));
+                self.settle(&mut told);
+            }
+            Ask::Lock { resource, mode, options } => {
+                let lock = Lock {
+                    id: serial,
+                    session,
+                    process: session,
+                    is_persistent: options.flags.has(Flags::PERSISTENT),
+                    granted: None,
+                    wanted: Some(Wanted::new(serial, mode, options, now)),
+                    is_demoted: false,
+                    grant: 0,
+                    known: None,
+                    told: None,
+                };
+                self.resources.entry(resource).or_default().request(lock, &mut told);
+                self.settle(&mut told);
+            }
+            Ask::Convert { lock, mode, options } => {
+                self.convert(session, lock, Wanted::new(serial, mode, options, now), &mut told);
+            }
+            Ask::Unlock { lock, options } => self.unlock((session, serial), lock, options, &mut told),
             Ask::Cancel { lock } => {
-                let found = self.find(session, |found| found.id == lock);
+                let found = self.find(|found| found.session == session && found.id == lock);
                 self.cancel(session, serial, found, &mut told);
             }
             Ask::CancelRequest { request } => {
-                let found = self.find(session, |found| found.wanted.as_ref().is_some_and(|wanted| wanted.serial == request));
+                let is_it = |found: &Lock| found.wanted.as_ref().is_some_and(|wanted| wanted.serial == request);
+                let found = self.find(|found| found.session == session && is_it(found));
                 self.cancel(session, serial, found, &mut told);
             }
-        }
-        self.resources.retain(|_, resource| !resource.is_empty());
-        told
-    }
-
-    /// Facts 1.4: a process that dies gives back all its locks, and marks what it may have been writing.
-    pub(crate) fn close(&mut self, session: u64) -> Vec<Told> {
-        let mut told = Vec::new();
-        for resource in self.resources.values_mut() {
-            let dead = resource.locks().filter(|lock| lock.session == session);
-            let mut dead: Vec<(bool, Reverse<Id>)> = dead.map(|lock| (lock.wanted.is_none(), Reverse(lock.id))).collect();
-            // What waits goes first: nothing is granted to the dead. The last to come first: nobody moves up for a moment.
-            dead.sort_unstable();
-            for (_, Reverse(id)) in dead {
-                resource.unlock(id, Flags::IVVALBLK, None);
-                resource.settle(&mut told);
+            Ask::Purge { of } => {
+                let mut orphans = self.locks(|lock| lock.session == 0 && of.is_none_or(|of| of == lock.process));
+                orphans.sort_by_key(|(_, lock)| rank(lock.id));
+                for (name, lock) in orphans {
+                    self.end(name, &lock, &mut told);
+                }
+                told.push(simple(session, serial, None, LockStatus::Success));
             }
         }
-        self.resources.retain(|_, resource| !resource.is_empty());
-        told.retain(|(to, _)| *to != session);
+        told.retain(|(to, answer)| *to != 0 && !matches!(answer, Answer::Done { serial: 0, .. }));
         told
     }
 
-    fn find(&self, session: u64, is_wanted: impl Fn(&Lock) -> bool) -> Option<(u8, Lock)> {
-        self.resources.iter().find_map(|(name, resource)| {
-            let lock = resource.locks().find(|lock| lock.session == session && is_wanted(lock))?;
-            Some((*name, lock.clone()))
-        })
+    /// Facts 1.4: a process that dies gives back all its locks, and marks what it may have been writing; those that are to outlive it
+    /// become orphans, without what was asked of them.
+    pub(crate) fn close(&mut self, session: u64) -> Vec<Told> {
+        let mut told = Vec::new();
+        let mut dead = self.locks(|lock| lock.session == session);
+        // What waits goes first: nothing is granted to the dead. The last to come first: nobody moves up for a moment.
+        dead.sort_by_key(|(_, lock)| (lock.wanted.is_none(), Reverse(lock.id)));
+        for (name, lock) in dead {
+            if !lock.is_persistent {
+                self.end(name, &lock, &mut told);
+                continue;
+            }
+            let resource = self.resources.get_mut(&name).unwrap();
+            resource.find_mut(lock.id).unwrap().session = 0;
+            if lock.wanted.is_some() {
+                resource.cancel(lock.id, LockStatus::Cancelled, &mut told);
+                self.settle(&mut told);
+            }
+        }
+        told.retain(|(to, _)| *to != session && *to != 0);
+        told
+    }
+
+    /// Waits that have lasted as long as they may.
+    pub(crate) fn expire(&mut self, now: u64) -> Vec<Told> {
+        let mut told = Vec::new();
+        let until = |lock: &Lock| lock.wanted.as_ref().map(|wanted| (wanted.until, wanted.serial)).filter(|(until, _)| *until != 0);
+        let mut late = self.locks(|lock| until(lock).is_some_and(|(until, _)| until <= now));
+        late.sort_by_key(|(_, lock)| until(lock));
+        for (name, Lock { id, .. }) in late {
+            let resource = self.resources.get_mut(&name).unwrap();
+            // The end of another's wait may have let it in.
+            if resource.find_mut(id).is_some_and(|lock| lock.wanted.is_some()) {
+                resource.cancel(id, LockStatus::TimedOut, &mut told);
+                self.settle(&mut told);
+            }
+        }
+        told
+    }
+
+    /// When the first wait ends.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let until = |lock: &Lock| lock.wanted.as_ref().map(|wanted| wanted.until).filter(|until| *until != 0);
+        self.resources.values().flat_map(Resource::locks).filter_map(until).min()
+    }
+
+    fn settle(&mut self, told: &mut Vec<Told>) {
+        self.resources.values_mut().for_each(|resource| resource.settle(told));
+        self.resources.retain(|_, resource| !resource.is_empty());
+    }
+
+    /// A lock of the dead is given back: what may have been half written is in doubt.
+    fn end(&mut self, name: u8, lock: &Lock, told: &mut Vec<Told>) {
+        self.resources.get_mut(&name).unwrap().unlock(lock.id, Flags::IVVALBLK, None);
+        self.settle(told);
+    }
+
+    fn locks(&self, is_wanted: impl Fn(&Lock) -> bool) -> Vec<(u8, Lock)> {
+        let all = self.resources.iter().flat_map(|(name, resource)| resource.locks().map(|lock| (*name, lock)));
+        all.filter(|(_, lock)| is_wanted(lock)).map(|(name, lock)| (name, lock.clone())).collect()
+    }
+
+    fn find(&self, is_wanted: impl Fn(&Lock) -> bool) -> Option<(u8, Lock)> {
+        self.locks(is_wanted).pop()
+    }
+
+    /// Facts 1.3, ORPHAN: an orphan of this name and mode, at once or not at all.
+    fn adopt(&mut self, session: u64, serial: u64, name: u8, mode: Mode, rank: impl Fn(Id) -> u32) -> Told {
+        let orphans = self.locks(|lock| lock.session == 0).into_iter().filter(|(of, _)| *of == name);
+        let orphans: Vec<Lock> = orphans.map(|(_, lock)| lock).collect();
+        let Some(found) = orphans.iter().filter(|lock| lock.granted == Some(mode)).min_by_key(|lock| rank(lock.id)) else {
+            let status = if orphans.is_empty() { LockStatus::NotFound } else { LockStatus::Again };
+            return simple(session, serial, None, status);
+        };
+        let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(found.id)).unwrap();
+        (lock.session, lock.process, lock.told) = (session, session, None);
+        simple(session, serial, Some((found.id, mode)), LockStatus::Success)
     }
 
     fn convert(&mut self, session: u64, id: Id, wanted: Wanted, told: &mut Vec<Told>) {
         let serial = wanted.serial;
-        let Some((name, lock)) = self.find(session, |lock| lock.id == id) else {
+        let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
         let Some(granted) = lock.granted.filter(|_| lock.wanted.is_none()) else {
             return told.push(lock.as_it_is(serial, LockStatus::Busy));
         };
-        if !arguments::is_convert_legal(granted, wanted.mode, wanted.flags, wanted.lvb.is_some()) {
+        // What may have to wait needs an answer.
+        let is_down = wanted.mode < granted && (granted, wanted.mode) != (Mode::Pr, Mode::Cw);
+        if !arguments::is_convert_legal(granted, wanted.mode, wanted.flags, wanted.lvb.is_some()) || (serial == 0 && !is_down) {
             return told.push(lock.as_it_is(serial, LockStatus::Invalid));
         }
         let resource = self.resources.get_mut(&name).unwrap();
-        resource.granted.iter_mut().find(|lock| lock.id == id).unwrap().wanted = Some(wanted);
+        let lock = resource.find_mut(id).unwrap();
+        lock.is_persistent = wanted.flags.has(Flags::PERSISTENT);
+        lock.wanted = Some(wanted);
         resource.convert(id, told);
-        resource.settle(told);
+        self.settle(told);
     }
 
-    fn unlock(&mut self, (session, serial): (u64, u64), id: Id, flags: Flags, lvb: Option<Lvb>, told: &mut Vec<Told>) {
-        let Some((name, lock)) = self.find(session, |lock| lock.id == id) else {
+    fn unlock(&mut self, (session, serial): (u64, u64), id: Id, options: Options, told: &mut Vec<Told>) {
+        let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
-        if !arguments::is_unlock_legal(flags) {
+        if !arguments::is_unlock_legal(options.flags) {
             return told.push(lock.as_it_is(serial, LockStatus::Invalid));
         }
-        if lock.wanted.is_some() && !flags.has(Flags::FORCEUNLOCK) {
+        if lock.wanted.is_some() && !options.flags.has(Flags::FORCEUNLOCK) {
             return told.push(lock.as_it_is(serial, LockStatus::Busy));
         }
-        if lock.wanted.is_some() {
+        if let Some(wanted) = &lock.wanted {
             // Every request has its answer: the one that is cut short is cancelled.
-            told.push(lock.as_it_is(lock.wanted().serial, LockStatus::Cancelled));
+            told.push(lock.as_it_is(wanted.serial, LockStatus::Cancelled));
         }
         told.push(simple(session, serial, None, LockStatus::Unlocked));
-        let resource = self.resources.get_mut(&name).unwrap();
-        resource.unlock(id, flags, lvb);
-        resource.settle(told);
+        self.resources.get_mut(&name).unwrap().unlock(id, options.flags, options.lvb);
+        self.settle(told);
     }
 
     fn cancel(&mut self, session: u64, serial: u64, found: Option<(u8, Lock)>, told: &mut Vec<Told>) {
         let Some((name, lock)) = found else { return told.push(simple(session, serial, None, LockStatus::NotFound)) };
-        let resource = self.resources.get_mut(&name).unwrap();
         if lock.wanted.is_some() {
-            resource.cancel(lock.id, told);
+            self.resources.get_mut(&name).unwrap().cancel(lock.id, LockStatus::Cancelled, told);
         }
         told.push(simple(session, serial, lock.granted.map(|mode| (lock.id, mode)), LockStatus::Success));
-        resource.settle(told);
+        self.settle(told);
     }
 }
 

@@ -31,6 +31,10 @@ impl Resource {
         self.granted.iter().chain(&self.converting).chain(&self.waiting)
     }
 
+    pub(crate) fn find_mut(&mut self, id: Id) -> Option<&mut Lock> {
+        self.granted.iter_mut().chain(&mut self.converting).chain(&mut self.waiting).find(|lock| lock.id == id)
+    }
+
     /// Facts 1.2, rules 1 to 10 in their order. Rule 4 is about recovery: one node alone has none.
     fn is_grantable(&self, lock: &Lock, mode: Mode, look: Look) -> bool {
         let flags = lock.wanted().flags;
@@ -88,7 +92,7 @@ impl Resource {
     /// A new request looks at the queues for the first time.
     pub(crate) fn request(&mut self, lock: Lock, told: &mut Vec<Told>) {
         if let Some(mode) = self.grantable_mode(&lock, Look::First) {
-            self.grant(lock, mode, told);
+            self.grant(lock, mode, Look::First, told);
         } else if lock.wanted().flags.has(Flags::NOQUEUE) {
             self.refuse(&lock, told);
         } else {
@@ -102,7 +106,7 @@ impl Resource {
         let mut lock = self.take(id);
         let flags = lock.wanted().flags;
         if let Some(mode) = self.grantable_mode(&lock, Look::First) {
-            self.grant(lock, mode, told);
+            self.grant(lock, mode, Look::First, told);
         } else if flags.has(Flags::NOQUEUE) {
             self.refuse(&lock, told);
             self.insert_granted(lock);
@@ -158,11 +162,11 @@ impl Resource {
     pub(crate) fn settle(&mut self, told: &mut Vec<Told>) {
         while let Some((place, mode)) = self.first_grantable(&self.converting) {
             let lock = self.converting.remove(place);
-            self.grant(lock, mode, told);
+            self.grant(lock, mode, Look::Later, told);
         }
         while let Some((place, mode)) = self.first_grantable(&self.waiting) {
             let lock = self.waiting.remove(place);
-            self.grant(lock, mode, told);
+            self.grant(lock, mode, Look::Later, told);
         }
         let blocked: Vec<Mode> = self.converting.iter().chain(&self.waiting).map(|lock| lock.wanted().mode).collect();
         self.granted.iter_mut().for_each(|holder| tell_strongest(holder, &blocked, told));
@@ -172,7 +176,7 @@ impl Resource {
         queue.iter().enumerate().find_map(|(place, lock)| self.grantable_mode(lock, Look::Later).map(|mode| (place, mode)))
     }
 
-    fn grant(&mut self, mut lock: Lock, mode: Mode, told: &mut Vec<Told>) {
+    fn grant(&mut self, mut lock: Lock, mode: Mode, look: Look, told: &mut Vec<Told>) {
         let wanted = lock.wanted().clone();
         let mut flags = ResultFlags::default();
         if mode != wanted.mode {
@@ -180,6 +184,10 @@ impl Resource {
         }
         if lock.is_demoted {
             flags = flags.with(ResultFlags::DEMOTED);
+        }
+        // Facts 1.8, SYNCSTS of VMS.
+        if look == Look::First && wanted.flags.has(Flags::SYNCSTS) {
+            flags = flags.with(ResultFlags::SYNCH);
         }
         let takes_part = wanted.flags.has(Flags::VALBLK);
         let mut lvb = None;
@@ -230,9 +238,9 @@ impl Resource {
     }
 
     /// What is asked of a lock ends: a new request leaves nothing, a conversion leaves the lock as it was granted.
-    pub(crate) fn cancel(&mut self, id: Id, told: &mut Vec<Told>) {
+    pub(crate) fn cancel(&mut self, id: Id, status: LockStatus, told: &mut Vec<Told>) {
         let lock = self.take(id);
-        told.push(lock.answer(LockStatus::Cancelled, lock.granted));
+        told.push(lock.answer(status, lock.granted));
         if lock.granted.is_some() {
             self.insert_granted(lock);
         }
