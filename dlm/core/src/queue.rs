@@ -5,6 +5,7 @@
 //! Does not: know nodes' membership, sessions or messages.
 //! Called by: `service`.
 
+mod fairness;
 mod line;
 
 use crate::client::Lvb;
@@ -14,6 +15,7 @@ use crate::wire::{LvbCopy, OpKind, OpResult, Party, Report, ReportOp};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use fairness::Passes;
 use line::Line;
 
 /// New requests that may wait for one resource.
@@ -136,6 +138,7 @@ pub(crate) struct Resource {
     converting: Line,
     waiting: Line,
     arrivals: VecDeque<Arrival>,
+    passes: Passes,
     /// Some conversions were adopted from a lost master and not judged yet.
     has_adopted: bool,
     /// Granted locks may stand in the way of others without having heard of it.
@@ -220,7 +223,8 @@ impl Resource {
         self.queues().into_iter().find_map(|queue| queue.take(owner))
     }
 
-    /// The grant rules, in their order (design facts 1.2); rule 4 is not needed because order is kept or judged anew.
+    /// The grant rules, in their order (design facts 1.2); rule 4 is not needed because order is kept or judged anew. Among those who are
+    /// compatible, who was passed too often goes first.
     fn is_grantable(&self, entry: &Entry, mode: Mode, place: Place) -> bool {
         if entry.flags.has(Flags::EXPEDITE) && mode == Mode::Nl && entry.granted.is_none() {
             return true;
@@ -229,12 +233,15 @@ impl Resource {
         if self.granted.excluders(mode) + self.converting.excluders(mode) > own {
             return false;
         }
+        if self.must_yield(entry, place) {
+            return false;
+        }
         match (entry.granted.is_some(), place) {
             (true, Place::Now) => !entry.flags.has(Flags::QUECVT) || self.converting.is_empty(),
             (_, _) if entry.flags.has(Flags::NOORDER) => true,
             (true, place) => place == Place::First,
             (false, Place::Now) => self.converting.is_empty() && self.waiting.is_empty(),
-            (false, place) => self.converting.is_empty() && place == Place::First,
+            (false, place) => place == Place::First && (self.converting.is_empty() || self.is_waiting_owed()),
         }
     }
 
@@ -411,18 +418,21 @@ impl Resource {
 
     fn judge_new(&mut self, entry: Entry, gate: Gate, out: &mut Notices) {
         if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
+            if !entry.flags.has(Flags::EXPEDITE) {
+                self.count_passed();
+            }
             self.grant_at_once(entry, mode, is_alternative, gate, out);
         } else if entry.flags.has(Flags::NOQUEUE) {
             self.tell_refused(&entry, out);
             self.fail(entry, LockStatus::Again, out);
         } else if self.waiting.len() >= WAITERS_MAX {
             self.fail(entry, LockStatus::NoMemory, out);
-        } else if entry.flags.has(Flags::HEADQUE) {
-            self.waiting.push_front(entry);
+        } else if self.may_lead(false, entry.flags) {
+            self.stand(false, entry, true);
             // The first one need not be what those behind it waited for.
             self.grant_pending(gate, out);
         } else {
-            self.waiting.push(entry);
+            self.stand(false, entry, false);
         }
     }
 
@@ -434,6 +444,9 @@ impl Resource {
             return;
         }
         if let Some((mode, is_alternative)) = self.grantable_mode(&entry, Place::Now) {
+            if !entry.granted.is_some_and(|granted| granted.is_down(mode)) {
+                self.count_passed();
+            }
             self.grant_at_once(entry, mode, is_alternative, gate, out);
             self.grant_pending(gate, out);
             return;
@@ -444,34 +457,31 @@ impl Resource {
             return;
         }
         let flags = entry.flags;
-        let is_deadlock = self.is_deadlock(&entry);
+        let may_lead = self.may_lead(true, flags);
+        let is_deadlock = self.is_deadlock(&entry, may_lead);
         let is_demoted = is_deadlock && flags.has(Flags::CONVDEADLK);
         if is_demoted {
             entry.granted = Some(Mode::Nl);
             entry.result = entry.result.with(ResultFlags::DEMOTED);
         } else if is_deadlock && flags.has(Flags::NODLCKWT) {
             // Instead of the refusal the one behind hears what the one ahead wants. At the end this one has heard it as a holder.
-            let wanted = entry.wanted.filter(|_| flags.has(Flags::HEADQUE));
+            let wanted = entry.wanted.filter(|_| may_lead);
             wanted.into_iter().for_each(|wanted| self.converting.iter_mut().for_each(|behind| tell(behind, wanted, out)));
         } else if is_deadlock {
             self.fail(entry, LockStatus::Deadlock, out);
             return;
         }
         // At the front it would still stand in the way of those that it was demoted for.
-        if flags.has(Flags::HEADQUE) && !is_demoted {
-            self.converting.push_front(entry);
-        } else {
-            self.converting.push(entry);
-        }
+        self.stand(true, entry, may_lead && !is_demoted);
         // QUECVT kept it from passing others; at the front, or without order, it need not wait for them.
-        if is_demoted || flags.has(Flags::HEADQUE) || flags.has(Flags::NOORDER) {
+        if is_demoted || may_lead || flags.has(Flags::NOORDER) {
             self.grant_pending(gate, out);
         }
     }
 
     /// Would this conversion and one already queued wait for each other?
-    fn is_deadlock(&self, entry: &Entry) -> bool {
-        if entry.flags.has(Flags::HEADQUE) {
+    fn is_deadlock(&self, entry: &Entry, is_leading: bool) -> bool {
+        if is_leading {
             entry.wanted.is_some_and(|wanted| self.converting.excluders(wanted) > 0)
         } else {
             self.converting.wants_beside(entry.granted)
@@ -492,9 +502,15 @@ impl Resource {
     }
 
     fn grant_pending(&mut self, gate: Gate, out: &mut Notices) {
-        // A grant can enable an earlier one.
-        while self.grant_in_turn(true, gate, out) {}
-        self.grant_in_turn(false, gate, out);
+        loop {
+            // A grant can enable an earlier one.
+            while self.grant_in_turn(true, gate, out) {}
+            let was_owed = self.is_waiting_owed();
+            if !self.grant_in_turn(false, gate, out) || !was_owed {
+                return;
+            }
+            // Conversions that let the first one go before them have their turn.
+        }
     }
 
     /// One pass over the converting or the waiting locks; was anything granted?
@@ -512,7 +528,12 @@ impl Resource {
                 last_refused = Some(turn);
                 continue;
             };
-            let owner = entry.owner;
+            let (owner, flags) = (entry.owner, entry.flags);
+            if place == Place::First {
+                self.count_turn(is_converting, flags);
+            } else {
+                self.count_passed();
+            }
             let queue = if is_converting { &mut self.converting } else { &mut self.waiting };
             if let Some(entry) = queue.take(owner) {
                 self.grant(entry, mode, is_alternative, gate, out);

@@ -209,3 +209,99 @@ fn who_ignores_the_order_is_granted_from_behind_one_that_must_wait() {
     resource.convert(owner(1), 2, Mode::Cr, (Flags::NONE, None), OPEN, &mut out);
     assert_eq!([1, 2, 3, 4].map(|slot| held(&resource, slot)), [Some(Mode::Cr), None, Some(Mode::Cw), None]);
 }
+
+/// One resource with a holder and somebody who waits; counts how many others go before the latter.
+fn passes_until_served(waiter: (u16, Mode), mut turn: impl FnMut(&mut Resource, u64, &mut Notices), resource: &mut Resource) -> u64 {
+    let mut out = Vec::new();
+    for op in 10..500 {
+        if held(resource, waiter.0) == Some(waiter.1) {
+            return op - 10;
+        }
+        turn(resource, op, &mut out);
+        assert!(are_compatible(resource));
+    }
+    panic!("passed for ever");
+}
+
+fn with(entries: &[(u16, Mode)]) -> Resource {
+    let (mut resource, mut out) = (Resource::default(), Vec::new());
+    for (slot, mode) in entries {
+        resource.request(granted(*slot, *mode), OPEN, &mut out);
+    }
+    resource
+}
+
+#[test]
+fn conversions_that_take_turns_pass_a_new_request_only_so_often() {
+    // Two holders hand EX to each other by conversions; a third one wants it.
+    let mut resource = with(&[(0, Mode::Nl), (1, Mode::Nl)]);
+    let mut out = Vec::new();
+    resource.convert(owner(0), 2, Mode::Ex, (Flags::NONE, None), OPEN, &mut out);
+    resource.request(granted(2, Mode::Ex), OPEN, &mut out);
+    let turn = |resource: &mut Resource, op: u64, out: &mut Notices| {
+        let (has, wants) = if held(resource, 0) == Some(Mode::Ex) { (0, 1) } else { (1, 0) };
+        resource.convert(owner(wants), op, Mode::Ex, (Flags::NONE, None), OPEN, out);
+        resource.convert(owner(has), op, Mode::Nl, (Flags::NONE, None), OPEN, out);
+    };
+    let passes = passes_until_served((2, Mode::Ex), turn, &mut resource);
+    assert_eq!(passes, u64::from(fairness::PASSES_MAX) + 1);
+    // Then the conversion that let it go first has its turn.
+    resource.unlock(owner(2), 2, (Flags::NONE, None), OPEN, &mut out);
+    assert!([0, 1].into_iter().any(|slot| held(&resource, slot) == Some(Mode::Ex)));
+}
+
+#[test]
+fn conversions_that_barge_pass_a_queued_conversion_only_so_often() {
+    // Readers come and go by conversions that need not queue; one lock converts to EX.
+    let mut out = Vec::new();
+    let mut resource = with(&[(0, Mode::Nl), (1, Mode::Pr), (2, Mode::Nl)]);
+    resource.convert(owner(0), 2, Mode::Ex, (Flags::NONE, None), OPEN, &mut out);
+    let turn = |resource: &mut Resource, op: u64, out: &mut Notices| {
+        let (has, other) = if held(resource, 1) == Some(Mode::Pr) { (1, 2) } else { (2, 1) };
+        resource.convert(owner(other), op, Mode::Pr, (Flags::NONE, None), OPEN, out);
+        resource.convert(owner(has), op, Mode::Nl, (Flags::NONE, None), OPEN, out);
+    };
+    assert_eq!(passes_until_served((0, Mode::Ex), turn, &mut resource), u64::from(fairness::PASSES_MAX) + 1);
+}
+
+#[test]
+fn requests_without_order_or_at_the_front_pass_only_so_often() {
+    for (flags, mode) in [(Flags::NOORDER, Mode::Pr), (Flags::HEADQUE, Mode::Ex)] {
+        let mut resource = with(&[(0, mode), (1, Mode::Ex)]);
+        let turn = |resource: &mut Resource, op: u64, out: &mut Notices| {
+            // Two others by turns: one always waits.
+            let lock = u32::try_from(op).unwrap();
+            let other = |lock| Owner { peer: PeerId::of(9), lock };
+            resource.request(Entry { owner: other(lock), flags, ..granted(9, mode) }, OPEN, out);
+            let holder = resource.granted.iter().next().unwrap().owner;
+            resource.unlock(holder, op, (Flags::NONE, None), OPEN, out);
+        };
+        let passes = passes_until_served((1, Mode::Ex), turn, &mut resource);
+        assert!(passes <= u64::from(fairness::PASSES_MAX) + 2, "{flags:?}: {passes}");
+    }
+}
+
+#[test]
+fn who_is_in_the_way_of_the_one_with_precedence_is_not_held_up_nor_is_what_gives_up() {
+    let mut resource = with(&[(0, Mode::Pr), (1, Mode::Nl), (3, Mode::Cr), (2, Mode::Ex)]);
+    let mut out = Vec::new();
+    for op in 10..200 {
+        resource.convert(owner(1), op, Mode::Pr, (Flags::NONE, None), OPEN, &mut out);
+        resource.convert(owner(1), op, Mode::Nl, (Flags::NOQUEUE, None), OPEN, &mut out);
+        if held(&resource, 1).is_none_or(|mode| mode != Mode::Nl) {
+            break;
+        }
+    }
+    // The newcomer has to wait by now, and fails where it does not want to.
+    resource.cancel(owner(1), 199, OPEN, &mut out);
+    let waits = resource.converting.iter().map(|entry| entry.owner).collect::<Vec<_>>();
+    assert_eq!(waits, [owner(1)]);
+    // The holder that the first one waits for may still convert.
+    resource.convert(owner(0), 2, Mode::Cw, (Flags::NONE, None), OPEN, &mut out);
+    assert_eq!(told(&out, owner(0)), Some((LockStatus::Success, Some(Mode::Cw))));
+    let expedited = Entry { owner: owner(5), flags: Flags::EXPEDITE, ..granted(5, Mode::Nl) };
+    resource.request(expedited, OPEN, &mut out);
+    assert_eq!(held(&resource, 5), Some(Mode::Nl));
+    resource.convert(owner(0), 3, Mode::Cr, (Flags::NONE, None), OPEN, &mut out);
+    assert_eq!(held(&resource, 0), Some(Mode::Cr));
+}
