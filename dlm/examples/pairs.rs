@@ -15,6 +15,7 @@ use deadbolt_dlm::{
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 use std::{
@@ -34,14 +35,26 @@ fn pin(processor: usize) {
     sched_setaffinity(Pid::from_raw(0), &set).unwrap();
 }
 
-fn ns_each(count: u32, work: impl FnOnce()) -> f64 {
-    let began = Instant::now();
+/// Time of the clock on the wall and of this process on its processors, in ns.
+#[derive(Clone, Copy)]
+struct Cost {
+    wall: f64,
+    busy: f64,
+}
+
+fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap().into()
+}
+
+fn ns_each(count: u32, work: impl FnOnce()) -> Cost {
+    let (began, was_busy) = (Instant::now(), busy());
     work();
-    began.elapsed().as_secs_f64() * 1e9 / f64::from(count)
+    let each = |time: Duration| time.as_secs_f64() * 1e9 / f64::from(count);
+    Cost { wall: each(began.elapsed()), busy: each(busy() - was_busy) }
 }
 
 /// One word goes to and fro between two threads: sleeping on it, or watching it.
-fn ping_pong(other: usize, is_sleeping: bool) -> f64 {
+fn ping_pong(other: usize, is_sleeping: bool) -> Cost {
     let word = Arc::new(AtomicU32::new(0));
     let pass = move |word: &AtomicU32, from: u32| {
         while word.load(Ordering::Acquire) != from {
@@ -71,7 +84,7 @@ fn futex(word: &AtomicU32, operation: i32, value: u32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, std::ptr::null::<libc::timespec>()) };
 }
 
-fn pairs(space: &Lockspace) -> f64 {
+fn pairs(space: &Lockspace) -> Cost {
     ns_each(TURNS, || {
         for _ in 0..TURNS {
             drop(space.lock(b"a-name-of-24-bytes-here.", Mode::Ex, &Wishes::default()).unwrap());
@@ -80,7 +93,7 @@ fn pairs(space: &Lockspace) -> f64 {
 }
 
 /// Sixteen requests are on their way at any time.
-fn pipelined(space: &Lockspace) -> f64 {
+fn pipelined(space: &Lockspace) -> Cost {
     let mut pending = std::collections::VecDeque::new();
     ns_each(10 * TURNS, || {
         for turn in 0..10 * TURNS {
@@ -102,6 +115,18 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+fn say(name: &str, costs: &[Cost], floor: &[Cost]) {
+    let wall = |costs: &[Cost]| median(costs.iter().map(|cost| cost.wall).collect());
+    let busy = |costs: &[Cost]| median(costs.iter().map(|cost| cost.busy).collect());
+    println!(
+        "  {name:28} {:8.0} ns = {:5.2} of the floor; on the processors {:8.0} ns = {:5.2}",
+        wall(costs),
+        wall(costs) / wall(floor),
+        busy(costs),
+        busy(costs) / busy(floor)
+    );
+}
+
 fn main() {
     let processors = std::thread::available_parallelism().unwrap().get();
     for node_processor in 0..processors.min(2) {
@@ -118,11 +143,11 @@ fn main() {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let regime = if is_same { "sleeping, one processor" } else { "watching, two processors" };
-        let [floor, pair, by_socket, batch] = rows.map(median);
-        println!(
-            "{regime}: floor {floor:.0} ns; ring pair {pair:.0} ns = {:.2}; socket pair {by_socket:.0} ns; pipelined {batch:.0} ns",
-            pair / floor
-        );
+        println!("{}", if is_same { "one processor, sleeping" } else { "two processors, watching" });
+        for (name, row) in
+            ["floor: one word to and fro", "pair by ring", "pair by socket", "pair by ring, 32 to 64 on way"].iter().zip(&rows)
+        {
+            say(name, row, &rows[0]);
+        }
     }
 }

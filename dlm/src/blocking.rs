@@ -161,6 +161,11 @@ impl Client {
         self.session().lost()
     }
 
+    /// Does the session stand, in this process, as far as is known here?
+    pub(crate) fn check(&self) -> Result<(), ClientError> {
+        self.session().check()
+    }
+
     /// Does it speak through a ring?
     #[must_use]
     pub fn has_ring(&self) -> bool {
@@ -206,6 +211,12 @@ impl Lockspace {
         let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb };
         let (serial, was_asleep) = self.client.session().begin(make)?;
         Ok(Pending { client: self.client.clone(), serial, was_asleep, timeout: wishes.timeout, is_over: false })
+    }
+}
+
+impl Lockspace {
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 }
 

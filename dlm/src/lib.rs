@@ -5,6 +5,7 @@
 //! Called by: the daemon (server), the front door and programs of users (clients).
 
 pub mod blocking;
+pub mod cache;
 pub mod client;
 mod memory;
 mod ring;

@@ -124,6 +124,15 @@ impl Session {
         if self.process.is_this() { Ok(()) } else { Err(ClientError::Forked { pid: self.pid }) }
     }
 
+    /// Is this the session's process, and does the session stand as far as is known?
+    pub(crate) fn check(&self) -> Result<(), ClientError> {
+        self.check_process()?;
+        if self.is_over() {
+            return Err(ClientError::Lost { reason: self.lost().unwrap_or_default() });
+        }
+        Ok(())
+    }
+
     /// Sends a request; gives its number. True: the daemon slept and was woken.
     pub(crate) fn begin(self: &Arc<Self>, make: impl FnOnce(u64) -> ClientRequest) -> Result<(u64, bool), ClientError> {
         self.check_process()?;
