@@ -186,7 +186,14 @@ impl Lockspace {
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
-        self.begin(resource, mode, wishes)?.wait()
+        let (serial, was_asleep) = self.ask(resource, mode, wishes)?;
+        Guard::new(&self.client, self.client.wait_within(serial, was_asleep, wishes.timeout)?)
+    }
+
+    fn ask(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<(u64, bool), ClientError> {
+        let (lockspace, resource) = (self.number, resource_name(resource)?);
+        let Wishes { flags, lvb, owner, .. } = *wishes;
+        self.client.session().begin(|serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb })
     }
 
     /// Takes a lock if it is free now; none: it is not.
@@ -206,10 +213,7 @@ impl Lockspace {
     /// # Errors
     /// The session is over.
     pub fn begin(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Pending, ClientError> {
-        let (lockspace, resource) = (self.number, resource_name(resource)?);
-        let Wishes { flags, lvb, owner, .. } = *wishes;
-        let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb };
-        let (serial, was_asleep) = self.client.session().begin(make)?;
+        let (serial, was_asleep) = self.ask(resource, mode, wishes)?;
         Ok(Pending { client: self.client.clone(), serial, was_asleep, timeout: wishes.timeout, is_over: false })
     }
 }
@@ -238,12 +242,7 @@ impl Pending {
     /// Not granted in time, refused, or the session is over.
     pub fn wait(mut self) -> Result<Guard, ClientError> {
         self.is_over = true;
-        let reply = self.client.wait_within(self.serial, self.was_asleep, self.timeout);
-        let done = completion(reply?, "Lock")?;
-        match done.status {
-            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, is_listened_to: false, is_held: true }),
-            status => Err(ClientError::NotGranted(status)),
-        }
+        Guard::new(&self.client, self.client.wait_within(self.serial, self.was_asleep, self.timeout)?)
     }
 }
 
@@ -255,7 +254,7 @@ impl Drop for Pending {
     }
 }
 
-/// A lock held. Dropping it gives it back without waiting.
+/// A lock held. Dropping it gives it back without waiting; for a moment others may still find it taken.
 #[derive(Debug)]
 pub struct Guard {
     client: Client,
@@ -265,6 +264,14 @@ pub struct Guard {
 }
 
 impl Guard {
+    fn new(client: &Client, reply: ClientReply) -> Result<Self, ClientError> {
+        let done = completion(reply, "Lock")?;
+        match done.status {
+            LockStatus::Success => Ok(Self { client: client.clone(), done, is_listened_to: false, is_held: true }),
+            status => Err(ClientError::NotGranted(status)),
+        }
+    }
+
     /// The grant's number: it only grows from grant to grant of a resource.
     #[must_use]
     pub fn token(&self) -> Token {

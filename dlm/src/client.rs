@@ -247,7 +247,7 @@ async fn within(client: &Client, mut answer: Answer, wishes: &Wishes) -> Reply {
     answer.await
 }
 
-/// A lock held. Dropping it gives it back without waiting.
+/// A lock held. Dropping it gives it back without waiting; for a moment others may still find it taken.
 #[derive(Debug)]
 pub struct Guard {
     client: Client,

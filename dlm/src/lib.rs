@@ -8,6 +8,7 @@ pub mod blocking;
 pub mod cache;
 pub mod client;
 mod memory;
+mod numbers;
 mod ring;
 mod routing;
 pub mod server;

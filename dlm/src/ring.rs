@@ -64,6 +64,8 @@ const _: () = assert!(size_of::<RingRaw>() == 4096 + 2 * 8 * LANE_WORDS as usize
 pub(crate) const WANTS_FRAMES: u32 = 1;
 /// What a sleeper wants to be woken for: there is room again.
 pub(crate) const WANTS_ROOM: u32 = 2;
+/// What a sleeper wants to be woken for: there is something to take for which nobody waits.
+pub(crate) const WANTS_POSTED: u32 = 4;
 
 /// Why there is no ring, or why it ended.
 #[derive(Debug, thiserror::Error)]

@@ -5,12 +5,9 @@
 //! Does not: read or write, or wait.
 //! Called by: `session`.
 
+use crate::numbers::Numbered;
 use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResourceName, ResultFlags, Token, client::Lvb};
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-    task::{Poll, Waker},
-};
+use std::task::{Poll, Waker};
 
 /// Why a client's call fails.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -84,31 +81,6 @@ pub(crate) type Reply = Result<ClientReply, ClientError>;
 /// Takes the hints for one lock. Called while the session is locked: it only hands on.
 pub(crate) type HintSink = Box<dyn Fn(Mode) + Send>;
 
-/// The numbers are our own or the daemon's, and small: they spread well enough under one multiplication.
-#[derive(Default)]
-pub(crate) struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(number.into());
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // 2^64 over the golden ratio, odd.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
-    }
-}
-
-type Numbered<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
-
 #[derive(Default)]
 struct Waiter {
     answer: Option<Reply>,
@@ -145,25 +117,25 @@ impl Routing {
         Ok(self.serial)
     }
 
-    /// Numbers a request and keeps its answer's place; gives the number and the frame's body.
-    pub(crate) fn begin(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Result<(u64, Vec<u8>), ClientError> {
+    /// Numbers a request and keeps its answer's place; gives the number and what to send.
+    pub(crate) fn begin(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Result<(u64, ClientRequest), ClientError> {
         let serial = self.number()?;
         let request = make(serial);
         let makes_lock = matches!(request, ClientRequest::Lock { .. });
         self.waiting.insert(serial, Waiter { makes_lock, ..Waiter::default() });
-        Ok((serial, request.encode()))
+        Ok((serial, request))
     }
 
     /// A request whose answer nobody waits for; none when the session is over.
-    pub(crate) fn post(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Option<Vec<u8>> {
-        self.number().ok().map(|serial| make(serial).encode())
+    pub(crate) fn post(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Option<ClientRequest> {
+        self.number().ok().map(make)
     }
 
     /// The posted request that gives a lock back; none when the session is over, and the lock with it.
-    pub(crate) fn release(&mut self, lock: u32, flags: Flags, lvb: Option<Lvb>) -> Option<Vec<u8>> {
+    pub(crate) fn release(&mut self, lock: u32, flags: Flags, lvb: Option<Lvb>) -> Option<ClientRequest> {
         self.held.remove(&lock);
         let is_lost = self.lost.is_some();
-        (!is_lost).then(|| ClientRequest::Unlock { serial: 0, lock, flags, lvb }.encode())
+        (!is_lost).then_some(ClientRequest::Unlock { serial: 0, lock, flags, lvb })
     }
 
     /// The answer, if it has come.

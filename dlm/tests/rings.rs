@@ -99,6 +99,7 @@ fn what_was_posted_before_the_end_is_done() {
     let space = join(&node.connect());
     let _kept = space.lock(b"r", Mode::Nl, &Wishes::default()).unwrap();
     for turn in 0..200_u8 {
+        // The reader waits at once: the node tells the writer so, who may be gone.
         let client = if turn % 2 == 0 { node.connect() } else { node.connect_by_socket() };
         let guard = join(&client).lock(b"r", Mode::Ex, &Wishes::with_value()).unwrap();
         // Were the session closed first, the value would be old and in doubt.

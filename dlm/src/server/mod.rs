@@ -8,11 +8,11 @@
 
 mod session;
 
-use crate::memory::processor;
+use crate::{memory::processor, numbers::Numbered};
 use deadbolt_dlm_core::client::{ClientReply, ClientRequest};
 use session::{End, Session};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fmt, io,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -43,6 +43,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const TURN_REQUESTS: usize = 2048;
 /// Requests after which the loop's other tasks get their turn in any case.
 const YIELD_REQUESTS: usize = 256;
+/// How often rings that were used lately are looked at without being rung: the longest delay of what is posted while nobody is known to
+/// wait for it (the shortest that the runtime's clock knows).
+const TICK: Duration = Duration::from_millis(1);
 /// Longest time for which rings are watched before the loop sleeps; more than a wake-up across processors takes (measured: 36-43 us).
 const WATCH_MAX: Duration = Duration::from_micros(60);
 /// Shortest such time: what is tried again after many vain ones.
@@ -112,8 +115,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ReadyList {
     fn add(&self, source: Source) {
         lock(&self.sources).push(source);
-        if let Some(turn) = lock(&self.turn).take() {
-            turn.wake();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(turn) = &*lock(&self.turn) {
+            turn.wake_by_ref();
+        }
+    }
+
+    fn wakes(&self, waker: &Waker) {
+        let mut turn = lock(&self.turn);
+        if !turn.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *turn = Some(waker.clone());
         }
     }
 }
@@ -168,7 +182,12 @@ impl Watch {
 
 /// What all sessions share.
 struct Common {
+    /// Given before the others: what sessions gave back first in this turn. Whoever asks for it in the same turn, having heard of that, is to
+    /// find it free.
+    releases: VecDeque<ServerEvent>,
     events: VecDeque<ServerEvent>,
+    /// Nothing was left from the turn before.
+    is_fresh: bool,
     list: Arc<ReadyList>,
     hook: AcceptHook,
     /// Sessions that are in.
@@ -176,8 +195,14 @@ struct Common {
     rings: usize,
     /// Where sockets are read into.
     chunk: Box<[u8]>,
-    /// Where frames of rings are copied to.
+    /// Where one frame is put together or copied to.
     frame: Vec<u8>,
+}
+
+impl Common {
+    fn waiting(&self) -> usize {
+        self.releases.len() + self.events.len()
+    }
 }
 
 /// Lock socket, sessions and rings; dropping it closes every session.
@@ -185,16 +210,22 @@ pub struct Server {
     listener: UnixListener,
     listening: Watch,
     common: Common,
-    sessions: HashMap<u64, Session>,
+    sessions: Numbered<u64, Session>,
     last: u64,
     /// Connections without a Hello and until when they may be so.
     strangers: BTreeMap<u64, Instant>,
     accept_again: Option<Instant>,
     alarm: Option<(Instant, Pin<Box<Sleep>>)>,
-    /// Sessions whose rings were not told that the loop sleeps.
+    /// Sessions whose rings are looked at on every turn: those that were used since the last tick but one.
     awake: VecDeque<u64>,
+    tick: Pin<Box<Sleep>>,
+    is_ticking: bool,
+    /// Rings gave something since they were watched last.
+    has_served: bool,
     /// Sessions with something to hand on.
     touched: Vec<u64>,
+    /// Kept for its memory.
+    looking: Vec<Source>,
     since_yield: usize,
     watch: Duration,
     watches: u32,
@@ -225,18 +256,32 @@ impl Server {
         let listening = Watch::new(Source::Listener, &list);
         listening.again();
         let chunk = vec![0; 64 << 10].into_boxed_slice();
-        let common = Common { events: VecDeque::new(), list, hook, open: 0, rings: 0, chunk, frame: Vec::new() };
+        let common = Common {
+            releases: VecDeque::new(),
+            events: VecDeque::new(),
+            is_fresh: true,
+            list,
+            hook,
+            open: 0,
+            rings: 0,
+            chunk,
+            frame: Vec::new(),
+        };
         Ok(Self {
             listener,
             listening,
             common,
-            sessions: HashMap::new(),
+            sessions: Numbered::default(),
             last: 0,
             strangers: BTreeMap::new(),
             accept_again: None,
             alarm: None,
             awake: VecDeque::new(),
+            tick: Box::pin(tokio::time::sleep(TICK)),
+            is_ticking: false,
+            has_served: false,
             touched: Vec::new(),
+            looking: Vec::new(),
             since_yield: 0,
             watch: WATCH_MAX,
             watches: 0,
@@ -250,14 +295,17 @@ impl Server {
 
     /// What they said; take all of it before waiting again, so that one turn answers all.
     pub fn next_event(&mut self) -> Option<ServerEvent> {
-        self.common.events.pop_front()
+        self.common.releases.pop_front().or_else(|| self.common.events.pop_front())
     }
 
     /// Hands a reply to its session; it leaves with [`Server::flush`]. A session that leaves too much unread is closed.
     pub fn reply(&mut self, session: u64, reply: &ClientReply) {
         let Some(found) = self.sessions.get_mut(&session) else { return };
         let is_touched = found.is_touched();
-        match found.reply(&reply.encode()) {
+        let frame = &mut self.common.frame;
+        frame.clear();
+        reply.encode_into(frame);
+        match found.reply(frame, matches!(reply, ClientReply::Blocking { .. })) {
             Ok(()) if is_touched => {}
             Ok(()) => self.touched.push(session),
             Err(end) => self.end(session, end),
@@ -268,13 +316,11 @@ impl Server {
     pub fn flush(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
-            if let Some(Err(end)) = self.sessions.get_mut(&id).map(Session::flush) {
-                self.end(id, end);
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.flush();
             }
         }
-        // What a closed session touched meanwhile is nobody's.
-        self.touched.clear();
-        std::mem::swap(&mut self.touched, &mut touched);
+        self.touched = touched;
     }
 
     /// Sessions open now.
@@ -297,17 +343,18 @@ impl Server {
             return Poll::Pending;
         }
         loop {
-            *lock(&self.common.list.turn) = Some(context.waker().clone());
+            self.common.list.wakes(context.waker());
+            self.common.is_fresh = self.common.waiting() == 0;
             self.poll_alarm(context);
             self.look_at_sources();
             self.look_at_rings();
-            if !self.common.events.is_empty() {
-                self.since_yield += self.common.events.len();
+            if self.common.waiting() > 0 {
+                self.since_yield += self.common.waiting();
                 return Poll::Ready(());
             }
             // What was only read on (room given back, a backlog moved) must not wait for the next reply.
             self.flush();
-            if !self.watch_rings() && self.sleep_rings() {
+            if !self.watch_rings() && self.sleep_rings() && self.poll_tick(context).is_pending() {
                 self.since_yield = 0;
                 return Poll::Pending;
             }
@@ -315,75 +362,73 @@ impl Server {
     }
 
     fn look_at_sources(&mut self) {
-        let mut sources = std::mem::take(&mut *lock(&self.common.list.sources)).into_iter();
-        for source in sources.by_ref() {
+        let mut looking = std::mem::take(&mut self.looking);
+        std::mem::swap(&mut looking, &mut *lock(&self.common.list.sources));
+        let mut sources = looking.drain(..);
+        while self.common.waiting() < TURN_REQUESTS
+            && let Some(source) = sources.next()
+        {
             match source {
                 Source::Listener => self.accept(),
-                Source::Socket(id) => self.look(id, Session::look_at_socket),
+                Source::Socket(id) => _ = self.look(id, Session::look_at_socket),
                 Source::Bell(id) => {
                     if self.sessions.get_mut(&id).is_some_and(Session::hear_bell) {
                         self.awake.push_back(id);
                     }
                 }
             }
-            if self.common.events.len() >= TURN_REQUESTS {
-                break;
-            }
         }
-        let mut left: Vec<Source> = sources.collect();
-        if !left.is_empty() {
-            let mut list = lock(&self.common.list.sources);
-            left.append(&mut list);
-            *list = left;
+        // What is left comes before what was listed meanwhile.
+        if sources.len() > 0 {
+            lock(&self.common.list.sources).splice(..0, sources);
+        } else {
+            drop(sources);
         }
+        self.looking = looking;
     }
 
     fn look_at_rings(&mut self) {
+        let before = self.common.waiting();
         for _ in 0..self.awake.len() {
-            if self.common.events.len() >= TURN_REQUESTS {
-                return;
+            if self.common.waiting() >= TURN_REQUESTS {
+                break;
             }
-            let Some(id) = self.awake.pop_front() else { return };
-            self.look(id, Session::look_at_ring);
-            if self.sessions.contains_key(&id) {
+            let Some(id) = self.awake.pop_front() else { break };
+            if self.look(id, Session::look_at_ring) {
                 self.awake.push_back(id);
             }
         }
+        self.has_served |= self.common.waiting() > before;
     }
 
-    fn look(&mut self, id: u64, look: fn(&mut Session, &mut Common) -> Result<(), End>) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+    /// False: the session has ended.
+    fn look(&mut self, id: u64, look: fn(&mut Session, &mut Common) -> Result<(), End>) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
         let is_touched = session.is_touched();
-        match look(session, &mut self.common) {
-            Ok(()) => {
-                if session.is_in() {
-                    self.strangers.remove(&id);
-                    self.resume_accepting();
-                }
-                if let Some(session) = self.sessions.get_mut(&id)
-                    && session.is_touched()
-                    && !is_touched
-                {
-                    self.touched.push(id);
-                }
-            }
-            Err(end) => self.end(id, end),
+        if let Err(end) = look(session, &mut self.common) {
+            self.end(id, end);
+            return false;
         }
+        if session.is_touched() && !is_touched {
+            self.touched.push(id);
+        }
+        if session.is_in() {
+            self.forget_stranger(id);
+        }
+        true
     }
 
     /// Ends a session; its client is told why as far as it listens.
     fn end(&mut self, id: u64, end: End) {
         let Some(session) = self.sessions.remove(&id) else { return };
-        self.strangers.remove(&id);
         session.close(end, &mut self.common);
-        self.resume_accepting();
-        if let Some(turn) = lock(&self.common.list.turn).take() {
-            turn.wake();
-        }
+        self.forget_stranger(id);
+        self.common.list.wake();
     }
 
-    fn resume_accepting(&mut self) {
-        if self.strangers.len() + 1 == STRANGERS_MAX {
+    /// The last one too many makes room for others.
+    fn forget_stranger(&mut self, id: u64) {
+        if self.strangers.remove(&id).is_some() && self.strangers.len() + 1 == STRANGERS_MAX {
             self.listening.again();
         }
     }
@@ -443,8 +488,11 @@ impl Server {
     /// the next time shorter.
     fn watch_rings(&mut self) -> bool {
         let own = processor();
+        if own == 0 || !std::mem::take(&mut self.has_served) {
+            return false;
+        }
         let watched: Vec<&Session> = self.awake.iter().take(WATCHED_MAX).filter_map(|id| self.sessions.get(id)).collect();
-        if own == 0 || !watched.iter().any(|session| session.is_client_elsewhere()) {
+        if !watched.iter().any(|session| session.is_client_elsewhere()) {
             return false;
         }
         self.watches = self.watches.wrapping_add(1);
@@ -463,16 +511,50 @@ impl Server {
         false
     }
 
-    /// Tells every awake ring that the loop sleeps; false: one of them has something, and stays awake.
+    /// Tells every awake ring that the loop sleeps; false: one of them has something.
     fn sleep_rings(&mut self) -> bool {
+        let mut is_quiet = true;
         for _ in 0..self.awake.len() {
             let Some(id) = self.awake.pop_front() else { break };
-            match self.sessions.get_mut(&id).map(Session::sleep) {
-                None | Some(Ok(true)) => {}
-                Some(Ok(false)) => self.awake.push_back(id),
+            match self.sessions.get_mut(&id).map(|session| session.sleep(true)) {
+                None => {}
+                Some(Ok(sleeps)) => {
+                    is_quiet &= sleeps;
+                    self.awake.push_back(id);
+                }
                 Some(Err(end)) => self.end(id, end),
             }
         }
-        self.awake.is_empty() && self.common.events.is_empty() && lock(&self.common.list.sources).is_empty()
+        is_quiet && self.common.waiting() == 0 && lock(&self.common.list.sources).is_empty()
+    }
+
+    /// At each tick the rings that were idle since the last one are left alone until they ring. Ready: one of them has something after all.
+    fn poll_tick(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.awake.is_empty() {
+                self.is_ticking = false;
+                return Poll::Pending;
+            }
+            if !std::mem::replace(&mut self.is_ticking, true) {
+                self.tick.as_mut().reset((Instant::now() + TICK).into());
+            }
+            std::task::ready!(self.tick.as_mut().poll(context));
+            self.is_ticking = false;
+            let mut is_quiet = true;
+            for _ in 0..self.awake.len() {
+                let Some(id) = self.awake.pop_front() else { break };
+                let Some(session) = self.sessions.get_mut(&id) else { continue };
+                let is_idle = session.is_idle_at_tick();
+                let sleeps = is_idle && matches!(session.sleep(false), Ok(true));
+                if !sleeps {
+                    self.awake.push_back(id);
+                }
+                // What is wrong with it shows when it is looked at.
+                is_quiet &= sleeps || !is_idle;
+            }
+            if !is_quiet {
+                return Poll::Ready(());
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@
 use super::{Common, Peer, RINGS_MAX, ReadyList, SESSIONS_MAX, ServerEvent, Source, TURN_REQUESTS, Watch};
 use crate::{
     memory::{futex_wake, ring_bell},
-    ring::{Consumer, Producer, Ring, Sleeper, TransportError, WANTS_FRAMES, WANTS_ROOM},
+    ring::{Consumer, Producer, Ring, Sleeper, TransportError, WANTS_FRAMES, WANTS_POSTED, WANTS_ROOM},
     transport::{ASK_RING, Backlog, Descriptors, RING_REFUSED},
 };
 use deadbolt_dlm_core::{
@@ -19,7 +19,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::Poll,
 };
 use tokio::{
@@ -62,8 +62,14 @@ struct RingSide {
     bell: AsyncFd<OwnedFd>,
     hearing: Watch,
     client_bell: OwnedFd,
-    /// Not told that the loop sleeps.
+    /// It is looked at on every turn.
     is_awake: bool,
+    /// It was told that the loop sleeps.
+    is_armed: bool,
+    /// Something was taken since the server's clock ticked last.
+    is_active: bool,
+    /// Somebody was said to wait for a lock of this session.
+    is_hinted: bool,
     /// What happened since the client was woken last.
     news: u32,
 }
@@ -79,6 +85,8 @@ pub(super) struct Session {
     /// The beginning of a frame.
     incoming: Vec<u8>,
     outgoing: Backlog,
+    /// The client reads nothing any more; what it said before still counts.
+    is_deaf: bool,
     ring: Option<Box<RingSide>>,
     is_touched: bool,
 }
@@ -97,6 +105,7 @@ impl Session {
             has_asked: false,
             incoming: Vec::new(),
             outgoing: Backlog::default(),
+            is_deaf: false,
             ring: None,
             is_touched: false,
         })
@@ -118,7 +127,7 @@ impl Session {
         self.ring.as_ref().is_some_and(|side| !side.requests.is_empty())
     }
 
-    /// The bell of its ring was rung; true: the ring becomes awake.
+    /// The bell of its ring was rung; true: the ring is looked at from now on.
     pub(super) fn hear_bell(&mut self) -> bool {
         let Some(side) = &mut self.ring else { return false };
         side.hearing.begin();
@@ -133,7 +142,7 @@ impl Session {
     pub(super) fn look_at_socket(&mut self, common: &mut Common) -> Result<(), End> {
         self.watch.begin();
         if self.ring.is_none() {
-            self.write_socket()?;
+            self.write_socket();
         }
         let mut chunk = std::mem::take(&mut common.chunk);
         let looked = self.read_socket(&mut chunk, common);
@@ -191,10 +200,11 @@ impl Session {
         if self.ring.is_some() {
             return Err(End::Said("a session with a ring asks in the ring, not on its socket".into()));
         }
-        self.take_request(body, common)
+        self.take_request(body, false, common).map(drop)
     }
 
-    fn take_request(&mut self, body: &[u8], common: &mut Common) -> Result<(), End> {
+    /// `may_pass`: if it gives something back it comes before what others ask. True: it did.
+    fn take_request(&mut self, body: &[u8], may_pass: bool, common: &mut Common) -> Result<bool, End> {
         let request = ClientRequest::decode(body).map_err(|error| End::Said(error.to_string()))?;
         let is_hello = matches!(request, ClientRequest::Hello { .. });
         if !self.is_in {
@@ -203,8 +213,10 @@ impl Session {
             return Err(End::Said("a second Hello; a session has one".into()));
         }
         self.has_asked |= !is_hello;
-        common.events.push_back(ServerEvent::Request { session: self.id, request });
-        Ok(())
+        let passes = may_pass && request.is_posted();
+        let queue = if passes { &mut common.releases } else { &mut common.events };
+        queue.push_back(ServerEvent::Request { session: self.id, request });
+        Ok(passes)
     }
 
     fn let_in(&mut self, hello: &ClientRequest, common: &mut Common) -> Result<(), String> {
@@ -259,7 +271,19 @@ impl Session {
         descriptors.send(self.stream.as_fd()).map_err(drop)?;
         // The loop listens from its first look on.
         hearing.again();
-        Ok(RingSide { ring, replies, requests, bell, hearing, client_bell: descriptors.client_bell, is_awake: false, news: 0 })
+        Ok(RingSide {
+            ring,
+            replies,
+            requests,
+            bell,
+            hearing,
+            client_bell: descriptors.client_bell,
+            is_awake: false,
+            is_armed: false,
+            is_active: false,
+            is_hinted: false,
+            news: 0,
+        })
     }
 
     /// Takes what the ring has, and gives it what waits for room.
@@ -282,27 +306,36 @@ impl Session {
         {
             side.requests.release();
             side.news |= WANTS_ROOM;
+            side.is_active = true;
             self.is_touched = true;
+            if std::mem::take(&mut side.is_armed) {
+                // The loop is not asleep. Nothing hangs on when the client sees that: the ring is looked at again before the loop sleeps.
+                side.ring.word(Sleeper::Daemon).store(0, Ordering::Relaxed);
+            }
         }
         Ok(())
     }
 
     fn take_requests(&mut self, frame: &mut Vec<u8>, common: &mut Common) -> Result<bool, End> {
-        let mut count = 0;
+        let (mut count, mut may_pass) = (0, common.is_fresh);
         while count < TURN_REQUESTS
             && let Some(side) = &mut self.ring
             && side.requests.take(frame)?
         {
             count += 1;
-            self.take_request(frame, common)?;
+            may_pass = self.take_request(frame, may_pass, common)?;
+        }
+        if let Some(side) = &mut self.ring {
+            side.is_hinted &= count == 0;
         }
         Ok(count > 0)
     }
 
-    /// Puts a reply where the client finds it.
-    pub(super) fn reply(&mut self, body: &[u8]) -> Result<(), End> {
+    /// Puts a reply where the client finds it. `is_hint`: it says that somebody waits for a lock of this session.
+    pub(super) fn reply(&mut self, body: &[u8], is_hint: bool) -> Result<(), End> {
         self.is_touched = true;
         if let Some(side) = &mut self.ring {
+            side.is_hinted |= is_hint;
             if self.outgoing.is_empty() && side.replies.push(body)? {
                 side.news |= WANTS_FRAMES;
                 return Ok(());
@@ -312,6 +345,9 @@ impl Session {
                 side.hearing.again();
             }
         }
+        if self.is_deaf {
+            return Ok(());
+        }
         self.outgoing.push(body);
         if self.outgoing.len() > BACKLOG_MAX {
             return Err(End::Said("the client does not read its replies".into()));
@@ -320,43 +356,63 @@ impl Session {
     }
 
     /// Sends what the socket takes, or wakes the client of a ring, once.
-    pub(super) fn flush(&mut self) -> Result<(), End> {
+    pub(super) fn flush(&mut self) {
         self.is_touched = false;
-        let Some(side) = &mut self.ring else { return self.write_socket() };
+        let Some(side) = &mut self.ring else {
+            self.write_socket();
+            return;
+        };
         let news = std::mem::take(&mut side.news);
         if side.ring.rouse(Sleeper::Reader, news) {
             futex_wake(side.ring.word(Sleeper::Reader));
         } else if side.ring.rouse(Sleeper::Bell, news) {
             ring_bell(&side.client_bell);
         }
-        Ok(())
     }
 
-    fn write_socket(&mut self) -> Result<(), End> {
+    fn write_socket(&mut self) {
         let was_full = self.outgoing.len() > BACKLOG_FULL;
         while !self.outgoing.is_empty() {
             match Pin::new(&mut self.stream).poll_write(&mut self.watch.context(), self.outgoing.waiting()) {
                 Poll::Pending => break,
-                Poll::Ready(written) => self.outgoing.advance(written?),
+                Poll::Ready(Ok(bytes)) => self.outgoing.advance(bytes),
+                Poll::Ready(Err(_)) => {
+                    self.is_deaf = true;
+                    self.outgoing = Backlog::default();
+                }
             }
         }
         if was_full && self.outgoing.len() <= BACKLOG_FULL {
             self.watch.again();
         }
-        Ok(())
     }
 
-    /// Tells the ring that the loop sleeps, unless there is something to do: then false.
-    pub(super) fn sleep(&mut self) -> Result<bool, End> {
+    /// The server's clock ticked: was the ring idle since the last time?
+    pub(super) fn is_idle_at_tick(&mut self) -> bool {
+        self.ring.as_mut().is_none_or(|side| !std::mem::take(&mut side.is_active))
+    }
+
+    /// Tells the ring that the loop sleeps, unless there is something to do: then false. A ring that is looked at again at the next tick
+    /// need not ring for what is only posted, where nobody is known to wait for it.
+    pub(super) fn sleep(&mut self, looks_again: bool) -> Result<bool, End> {
         let Some(side) = &mut self.ring else { return Ok(true) };
         let reads = self.outgoing.len() <= BACKLOG_FULL;
-        let wants = if reads { WANTS_FRAMES } else { 0 } | if self.outgoing.is_empty() { 0 } else { WANTS_ROOM };
+        let mut wants = 0;
+        if reads {
+            wants |= WANTS_FRAMES;
+            if !looks_again || side.is_hinted {
+                wants |= WANTS_POSTED;
+            }
+        }
+        if !self.outgoing.is_empty() {
+            wants |= WANTS_ROOM;
+        }
         side.ring.arm(Sleeper::Daemon, wants);
+        side.is_armed = true;
         if (reads && !side.requests.is_empty()) || self.outgoing.could_move(&mut side.replies)? {
-            side.ring.disarm(Sleeper::Daemon);
             return Ok(false);
         }
-        side.is_awake = false;
+        side.is_awake = looks_again;
         Ok(true)
     }
 
@@ -371,7 +427,7 @@ impl Session {
                 ClientReply::Refused { serial: 0, status: LockStatus::Invalid, reason }
             };
             self.outgoing.push(&last.encode());
-            let _ = self.write_socket();
+            self.write_socket();
         }
         if self.is_in {
             common.open -= 1;

@@ -12,7 +12,7 @@ mod wait;
 
 use crate::{
     memory::{Process, futex_wake, is_readable, ring_bell},
-    ring::{Consumer, Producer, Ring, Sleeper, TransportError, WANTS_FRAMES, WANTS_ROOM},
+    ring::{Consumer, Producer, Ring, Sleeper, TransportError, WANTS_FRAMES, WANTS_POSTED, WANTS_ROOM},
     routing::{ClientError, HintSink, Reply, Routing},
     transport::Backlog,
 };
@@ -69,6 +69,8 @@ struct RingSide {
 struct Sending {
     producer: Option<Producer>,
     backlog: Backlog,
+    /// The request on its way into the ring.
+    frame: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -136,16 +138,18 @@ impl Session {
     /// Sends a request; gives its number. True: the daemon slept and was woken.
     pub(crate) fn begin(self: &Arc<Self>, make: impl FnOnce(u64) -> ClientRequest) -> Result<(u64, bool), ClientError> {
         self.check_process()?;
-        let (serial, body) = self.state().routing.begin(make)?;
-        Ok((serial, self.send(&body)))
+        let sending = lock(&self.sending);
+        let (serial, request) = self.state().routing.begin(make)?;
+        Ok((serial, self.send(sending, &request)))
     }
 
     /// Sends a request whose answer nobody waits for.
     pub(crate) fn post(self: &Arc<Self>, make: impl FnOnce(u64) -> ClientRequest) {
         if self.process.is_this() {
-            let body = self.state().routing.post(make);
-            if let Some(body) = body {
-                self.send(&body);
+            let sending = lock(&self.sending);
+            let request = self.state().routing.post(make);
+            if let Some(request) = request {
+                self.send(sending, &request);
             }
         }
     }
@@ -153,9 +157,10 @@ impl Session {
     /// Gives a lock back without waiting.
     pub(crate) fn release(self: &Arc<Self>, lock: u32, flags: Flags, lvb: Option<Lvb>) {
         if self.process.is_this() {
-            let body = self.state().routing.release(lock, flags, lvb);
-            if let Some(body) = body {
-                self.send(&body);
+            let sending = self::lock(&self.sending);
+            let request = self.state().routing.release(lock, flags, lvb);
+            if let Some(request) = request {
+                self.send(sending, &request);
             }
         }
     }
@@ -229,23 +234,25 @@ impl Session {
     }
 
     /// True: the daemon slept and was woken.
-    fn send(self: &Arc<Self>, body: &[u8]) -> bool {
-        let mut sending = lock(&self.sending);
-        let Sending { producer, backlog } = &mut *sending;
+    fn send(self: &Arc<Self>, mut sending: MutexGuard<'_, Sending>, request: &ClientRequest) -> bool {
+        let Sending { producer, backlog, frame } = &mut *sending;
+        frame.clear();
+        request.encode_into(frame);
         let is_sent = match producer {
-            Some(producer) if backlog.is_empty() => producer.push(body),
+            Some(producer) if backlog.is_empty() => producer.push(frame),
             _ => Ok(false),
         };
         match is_sent {
-            Ok(true) => {}
+            Ok(true) => drop(sending),
             Ok(false) => {
-                backlog.push(body);
+                backlog.push(frame);
                 self.send_backlog(sending);
             }
             Err(error) => self.end(&error.to_string()),
         }
+        let news = if request.is_posted() { WANTS_POSTED } else { WANTS_FRAMES };
         self.ring.as_ref().is_some_and(|side| {
-            let is_woken = side.ring.rouse(Sleeper::Daemon, WANTS_FRAMES);
+            let is_woken = side.ring.rouse(Sleeper::Daemon, news);
             if is_woken {
                 ring_bell(&side.daemon_bell);
             }
@@ -265,7 +272,7 @@ impl Session {
 
     /// Moves what waits into the ring or the socket, as far as there is room. A session that is over takes everything.
     fn move_backlog(&self, sending: &mut Sending) {
-        let Sending { producer, backlog } = sending;
+        let Sending { producer, backlog, .. } = sending;
         let moved = match producer {
             Some(producer) => backlog.move_to(producer).map(|_| ()),
             None => self.write_socket(backlog),

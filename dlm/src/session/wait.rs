@@ -145,7 +145,7 @@ impl Session {
                 std::thread::sleep(PAUSE);
                 continue;
             }
-            let Sending { producer, backlog } = &mut *sending;
+            let Sending { producer, backlog, .. } = &mut *sending;
             let mut has_room = || producer.as_mut().is_none_or(|producer| backlog.could_move(producer).unwrap_or(true));
             Self::pass_on(&self.read(state, WANTS_FRAMES | WANTS_ROOM, None, false, &mut has_room));
         }
