@@ -78,6 +78,8 @@ impl LockService {
         if slot == ALL_SLOTS || slot == self.me.slot.0 {
             self.purge(lockspace, pid);
         }
+        #[cfg(any(test, feature = "planted"))]
+        let slot = if self.mistake == Some(super::Mistake::PurgeHere) { self.me.slot.0 } else { slot };
         self.begin_ask(session, serial, What::Purge { lockspace, slot, pid, awaited: BTreeSet::new() });
     }
 

@@ -270,7 +270,13 @@ impl LockService {
             return;
         }
         let Some(pending) = lock.pending.take() else { return };
-        self.deadlines.remove(pending.deadline_ms, lock.op, id);
+        #[cfg(any(test, feature = "planted"))]
+        let is_kept = self.mistake == Some(super::Mistake::KeepDeadline);
+        #[cfg(not(any(test, feature = "planted")))]
+        let is_kept = false;
+        if !is_kept {
+            self.deadlines.remove(pending.deadline_ms, lock.op, id);
+        }
         let granted = lock.granted;
         let status = if result.status == LockStatus::Cancelled { pending.ends_as } else { result.status };
         let is_success = result.status == LockStatus::Success;
@@ -344,7 +350,10 @@ impl LockService {
             return;
         }
         (pending.is_cancelled, pending.ends_as) = (true, status);
-        if pending.sent == Sent::Unsent {
+        let is_here = pending.sent == Sent::Unsent;
+        #[cfg(any(test, feature = "planted"))]
+        let is_here = is_here || self.mistake == Some(super::Mistake::CancelHere);
+        if is_here {
             self.end_unsent(id);
         } else {
             self.advance(id);

@@ -215,6 +215,14 @@ pub enum Mistake {
     HomeJudgesAll,
     /// Takes an answer of a node that was not asked.
     TakeAnyAnswer,
+    /// Reports no orphans to a new master.
+    ForgetOrphan,
+    /// Keeps the end of a wait when the operation has ended.
+    KeepDeadline,
+    /// Ends what is to be taken back without its master.
+    CancelHere,
+    /// Purges on its own node only.
+    PurgeHere,
 }
 
 /// A node's lock service.

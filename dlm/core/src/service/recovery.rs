@@ -165,6 +165,10 @@ impl LockService {
         let mut reports = Vec::new();
         for (id, lock) in self.locks.iter_mut() {
             let Some(key) = self.places.key(lock.place) else { continue };
+            #[cfg(any(test, feature = "planted"))]
+            if self.mistake == Some(super::Mistake::ForgetOrphan) && lock.session == crate::wire::NO_SESSION {
+                continue;
+            }
             (lock.at, lock.is_renamed) = (None, false);
             if let Some(pending) = &mut lock.pending {
                 pending.sent = Sent::ToMaster;

@@ -9,6 +9,8 @@ use crate::mode::{LvbTransfer, MODES, Token};
 use crate::name::lockspace_number;
 use std::string::ToString;
 
+mod orphans;
+
 struct Random(u64);
 
 impl Random {
@@ -34,7 +36,9 @@ impl Random {
 enum Asked {
     Join { space: usize },
     Lock { space: usize, resource: usize, flags: Flags },
-    Convert { lock: u32, from: Mode, flags: Flags },
+    Convert { lock: u32, from: Mode, wanted: Mode, flags: Flags },
+    Adopt { space: usize, resource: usize },
+    Purge { space: usize },
     Unlock { lock: u32 },
     Cancel,
 }
@@ -47,6 +51,8 @@ struct Held {
     modes: Vec<Mode>,
     is_busy: bool,
     is_unlocking: bool,
+    /// It stays when its session ends.
+    is_persistent: bool,
     since: u64,
 }
 
@@ -54,6 +60,8 @@ struct Held {
 struct Client {
     asked: BTreeMap<u64, Asked>,
     spaces: BTreeSet<usize>,
+    /// Lockspaces whose orphans it has given back, everywhere.
+    purged: BTreeSet<usize>,
 }
 
 struct Node {
@@ -100,6 +108,10 @@ struct World {
     held: BTreeMap<(Life, u32), Held>,
     tokens: BTreeMap<(usize, usize), Vec<(Token, Mode)>>,
     values: BTreeMap<(usize, usize), Value>,
+    /// Requests that somebody asked to be cancelled.
+    cancelled: BTreeSet<u64>,
+    /// When waits are to end, by serial.
+    deadlines: BTreeMap<u64, u64>,
     next_serial: u64,
     next_incarnation: u8,
     counts: Counts,
@@ -141,6 +153,8 @@ impl World {
             held: BTreeMap::new(),
             tokens: BTreeMap::new(),
             values: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
+            deadlines: BTreeMap::new(),
             next_serial: 0,
             next_incarnation: 0,
             counts: Counts::default(),
@@ -208,6 +222,7 @@ impl World {
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => {
                 let asked = client.asked.remove(&serial).ok_or(format!("serial {serial} answered twice or never asked"))?;
+                self.check_cause(serial, &asked, status)?;
                 self.judge_completed(life, session, lock, asked, (status, mode, flags, lvb, token))
             }
             ClientReply::Blocking { .. } => Ok(()),
@@ -240,7 +255,7 @@ impl World {
         let is_success = status == LockStatus::Success;
         let (name, flags, before, since) = match asked {
             Asked::Lock { space, resource, flags } => ((space, resource), flags, None, now),
-            Asked::Convert { lock: id, flags, from } => {
+            Asked::Convert { lock: id, flags, from, .. } => {
                 let Some(held) = self.held.get_mut(&(life, id)) else { return Err("convert of nothing was answered".to_string()) };
                 held.is_busy = false;
                 (held.name, flags, Some(from), held.since)
@@ -253,6 +268,8 @@ impl World {
                     Err(format!("unlock ended with {status:?}"))
                 };
             }
+            Asked::Adopt { space, resource } => return self.adopted(life, session, lock, (space, resource), mode),
+            Asked::Purge { space } => return self.purged(life, session, space),
             Asked::Join { .. } | Asked::Cancel => return Ok(()),
         };
         if let (Some(_), Some(mode)) = (before, mode) {
@@ -266,7 +283,8 @@ impl World {
         }
         let Some(mode) = mode.filter(|_| is_success) else { return Ok(()) };
         let is_unlocking = self.held.get(&(life, lock)).is_some_and(|held| held.is_unlocking);
-        let held = Held { session, name, modes: vec![mode], is_busy: false, is_unlocking, since };
+        let is_persistent = flags.has(Flags::PERSISTENT);
+        let held = Held { session, name, modes: vec![mode], is_busy: false, is_unlocking, is_persistent, since };
         self.held.insert((life, lock), held);
         self.counts.grants += 1;
         self.check_compatible(life, lock, name, mode)?;
@@ -312,7 +330,8 @@ impl World {
     fn end_clients(&mut self, life: Life, session: Option<u64>) {
         let now = self.now();
         self.held.retain(|(owner, _), held| {
-            let is_dead = *owner == life && session.is_none_or(|session| session == held.session);
+            // With its node, an orphan goes, too.
+            let is_dead = *owner == life && session.is_none_or(|session| session == held.session && !held.is_persistent);
             if is_dead && held.modes.iter().all(|mode| mode.is_writer()) && !held.is_unlocking {
                 self.values.entry(held.name).or_default().dirty_since.get_or_insert(now);
             }
@@ -437,7 +456,8 @@ impl World {
 
     fn client_step(&mut self, life: Life) -> Checked {
         let Some(node) = self.nodes.get_mut(&life) else { return Ok(()) };
-        if node.clients.len() < 2 && !self.is_quiet && !node.is_leaving {
+        let is_wanted = if self.is_quiet { node.clients.is_empty() } else { node.clients.len() < 2 };
+        if is_wanted && !node.is_leaving {
             self.next_serial += 1;
             let session = self.next_serial;
             node.clients.insert(session, Client::default());
@@ -464,28 +484,39 @@ impl World {
         let has_joined = node.clients[&session].spaces.contains(&space);
         let is_busy = node.clients[&session].asked.len() + locks.len() >= 4;
         let request = match self.random.below(10) {
-            0..=3 if self.is_quiet || node.is_leaving => None,
+            0..=3 if node.is_leaving => None,
             0..=3 if !has_joined => {
                 let is_asking = node.clients[&session].asked.values().any(|asked| matches!(asked, Asked::Join { .. }));
                 (!is_asking).then(|| (Asked::Join { space }, ClientRequest::JoinLockspace { serial, name: SPACES[space].to_vec() }))
             }
+            0..=3 if self.is_quiet => self.new_purge(life, (session, serial), space),
+            0..=3 if !is_busy && self.random.chance(10) => Some(self.new_adoption(serial, space)),
             0..=3 if !is_busy => Some(self.new_lock(serial, space)),
             4..=5 if !idle.is_empty() && !self.is_quiet => Some(self.new_convert(life, serial, &idle)),
             6..=8 if !idle.is_empty() => Some(self.new_unlock(life, serial, &idle)),
-            9 => waiting
-                .filter(|_| !is_cancelling && !self.is_quiet && self.random.chance(30))
-                .map(|request| (Asked::Cancel, ClientRequest::CancelRequest { serial, request })),
+            9 => waiting.filter(|_| !is_cancelling && !self.is_quiet && self.random.chance(30)).map(|request| {
+                self.cancelled.insert(request);
+                (Asked::Cancel, ClientRequest::CancelRequest { serial, request })
+            }),
             _ => None,
         };
         let Some((asked, request)) = request else { return Ok(()) };
-        self.nodes.get_mut(&life).unwrap().clients.get_mut(&session).unwrap().asked.insert(serial, asked);
+        if request.serial() == 0 {
+            // Posted: nobody hears of it any more.
+            self.held.retain(|(owner, lock), _| *owner != life || !matches!(asked, Asked::Unlock { lock: gone } if gone == *lock));
+        } else {
+            self.nodes.get_mut(&life).unwrap().clients.get_mut(&session).unwrap().asked.insert(serial, asked);
+        }
         self.input(life, Input::Request { session, request })
     }
 
     /// A client dies; where it waited for a lockspace, another may come at once and ask again.
     fn end_session(&mut self, life: Life, session: u64) -> Checked {
+        // What is due is told before its session ends.
+        self.input(life, Input::Tick)?;
         let node = self.nodes.get_mut(&life).unwrap();
         let client = node.clients.remove(&session).unwrap();
+        self.leave_orphans(life, session, &client);
         self.end_clients(life, Some(session));
         self.input(life, Input::SessionClosed { session })?;
         let joining = client.asked.values().find_map(|asked| if let Asked::Join { space } = asked { Some(*space) } else { None });
@@ -505,6 +536,9 @@ impl World {
         if self.random.chance(70) {
             flags = flags.with(Flags::VALBLK);
         }
+        if self.random.chance(15) {
+            flags = flags.with(Flags::PERSISTENT);
+        }
         if self.random.chance(25) {
             flags = flags.with(choices[self.random.below(choices.len())]);
         }
@@ -513,6 +547,7 @@ impl World {
 
     fn new_lock(&mut self, serial: u64, space: usize) -> (Asked, ClientRequest) {
         let (flags, mode, resource) = (self.some_flags(), MODES[self.random.below(6)], self.random.below(RESOURCES));
+        let timeout_ms = self.new_timeout(serial);
         let request = ClientRequest::Lock {
             serial,
             lockspace: lockspace_number(SPACES[space]),
@@ -520,7 +555,7 @@ impl World {
             mode,
             flags,
             owner: 0,
-            timeout_ms: 0,
+            timeout_ms,
             lvb: None,
         };
         (Asked::Lock { space, resource, flags }, request)
@@ -551,8 +586,9 @@ impl World {
                 flags = Flags(flags.0 & !Flags::VALBLK.0);
             }
         }
+        let timeout_ms = self.new_timeout(serial);
         let entry = self.held.get_mut(&(life, lock)).unwrap();
-        entry.is_busy = true;
+        (entry.is_busy, entry.is_persistent) = (true, flags.has(Flags::PERSISTENT));
         if is_down {
             entry.modes = vec![mode];
         } else {
@@ -562,7 +598,10 @@ impl World {
             let alternatives = [(Flags::ALTPR, Mode::Pr), (Flags::ALTCW, Mode::Cw), (Flags::CONVDEADLK, Mode::Nl)];
             entry.modes.extend(alternatives.into_iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, mode)| mode));
         }
-        (Asked::Convert { lock, from: granted, flags }, ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms: 0, lvb })
+        (
+            Asked::Convert { lock, from: granted, wanted: mode, flags },
+            ClientRequest::Convert { serial, lock, mode, flags, owner: 0, timeout_ms, lvb },
+        )
     }
 
     fn new_unlock(&mut self, life: Life, serial: u64, idle: &[u32]) -> (Asked, ClientRequest) {
@@ -573,6 +612,7 @@ impl World {
         let flags = if is_write { Flags::VALBLK } else { Flags::NONE };
         let entry = self.held.get_mut(&(life, lock)).unwrap();
         (entry.is_busy, entry.is_unlocking) = (true, true);
+        let serial = if self.random.chance(20) { 0 } else { serial };
         (Asked::Unlock { lock }, ClientRequest::Unlock { serial, lock, flags, lvb })
     }
 
@@ -606,7 +646,8 @@ impl World {
             0..=449 => self.deliver(),
             450..=799 => self.client_step(life),
             800..=899 => self.learn(life),
-            900..=969 => self.publish(life),
+            900..=904 => self.input(life, Input::Tick),
+            905..=969 => self.publish(life),
             970..=979 => {
                 let may_grant = self.random.chance(70);
                 self.input(life, Input::Permit { may_grant })
@@ -623,7 +664,8 @@ impl World {
         self.counts.steps += 1;
         let lives: Vec<Life> = self.nodes.keys().copied().collect();
         let life = lives[self.random.below(lives.len())];
-        match self.random.below(4) {
+        match self.random.below(5) {
+            4 => self.input(life, Input::Tick),
             0 => self.learn(life),
             1 => self.publish(life),
             2 => self.client_step(life),
@@ -641,8 +683,10 @@ impl World {
             self.crash(life);
             self.bury(life);
         }
-        if alive.is_empty() {
-            alive.push(self.start(0));
+        if alive.iter().all(|life| self.nodes[life].is_leaving) {
+            // Somebody must be there who can still begin something: to give back the orphans.
+            let slot = (0..8).find(|slot| alive.iter().all(|life| life.slot.0 != *slot)).unwrap();
+            alive.push(self.start(slot));
         }
         self.decide(alive.clone(), vec![]);
         for life in alive {
@@ -671,7 +715,7 @@ impl World {
         let is_done = |node: &Node| {
             node.learned == newest && node.publishing.is_empty() && node.clients.values().all(|client| client.asked.is_empty())
         };
-        self.held.is_empty() && self.nodes.values().all(is_done) && self.links.values().all(VecDeque::is_empty)
+        self.is_purged() && self.held.is_empty() && self.nodes.values().all(is_done) && self.links.values().all(VecDeque::is_empty)
     }
 
     /// Nothing may be left behind where nobody has anything.
@@ -755,6 +799,10 @@ fn each_planted_mistake_is_found() {
         (Mistake::TwoMasters, "S2"),
         (Mistake::HomeJudgesAll, "liveness"),
         (Mistake::TakeAnyAnswer, "S2"),
+        (Mistake::ForgetOrphan, "S2"),
+        (Mistake::KeepDeadline, "S9"),
+        (Mistake::CancelHere, ""),
+        (Mistake::PurgeHere, "liveness"),
     ];
     for (mistake, wanted) in cases {
         let found = (0..2000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));
