@@ -491,7 +491,7 @@ impl Resource {
     /// A lock has changed hands; who has it now hears anew whom it keeps out.
     pub(crate) fn rename(&mut self, owner: Owner, (pid, party): (u32, Party), gate: Gate, out: &mut Notices) {
         let Some(entry) = self.find_mut(owner) else { return };
-        if entry.pid != pid {
+        if (entry.pid, entry.party) != (pid, party) {
             entry.told = None;
             self.is_untold = true;
         }

@@ -67,6 +67,21 @@ fn an_orphan_is_held_until_it_is_adopted_by_name_and_mode() {
 }
 
 #[test]
+fn whoever_adopts_hears_who_waits_though_the_process_is_the_same() {
+    let mut stage = Stage::new(1);
+    stage.input(0, Input::SessionOpened { session: 9, info: stage.nodes[&0].sessions[&1].info.clone() });
+    let request = ClientRequest::JoinLockspace { serial: 0, name: b"space".to_vec() };
+    stage.input(0, Input::Request { session: 9, request });
+    let lock = stage.lock((0, 1), b"r", Mode::Ex, Flags::PERSISTENT);
+    let lock = stage.granted(lock);
+    stage.lock((0, 2), b"r", Mode::Pr, Flags::NONE);
+    assert_eq!(stage.blocking(), [(lock, Mode::Pr)]);
+    stage.input(0, Input::SessionClosed { session: 1 });
+    let adopted = adopt(&mut stage, (0, 9), Mode::Ex);
+    assert_eq!((stage.granted(adopted), stage.blocking()), (lock, vec![(lock, Mode::Pr)]));
+}
+
+#[test]
 fn the_last_request_or_conversion_says_whether_a_lock_outlives_its_process() {
     for (first, second, is_kept) in [(Flags::PERSISTENT, Flags::NONE, false), (Flags::NONE, Flags::PERSISTENT, true)] {
         let mut stage = Stage::new(1);
