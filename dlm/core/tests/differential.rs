@@ -1,5 +1,6 @@
 //! Random operations against a node alone and against the reference, in step. A seed decides everything.
-//! `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
+//! The reference has no bound of fairness (docs/locks.md), and a run is too short to meet it; nor does it take several locks at once, or byte
+//! ranges. `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it did")]
 
@@ -275,7 +276,7 @@ fn tell(history: &[Step]) -> String {
 
 fn seeds() -> std::ops::Range<u64> {
     let seed = std::env::var("DEADBOLT_DLM_SEED").ok().and_then(|text| text.parse().ok());
-    let count = if std::env::var_os("DEADBOLT_FULL").is_some() { 20_000 } else { 2000 };
+    let count = if std::env::var_os("DEADBOLT_FULL").is_some() { 10_000 } else { 2000 };
     seed.map_or(0..count, |seed| seed..seed + 1)
 }
 

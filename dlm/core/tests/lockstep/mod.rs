@@ -244,13 +244,13 @@ impl Lockstep {
                 Some((grant, token)) if *grant == wanted.grant => {
                     return Err(format!("lock {} has token {} after {token}, and was not granted again", wanted.id, found.token));
                 }
-                _ => new.push((wanted.grant, found.token, wanted.id)),
+                _ => new.push((wanted.grant, found.token, wanted.id, wanted.session == 0)),
             }
         }
         new.sort_unstable();
-        for (grant, token, id) in new {
+        for (grant, token, id, is_orphan) in new {
             let last = self.tokens.insert(name, token).unwrap_or_default();
-            if token <= last || !self.announced.contains(&token) {
+            if token <= last || !(is_orphan || self.announced.contains(&token)) {
                 return Err(format!("lock {id} has token {token} after {last} of {}, announced {:?}", char::from(name), self.announced));
             }
             self.grants.insert(id, (grant, token));

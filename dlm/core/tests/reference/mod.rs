@@ -199,8 +199,10 @@ impl Reference {
                 continue;
             }
             let resource = self.resources.get_mut(&name).unwrap();
-            resource.find_mut(lock.id).unwrap().session = 0;
-            if lock.wanted.is_some() {
+            let left = resource.find_mut(lock.id).unwrap();
+            left.session = 0;
+            // The end of another of its locks may have let it in.
+            if left.wanted.is_some() {
                 resource.cancel(lock.id, LockStatus::Cancelled, &mut told);
                 self.settle(&mut told);
             }
