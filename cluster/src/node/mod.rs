@@ -426,7 +426,6 @@ impl Node {
         self.read_beats();
         self.follow_leave(now_ms);
         self.membership.handle(now_ms, membership::Input::Tick);
-        self.locks.handle(now_ms, locks::Input::Tick);
         let confirms: Vec<(Life, Frame)> =
             self.channels.iter_mut().filter_map(|(peer, channel)| channel.poll_confirm().map(|frame| (*peer, frame))).collect();
         self.outputs.extend(confirms.into_iter().map(|(peer, frame)| NodeOutput::Send(peer, frame)));

@@ -14,7 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 pub use reply::{ClientReply, QueriedLock, RangeHolder};
-pub(crate) use reply::{read_locks, write_locks};
+pub(crate) use reply::{read_holder, read_locks, write_holder, write_locks};
 pub use request::ClientRequest;
 
 /// Version of this protocol; a server refuses a `Hello` of another.
@@ -148,7 +148,7 @@ fn checked_count(field: &'static str, count: u64, range: core::ops::RangeInclusi
     usize::try_from(count).ok().filter(|count| range.contains(count)).ok_or(DecodeError::BadField { field, value: count })
 }
 
-fn write_text(writer: &mut Writer, text: &str) {
+pub(crate) fn write_text(writer: &mut Writer, text: &str) {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -157,7 +157,7 @@ fn write_text(writer: &mut Writer, text: &str) {
     writer.u16(u16::try_from(cut.len()).unwrap_or_default()).bytes(cut);
 }
 
-fn read_text(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
+pub(crate) fn read_text(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
     let length = reader.u16()?;
     if usize::from(length) > TEXT_BYTES_MAX {
         return Err(DecodeError::BadField { field: "text length", value: length.into() });

@@ -18,11 +18,9 @@ pub mod mode;
 mod name;
 mod peers;
 mod queue;
-#[allow(dead_code, reason = "its place in the service comes next")]
 mod ranges;
 pub mod service;
 mod slab;
-#[allow(dead_code, reason = "its place in the service comes next")]
 mod waits;
 mod wire;
 

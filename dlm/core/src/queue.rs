@@ -5,16 +5,20 @@
 //! Does not: know nodes' membership, sessions or messages.
 //! Called by: `service`.
 
+mod edges;
 mod fairness;
 mod line;
+mod ranges;
 
 use crate::client::Lvb;
 use crate::mode::{Flags, LockStatus, LvbTransfer, MODES, Mode, ResultFlags, Token};
 use crate::peers::PeerId;
+use crate::ranges::Ranges;
 use crate::wire::{LvbCopy, OpKind, OpResult, Party, Report, ReportOp};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+pub(crate) use edges::{ResourceBlocker, ResourceWait};
 use fairness::Passes;
 use line::Line;
 
@@ -41,6 +45,11 @@ pub(crate) struct Gate {
 pub(crate) enum Notice {
     Completed(OpResult),
     Blocking(Mode),
+    /// A range operation ended.
+    Range {
+        op: u64,
+        status: LockStatus,
+    },
 }
 
 pub(crate) type Notices = Vec<(Owner, Notice)>;
@@ -145,6 +154,7 @@ pub(crate) struct Resource {
     is_untold: bool,
     /// Which modes were waited for when holders were last told.
     told: [bool; 6],
+    ranges: Option<Box<Ranges>>,
     pub(crate) lvb: LvbCopy,
     /// Last token counter given in the present view.
     pub(crate) counter: u64,
@@ -233,7 +243,7 @@ impl Resource {
         if self.granted.excluders(mode) + self.converting.excluders(mode) > own {
             return false;
         }
-        if self.must_yield(entry, place) {
+        if self.yields_to(entry, place).is_some() {
             return false;
         }
         match (entry.granted.is_some(), place) {
@@ -371,6 +381,7 @@ impl Resource {
         {
             self.write_lvb(flags, lvb);
         }
+        self.drop_ranges(owner);
         out.push((owner, Notice::Completed(self.unlocked(op))));
         self.settle(gate, out);
     }
@@ -413,6 +424,7 @@ impl Resource {
             }
         }
         self.has_adopted = false;
+        self.settle_ranges(gate, out);
         self.tell_blockers(out);
     }
 
@@ -576,6 +588,7 @@ impl Resource {
             Arrival::New(entry) => is_kept(entry.owner.peer),
             Arrival::Convert(owner) => is_kept(owner.peer),
         });
+        self.drop_stray_ranges();
     }
 
     /// Start of a recovery: what every holder has must be confirmed by it; tokens of the new view begin.
@@ -778,6 +791,7 @@ impl Resource {
             Arrival::New(entry) => !is_dropped(entry),
             Arrival::Convert(_) => true,
         });
+        self.drop_stray_ranges();
     }
 }
 

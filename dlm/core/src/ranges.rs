@@ -9,12 +9,11 @@ mod index;
 mod spans;
 
 use crate::mode::{Flags, LockStatus};
+use crate::queue::Owner;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use deadbolt_disk_format::types::Life;
 use index::Table;
-use spans::Change;
-pub(crate) use spans::{RangeKind, Span, Spans};
+pub(crate) use spans::{Change, RangeMode, Span, Spans};
 
 /// Requests for ranges that may wait on one resource (bounds memory; chosen: as for locks).
 const WAITS_MAX: usize = 16_384;
@@ -22,8 +21,7 @@ const WAITS_MAX: usize = 16_384;
 /// Whose a range is: a lock of a node, and a number that its client gives to whoever stands behind it (a process, an open file).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct RangeOwner {
-    pub(crate) life: Life,
-    pub(crate) lock: u32,
+    pub(crate) owner: Owner,
     pub(crate) number: u64,
 }
 
@@ -50,15 +48,17 @@ pub(crate) struct RangeResult {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RangeBlocker {
     pub(crate) owner: RangeOwner,
-    pub(crate) kind: RangeKind,
-    /// The operation by which it waits, when it only came earlier; `None`: it has what it blocks with.
-    pub(crate) op: Option<u64>,
+    pub(crate) span: Span,
+    /// It has this; else it waits for it and came earlier.
+    pub(crate) is_held: bool,
+    /// The operation by which it waits, or that was granted to it last.
+    pub(crate) op: u64,
 }
 
 /// All ranges of a resource.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ranges {
-    held: BTreeMap<RangeOwner, Spans>,
+    held: BTreeMap<RangeOwner, Owned>,
     spans: Table<RangeOwner>,
     /// By turn: who came first.
     waiting: BTreeMap<u64, RangeWait>,
@@ -70,8 +70,16 @@ pub(crate) struct Ranges {
     unjudged: BTreeSet<u64>,
 }
 
-fn owners_of(life: Life, lock: u32) -> core::ops::RangeInclusive<RangeOwner> {
-    RangeOwner { life, lock, number: 0 }..=RangeOwner { life, lock, number: u64::MAX }
+/// What one owner has.
+#[derive(Clone, Debug, Default)]
+struct Owned {
+    spans: Spans,
+    /// The operation that was granted last.
+    op: u64,
+}
+
+fn owners_of(owner: Owner) -> core::ops::RangeInclusive<RangeOwner> {
+    RangeOwner { owner, number: 0 }..=RangeOwner { owner, number: u64::MAX }
 }
 
 impl Ranges {
@@ -81,8 +89,9 @@ impl Ranges {
     }
 
     /// Everything that is held.
+    #[cfg(test)]
     pub(crate) fn held(&self) -> impl Iterator<Item = (RangeOwner, Span)> + '_ {
-        self.held.iter().flat_map(|(owner, spans)| spans.iter().map(|span| (*owner, span)))
+        self.held.iter().flat_map(|(owner, owned)| owned.spans.iter().map(|span| (*owner, span)))
     }
 
     /// Everything that waits, in the order in which it came.
@@ -93,7 +102,7 @@ impl Ranges {
     /// Whoever asks for what it has already loses nothing to others by it, so no order and no gate holds it up.
     pub(crate) fn ask(&mut self, wait: RangeWait, may_grant: bool, out: &mut Vec<RangeResult>) {
         let result = |status| RangeResult { owner: wait.owner, op: wait.op, status };
-        if self.held.get(&wait.owner).is_some_and(|spans| spans.covers(&wait.span)) {
+        if self.held.get(&wait.owner).is_some_and(|owned| owned.spans.covers(&wait.span)) {
             out.push(result(LockStatus::Success));
         } else if self.waiting.len() >= WAITS_MAX {
             out.push(result(LockStatus::NoMemory));
@@ -108,9 +117,9 @@ impl Ranges {
     }
 
     /// An owner keeps nothing stronger than `kind` in `start..=end`; `None`: nothing at all.
-    pub(crate) fn lower(&mut self, owner: RangeOwner, (start, end): (u64, u64), kind: Option<RangeKind>) {
-        let Some(spans) = self.held.get_mut(&owner) else { return };
-        let change = spans.lower(start, end, kind);
+    pub(crate) fn lower(&mut self, owner: RangeOwner, (start, end): (u64, u64), kind: Option<RangeMode>) {
+        let Some(owned) = self.held.get_mut(&owner) else { return };
+        let change = owned.spans.lower(start, end, kind);
         self.apply(owner, &change);
         if change.before != change.after {
             self.look_again(start, end);
@@ -128,29 +137,43 @@ impl Ranges {
     }
 
     /// A lock is no more: neither are its ranges and waits.
-    pub(crate) fn drop_lock(&mut self, life: Life, lock: u32) {
-        self.drop_held(life, lock);
-        let (first, last) = owners_of(life, lock).into_inner();
-        let turns: Vec<u64> = self.turns.range((first, 0)..=(last, u64::MAX)).map(|(_, turn)| *turn).collect();
-        for turn in turns {
-            if let Some(wait) = self.remove(turn) {
-                self.look_again(wait.span.start, wait.span.end);
-            }
+    pub(crate) fn drop_lock(&mut self, owner: Owner) {
+        self.drop_held(owner);
+        for (number, op) in self.waits_of(owner) {
+            self.end(RangeOwner { owner, number }, op, LockStatus::Cancelled, &mut Vec::new());
         }
     }
 
     /// What a lock has is forgotten; its holder tells it anew (`adopt`).
-    pub(crate) fn drop_held(&mut self, life: Life, lock: u32) {
-        let owners: Vec<RangeOwner> = self.held.range(owners_of(life, lock)).map(|(owner, _)| *owner).collect();
+    pub(crate) fn drop_held(&mut self, owner: Owner) {
+        let owners: Vec<RangeOwner> = self.held.range(owners_of(owner)).map(|(owner, _)| *owner).collect();
         for owner in owners {
             self.lower(owner, (0, u64::MAX), None);
         }
     }
 
-    /// What an owner has by its own word, in recovery.
-    pub(crate) fn adopt(&mut self, owner: RangeOwner, span: &Span) {
-        let change = self.held.entry(owner).or_default().raise(span);
+    /// An owner has this: by operation `op`, or (0) by its own word in recovery.
+    pub(crate) fn adopt(&mut self, owner: RangeOwner, span: &Span, op: u64) {
+        let owned = self.held.entry(owner).or_default();
+        owned.op = op;
+        let change = owned.spans.raise(span);
         self.apply(owner, &change);
+    }
+
+    /// Whose locks have or want ranges.
+    pub(crate) fn owners(&self) -> BTreeSet<Owner> {
+        self.held.keys().map(|owner| owner.owner).chain(self.waiting.values().map(|wait| wait.owner.owner)).collect()
+    }
+
+    /// The waits of a lock, by owner's number and operation.
+    pub(crate) fn waits_of(&self, owner: Owner) -> Vec<(u64, u64)> {
+        let (first, last) = owners_of(owner).into_inner();
+        self.turns.range((first, 0)..=(last, u64::MAX)).map(|((owner, op), _)| (owner.number, *op)).collect()
+    }
+
+    /// Does this operation wait?
+    pub(crate) fn is_waiting(&self, owner: RangeOwner, op: u64) -> bool {
+        self.turns.contains_key(&(owner, op))
     }
 
     /// One piece that keeps `owner` from having `span`, and whose it is.
@@ -172,7 +195,7 @@ impl Ranges {
             };
             self.end(wait.owner, wait.op, status, out);
             if status == LockStatus::Success {
-                self.adopt(wait.owner, &wait.span);
+                self.adopt(wait.owner, &wait.span, wait.op);
                 // An owner that has more obeys fewer of those that came before it.
                 self.unjudged.extend(self.turns.range((wait.owner, 0)..=(wait.owner, u64::MAX)).map(|(_, turn)| *turn));
             }
@@ -187,7 +210,7 @@ impl Ranges {
     /// Must `wait` wait for one that came earlier? Not for its own owner's, nor for one that waits for what its owner has (else both
     /// would wait for ever).
     fn is_behind(&self, wait: &RangeWait, earlier: &RangeWait) -> bool {
-        let waits_for_me = self.held.get(&wait.owner).is_some_and(|own| own.conflicts(&earlier.span));
+        let waits_for_me = self.held.get(&wait.owner).is_some_and(|own| own.spans.conflicts(&earlier.span));
         earlier.owner != wait.owner && earlier.span.conflicts(&wait.span) && !waits_for_me
     }
 
@@ -209,7 +232,7 @@ impl Ranges {
                     turns.extend(behind.get(&other).into_iter().flatten());
                     continue;
                 }
-                blockers.push(RangeBlocker { owner: earlier.owner, kind: earlier.span.kind, op: Some(earlier.op) });
+                blockers.push(RangeBlocker { owner: earlier.owner, span: earlier.span, is_held: false, op: earlier.op });
                 is_implied |= earlier.span.contains(&wait.span);
                 if wait.span.contains(&earlier.span) && front.remove(&earlier.span, other) {
                     behind.entry(*turn).or_default().push(other);
@@ -218,7 +241,7 @@ impl Ranges {
             if !is_implied {
                 let holders = self.holders(wait, *budget);
                 *budget = budget.saturating_sub(holders.len());
-                blockers.extend(holders.into_iter().map(|(owner, kind)| RangeBlocker { owner, kind, op: None }));
+                blockers.extend(holders.into_values());
             }
             if *budget == 0 {
                 break;
@@ -230,9 +253,13 @@ impl Ranges {
     }
 
     /// Who has what a wait wants, each once.
-    fn holders(&self, wait: &RangeWait, most: usize) -> BTreeMap<RangeOwner, RangeKind> {
+    fn holders(&self, wait: &RangeWait, most: usize) -> BTreeMap<RangeOwner, RangeBlocker> {
         let held = self.spans.excluders(&wait.span).filter(|(owner, _)| *owner != wait.owner);
-        held.map(|(owner, span)| (owner, span.kind)).take(most).collect()
+        let blocker = |(owner, span)| {
+            let op = self.held.get(&owner).map_or(0, |owned| owned.op);
+            (owner, RangeBlocker { owner, span, is_held: true, op })
+        };
+        held.map(blocker).take(most).collect()
     }
 
     fn remove(&mut self, turn: u64) -> Option<RangeWait> {
@@ -255,7 +282,7 @@ impl Ranges {
         for span in &change.after {
             self.spans.insert(span, owner);
         }
-        if self.held.get(&owner).is_some_and(Spans::is_empty) {
+        if self.held.get(&owner).is_some_and(|owned| owned.spans.is_empty()) {
             self.held.remove(&owner);
         }
     }

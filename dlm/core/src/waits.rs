@@ -8,7 +8,7 @@
 mod graph;
 
 use crate::mode::Mode;
-use crate::ranges::{RangeKind, Span};
+use crate::ranges::{RangeMode, Span};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -19,6 +19,9 @@ use graph::Graph;
 
 /// Most turns of breaking cycles over one picture (bounds work; what is left is found in the next).
 const TURNS_MAX: usize = 64;
+
+/// Pictures that may still show a wait that was to fail; after these its master did not let it (chosen: its failure comes before the next).
+const PATIENCE: u8 = 2;
 
 /// Whose locks and waits belong together: it goes on when all that it waits for is there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,7 +45,7 @@ impl Display for Claim {
         match self {
             Self::Mode(mode) => mode.fmt(f),
             Self::Range(span) => {
-                let kind = if span.kind == RangeKind::Read { "read" } else { "write" };
+                let kind = if span.kind == RangeMode::Read { "read" } else { "write" };
                 match span.end {
                     u64::MAX => write!(f, "bytes {}.. for {kind}", span.start),
                     end => write!(f, "bytes {}..={end} for {kind}", span.start),
@@ -122,14 +125,18 @@ fn edge_of(wait: &Wait, blocker: &Blocker) -> Edge {
 #[derive(Debug, Default)]
 pub(crate) struct Search {
     before: BTreeSet<Edge>,
-    failed: BTreeSet<WaitId>,
+    /// With the number of pictures that have shown each since.
+    failed: BTreeMap<WaitId, u8>,
 }
 
 impl Search {
     /// Looks at a picture that was gathered after the last one had been complete.
     pub(crate) fn judge(&mut self, picture: &Picture) -> Verdict {
-        self.failed.retain(|id| picture.contains_key(id));
-        let waits: Vec<&Wait> = picture.values().filter(|wait| !self.failed.contains(&wait.id)).collect();
+        self.failed.retain(|id, pictures| {
+            *pictures += 1;
+            picture.contains_key(id) && *pictures <= PATIENCE
+        });
+        let waits: Vec<&Wait> = picture.values().filter(|wait| !self.failed.contains_key(&wait.id)).collect();
         let mut graph = Graph::new(&waits);
         graph.keep_cycles();
         let now: BTreeSet<Edge> = graph.edges().map(|(wait, blocker)| edge_of(wait, blocker)).collect();
@@ -145,10 +152,10 @@ impl Search {
                 return verdict;
             }
             for wait in chosen {
-                self.failed.insert(wait.id);
+                self.failed.insert(wait.id, 0);
                 verdict.victims.push(Victim { id: wait.id, cycle: describe(&graph.cycle(wait)) });
             }
-            graph.retain(|wait, _| !self.failed.contains(&wait.id));
+            graph.retain(|wait, _| !self.failed.contains_key(&wait.id));
         }
         verdict.is_suspicious = true;
         verdict

@@ -4,6 +4,9 @@
 //! Does not: judge who sent a message or whether its view is the present one.
 //! Called by: `service`.
 
+mod ranges;
+mod waits;
+
 use crate::bytes::{DecodeError, Reader, Writer};
 use crate::client::{LOCKSPACE_BYTES_MAX, Lvb, QueriedLock, RESOURCE_BYTES_MAX, read_locks, write_locks};
 pub(crate) use crate::fields::LvbCopy;
@@ -12,6 +15,8 @@ use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 use crate::name::Key;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
+pub(crate) use ranges::{RangeRecord, RangeReport};
+pub(crate) use waits::WaitRecord;
 
 /// Version of the messages between lock services.
 pub(crate) const WIRE_VERSION: u8 = 2;
@@ -198,6 +203,8 @@ pub(crate) enum Record {
     },
     /// Recovery: everything for the receiver as master was sent.
     MasterEnd,
+    Range(RangeRecord),
+    Waits(WaitRecord),
 }
 
 fn write_key(w: &mut Writer, key: &Key) {
@@ -325,7 +332,7 @@ impl Record {
                 | Self::Take { .. }
                 | Self::Forward { .. }
                 | Self::MasterEnd
-        )
+        ) || matches!(self, Self::Range(record) if record.is_recovery())
     }
 
     /// Appends the record to a message.
@@ -392,6 +399,8 @@ impl Record {
             Self::Purged { request } => {
                 w.u8(24).u64(*request);
             }
+            Self::Range(record) => record.write(&mut w),
+            Self::Waits(record) => record.write(&mut w),
             recovery => recovery.append_recovery(&mut w),
         }
         w.0
@@ -470,6 +479,8 @@ impl Record {
             22 => Self::Queried { request: r.u64()?, lvb: read_copy(r)?, left_out: r.u32()?, locks: read_locks(r)? },
             23 => Self::Purge { request: r.u64()?, lockspace: r.u32()?, pid: r.u32()? },
             24 => Self::Purged { request: r.u64()? },
+            kind @ 40..=47 => Self::Range(RangeRecord::read(kind, r)?),
+            kind @ 50..=55 => Self::Waits(WaitRecord::read(kind, r)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
         })
     }
@@ -541,6 +552,10 @@ mod tests {
             Record::Purge { request: 1, lockspace: 2, pid: 3 },
             Record::Purged { request: 1 },
         ]
+        .into_iter()
+        .chain(ranges::samples(key, life(2)).into_iter().map(Record::Range))
+        .chain(waits::samples(life(2)).into_iter().map(Record::Waits))
+        .collect()
     }
 
     #[test]
@@ -559,7 +574,12 @@ mod tests {
             // The page's sizes are those with everything present.
             !matches!(record, Record::Unlock { lvb: None, .. } | Record::Report(Report { pending: None, .. }))
         });
-        let samples: Vec<_> = samples.map(|record| (std::format!("{record:?}"), record.append(Vec::new()))).collect();
+        let name = |record: &Record| match record {
+            Record::Range(record) => std::format!("{record:?}"),
+            Record::Waits(record) => std::format!("{record:?}"),
+            record => std::format!("{record:?}"),
+        };
+        let samples: Vec<_> = samples.map(|record| (name(&record), record.append(Vec::new()))).collect();
         crate::documents::compare(include_str!("../../../docs/formats/lock-messages.md"), &samples);
     }
 
@@ -575,7 +595,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(kind in 0u8..30, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_never_panic(kind in 0u8..60, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = open_message(&bytes);
             if let Some(first) = bytes.first_mut() {
                 *first = kind;

@@ -191,7 +191,7 @@ pub(crate) fn read_locks(r: &mut Reader<'_>) -> Result<Vec<QueriedLock>, DecodeE
     Ok(locks)
 }
 
-fn write_holder(w: &mut Writer, holder: Option<&RangeHolder>) {
+pub(crate) fn write_holder(w: &mut Writer, holder: Option<&RangeHolder>) {
     match holder {
         None => w.u8(0),
         Some(holder) => {
@@ -201,7 +201,7 @@ fn write_holder(w: &mut Writer, holder: Option<&RangeHolder>) {
     };
 }
 
-fn read_holder(r: &mut Reader<'_>) -> Result<Option<RangeHolder>, DecodeError> {
+pub(crate) fn read_holder(r: &mut Reader<'_>) -> Result<Option<RangeHolder>, DecodeError> {
     if !r.bool("has_conflict")? {
         return Ok(None);
     }

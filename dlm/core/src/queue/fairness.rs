@@ -28,8 +28,8 @@ impl Resource {
         is_owed(self.passes.waiting, &self.waiting)
     }
 
-    /// Must this one, though compatible, let the first of a queue go before it?
-    pub(super) fn must_yield(&self, entry: &Entry, place: Place) -> bool {
+    /// The first of a queue that this one, though compatible, must let go before it.
+    pub(super) fn yields_to(&self, entry: &Entry, place: Place) -> Option<&Entry> {
         let is_conversion = entry.granted.is_some();
         let is_next = |is_its_queue: bool| is_its_queue && place == Place::First;
         let first = if is_owed(self.passes.converting, &self.converting) {
@@ -39,10 +39,10 @@ impl Resource {
         } else {
             None
         };
-        let Some((_, first)) = first else { return false };
+        let (_, first) = first?;
         let gains_nothing = entry.granted.zip(entry.wanted).is_some_and(|(granted, wanted)| granted.is_down(wanted));
         let is_in_the_way = first.wanted.is_some_and(|wanted| blocks(entry, wanted)) || self.converting.wants_beside(entry.granted);
-        !gains_nothing && !is_in_the_way
+        (!gains_nothing && !is_in_the_way).then_some(first)
     }
 
     /// Somebody got what he wanted before those that stand in the queues; he is on none of them.

@@ -4,7 +4,7 @@
 //! Does not: judge conflicts.
 //! Called by: `ranges`.
 
-use super::spans::{RangeKind, Span};
+use super::spans::{RangeMode, Span};
 use alloc::collections::BTreeMap;
 
 /// Lengths are sorted into classes by their powers of two, so that a search knows how far before its start a span of a class can begin.
@@ -46,7 +46,7 @@ impl<T: Copy + Ord> Index<T> {
         is_here
     }
 
-    fn overlapping(&self, start: u64, end: u64, kind: RangeKind) -> impl Iterator<Item = (T, Span)> + '_ {
+    fn overlapping(&self, start: u64, end: u64, kind: RangeMode) -> impl Iterator<Item = (T, Span)> + '_ {
         let classes = self.counts.iter().zip(0_u8..).filter(|(count, _)| **count > 0).map(|(_, class)| class);
         let spans = classes.flat_map(move |class| {
             let longest = u64::MAX.checked_shr(u64::BITS - u32::from(class)).unwrap_or(0);
@@ -72,10 +72,10 @@ impl<T: Copy + Ord> Default for Table<T> {
 }
 
 impl<T: Copy + Ord> Table<T> {
-    fn of(&mut self, kind: RangeKind) -> &mut Index<T> {
+    fn of(&mut self, kind: RangeMode) -> &mut Index<T> {
         match kind {
-            RangeKind::Read => &mut self.readers,
-            RangeKind::Write => &mut self.writers,
+            RangeMode::Read => &mut self.readers,
+            RangeMode::Write => &mut self.writers,
         }
     }
 
@@ -90,13 +90,13 @@ impl<T: Copy + Ord> Table<T> {
 
     /// All that have a byte in `start..=end`.
     pub(super) fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = (T, Span)> + '_ {
-        self.readers.overlapping(start, end, RangeKind::Read).chain(self.writers.overlapping(start, end, RangeKind::Write))
+        self.readers.overlapping(start, end, RangeMode::Read).chain(self.writers.overlapping(start, end, RangeMode::Write))
     }
 
     /// All that exclude `span`, whosever it is.
     pub(super) fn excluders(&self, span: &Span) -> impl Iterator<Item = (T, Span)> + '_ {
         let (start, end) = (span.start, span.end);
-        let readers = (span.kind == RangeKind::Write).then(|| self.readers.overlapping(start, end, RangeKind::Read));
-        self.writers.overlapping(start, end, RangeKind::Write).chain(readers.into_iter().flatten())
+        let readers = (span.kind == RangeMode::Write).then(|| self.readers.overlapping(start, end, RangeMode::Read));
+        self.writers.overlapping(start, end, RangeMode::Write).chain(readers.into_iter().flatten())
     }
 }

@@ -4,23 +4,45 @@
 //! Does not: know other owners.
 //! Called by: `ranges` (the master's side), `service::holder` (the holder's side).
 
+use crate::client::RangeKind;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// What a range lock keeps out.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum RangeKind {
+pub(crate) enum RangeMode {
     /// Writers.
     Read,
     /// Everybody else.
     Write,
 }
 
-impl RangeKind {
+impl RangeMode {
     /// May ranges of these kinds of two owners overlap?
     #[must_use]
     pub(crate) fn is_compatible(self, other: Self) -> bool {
         self == Self::Read && other == Self::Read
+    }
+}
+
+impl From<Option<RangeMode>> for RangeKind {
+    fn from(mode: Option<RangeMode>) -> Self {
+        match mode {
+            None => Self::Unlock,
+            Some(RangeMode::Read) => Self::Read,
+            Some(RangeMode::Write) => Self::Write,
+        }
+    }
+}
+
+impl RangeKind {
+    /// What is had afterwards; none: nothing.
+    pub(crate) fn mode(self) -> Option<RangeMode> {
+        match self {
+            Self::Unlock => None,
+            Self::Read => Some(RangeMode::Read),
+            Self::Write => Some(RangeMode::Write),
+        }
     }
 }
 
@@ -29,7 +51,7 @@ impl RangeKind {
 pub(crate) struct Span {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    pub(crate) kind: RangeKind,
+    pub(crate) kind: RangeMode,
 }
 
 impl Span {
@@ -57,15 +79,11 @@ pub(crate) struct Change {
 
 /// One owner's ranges, by start.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Spans(BTreeMap<u64, (u64, RangeKind)>);
+pub(crate) struct Spans(BTreeMap<u64, (u64, RangeMode)>);
 
 impl Spans {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Span> + '_ {
@@ -91,6 +109,16 @@ impl Spans {
         next.is_none_or(|next| next > wanted.end)
     }
 
+    /// Has it anything in `start..=end` that is stronger than `kind`?
+    pub(crate) fn exceeds(&self, start: u64, end: u64, kind: Option<RangeMode>) -> bool {
+        self.overlapping(start, end).any(|piece| Some(piece.kind) > kind)
+    }
+
+    /// Would lowering `start..=end` leave a part of a piece standing?
+    pub(crate) fn is_cut(&self, start: u64, end: u64, kind: Option<RangeMode>) -> bool {
+        self.overlapping(start, end).any(|piece| Some(piece.kind) > kind && (piece.start < start || piece.end > end))
+    }
+
     /// Would `other`'s owner have to wait for this one?
     pub(crate) fn conflicts(&self, other: &Span) -> bool {
         self.overlapping(other.start, other.end).any(|piece| piece.conflicts(other))
@@ -102,11 +130,11 @@ impl Spans {
     }
 
     /// No byte of `start..=end` stays stronger than `kind`; `None`: they are given back.
-    pub(crate) fn lower(&mut self, start: u64, end: u64, kind: Option<RangeKind>) -> Change {
+    pub(crate) fn lower(&mut self, start: u64, end: u64, kind: Option<RangeMode>) -> Change {
         self.change(start, end, |had| had.min(kind))
     }
 
-    fn change(&mut self, start: u64, end: u64, becomes: impl Fn(Option<RangeKind>) -> Option<RangeKind>) -> Change {
+    fn change(&mut self, start: u64, end: u64, becomes: impl Fn(Option<RangeMode>) -> Option<RangeMode>) -> Change {
         // With the neighbours, which may merge with what comes.
         let before: Vec<Span> = self.overlapping(start.saturating_sub(1), end.saturating_add(1)).collect();
         let mut after = Vec::new();
@@ -140,7 +168,7 @@ impl Spans {
 }
 
 /// Appends a piece to pieces in order.
-fn push(pieces: &mut Vec<Span>, start: u64, end: u64, kind: Option<RangeKind>) {
+fn push(pieces: &mut Vec<Span>, start: u64, end: u64, kind: Option<RangeMode>) {
     let Some(kind) = kind else { return };
     match pieces.last_mut() {
         Some(last) if last.kind == kind && last.end.checked_add(1) == Some(start) => last.end = end,

@@ -5,7 +5,7 @@
 //! Called by: `cargo test`.
 
 use super::*;
-use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
+use crate::peers::PeerId;
 use std::string::String;
 use std::vec;
 use std::{format, println};
@@ -17,15 +17,15 @@ const OWNERS: usize = 5;
 fn owner(number: usize) -> RangeOwner {
     // Two owners share a lock, two locks a node.
     let lock = u32::try_from(number / 2).unwrap();
-    let life = Life { slot: SlotIndex(u16::try_from(number / 4).unwrap()), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) };
-    RangeOwner { life, lock, number: u64::try_from(number).unwrap() }
+    let peer = PeerId::of(u16::try_from(1 + number / 4).unwrap());
+    RangeOwner { owner: Owner { peer, lock }, number: u64::try_from(number).unwrap() }
 }
 
 fn byte(index: usize) -> u64 {
     u64::MAX - u64::try_from(BYTES - 1 - index).unwrap()
 }
 
-fn span(first: usize, last: usize, kind: RangeKind) -> Span {
+fn span(first: usize, last: usize, kind: RangeMode) -> Span {
     Span { start: byte(first), end: byte(last), kind }
 }
 
@@ -35,21 +35,21 @@ struct ModelWait {
     op: u64,
     first: usize,
     last: usize,
-    kind: RangeKind,
+    kind: RangeMode,
     is_try: bool,
 }
 
 #[derive(Default)]
 struct Model {
-    cells: [[Option<RangeKind>; BYTES]; OWNERS],
+    cells: [[Option<RangeMode>; BYTES]; OWNERS],
     waits: Vec<ModelWait>,
     results: Vec<(usize, u64, LockStatus)>,
 }
 
 impl Model {
-    fn others_conflict(&self, owner: usize, first: usize, last: usize, kind: RangeKind) -> Vec<usize> {
+    fn others_conflict(&self, owner: usize, first: usize, last: usize, kind: RangeMode) -> Vec<usize> {
         let conflicts = |other: &usize| {
-            (first..=last).any(|byte| self.cells[*other][byte].is_some_and(|has| has == RangeKind::Write || kind == RangeKind::Write))
+            (first..=last).any(|byte| self.cells[*other][byte].is_some_and(|has| has == RangeMode::Write || kind == RangeMode::Write))
         };
         (0..OWNERS).filter(|other| *other != owner && conflicts(other)).collect()
     }
@@ -59,7 +59,7 @@ impl Model {
         let wait = self.waits[index];
         let is_behind = |other: &&ModelWait| {
             let overlap = other.first <= wait.last && wait.first <= other.last;
-            let excludes = other.kind == RangeKind::Write || wait.kind == RangeKind::Write;
+            let excludes = other.kind == RangeMode::Write || wait.kind == RangeMode::Write;
             let blockers = self.others_conflict(other.owner, other.first, other.last, other.kind);
             other.owner != wait.owner && overlap && excludes && !blockers.contains(&wait.owner)
         };
@@ -184,7 +184,7 @@ fn step(random: &mut Random, op: u64, may_grant: bool, ranges: &mut Ranges, mode
     let (mut out, who) = (Vec::new(), random.below(OWNERS));
     let (a, b) = (random.below(BYTES), random.below(BYTES));
     let (first, last) = (a.min(b), if random.below(3) == 0 { a.min(b) } else { a.max(b) });
-    let kind = if random.below(2) == 0 { RangeKind::Read } else { RangeKind::Write };
+    let kind = if random.below(2) == 0 { RangeMode::Read } else { RangeMode::Write };
     model.results.clear();
     match random.below(20) {
         0..=9 => {
@@ -195,7 +195,7 @@ fn step(random: &mut Random, op: u64, may_grant: bool, ranges: &mut Ranges, mode
             ranges.ask(wait, may_grant, &mut out);
         }
         10..=15 => {
-            let kind = [None, None, Some(RangeKind::Read)][random.below(3)];
+            let kind = [None, None, Some(RangeMode::Read)][random.below(3)];
             for cell in &mut model.cells[who][first..=last] {
                 *cell = (*cell).min(kind);
             }
@@ -209,12 +209,12 @@ fn step(random: &mut Random, op: u64, may_grant: bool, ranges: &mut Ranges, mode
             }
         }
         18 => {
-            let gone: Vec<usize> = (0..OWNERS).filter(|index| owner(*index).lock == owner(who).lock).collect();
+            let gone: Vec<usize> = (0..OWNERS).filter(|index| owner(*index).owner == owner(who).owner).collect();
             for index in &gone {
                 model.cells[*index] = [None; BYTES];
             }
             model.waits.retain(|wait| !gone.contains(&wait.owner));
-            ranges.drop_lock(owner(who).life, owner(who).lock);
+            ranges.drop_lock(owner(who).owner);
         }
         _ => {
             let conflict = ranges.conflict(owner(who), &span(first, last, kind)).map(|(other, _)| usize::try_from(other.number).unwrap());
@@ -260,16 +260,16 @@ fn ranges_do_what_a_table_of_bytes_does() {
 
 #[test]
 fn a_part_in_the_middle_is_given_back_and_taken_again() {
-    let (mut spans, whole) = (Spans::default(), Span { start: 0, end: u64::MAX, kind: RangeKind::Write });
+    let (mut spans, whole) = (Spans::default(), Span { start: 0, end: u64::MAX, kind: RangeMode::Write });
     spans.raise(&whole);
     spans.lower(10, 19, None);
-    spans.lower(30, 39, Some(RangeKind::Read));
-    let pieces = [(0, 9, RangeKind::Write), (20, 29, RangeKind::Write), (30, 39, RangeKind::Read), (40, u64::MAX, RangeKind::Write)];
+    spans.lower(30, 39, Some(RangeMode::Read));
+    let pieces = [(0, 9, RangeMode::Write), (20, 29, RangeMode::Write), (30, 39, RangeMode::Read), (40, u64::MAX, RangeMode::Write)];
     let pieces: Vec<Span> = pieces.into_iter().map(|(start, end, kind)| Span { start, end, kind }).collect();
     assert_eq!(spans.iter().collect::<Vec<_>>(), pieces);
-    assert!(!spans.covers(&Span { start: 5, end: 25, kind: RangeKind::Read }));
-    assert!(spans.covers(&Span { start: 20, end: u64::MAX, kind: RangeKind::Read }));
-    assert!(!spans.covers(&Span { start: 20, end: u64::MAX, kind: RangeKind::Write }));
+    assert!(!spans.covers(&Span { start: 5, end: 25, kind: RangeMode::Read }));
+    assert!(spans.covers(&Span { start: 20, end: u64::MAX, kind: RangeMode::Read }));
+    assert!(!spans.covers(&Span { start: 20, end: u64::MAX, kind: RangeMode::Write }));
     spans.raise(&whole);
     assert_eq!(spans.iter().collect::<Vec<_>>(), vec![whole]);
     spans.lower(0, u64::MAX, None);
@@ -281,9 +281,9 @@ fn a_part_in_the_middle_is_given_back_and_taken_again() {
 fn many_ranges_and_long_lines_stay_cheap() {
     let mut ranges = Ranges::default();
     let mut out = Vec::new();
-    let life = owner(0).life;
+    let lock = owner(0).owner;
     let ask = |who: u64, start: u64, end: u64, kind| RangeWait {
-        owner: RangeOwner { life, lock: 1, number: who },
+        owner: RangeOwner { owner: lock, number: who },
         op: who,
         span: Span { start, end, kind },
         flags: Flags::NONE,
@@ -291,13 +291,13 @@ fn many_ranges_and_long_lines_stay_cheap() {
     };
     let count = 20_000;
     for who in 0..count {
-        let kind = if who % 2 == 0 { RangeKind::Read } else { RangeKind::Write };
+        let kind = if who % 2 == 0 { RangeMode::Read } else { RangeMode::Write };
         ranges.ask(ask(who, who * 10, who * 10 + 8, kind), true, &mut out);
     }
     assert_eq!((out.len(), ranges.held().count()), (20_000, 20_000));
     // Many want everything.
     for who in count..count + 500 {
-        ranges.ask(ask(who, 0, u64::MAX, RangeKind::Write), true, &mut out);
+        ranges.ask(ask(who, 0, u64::MAX, RangeMode::Write), true, &mut out);
     }
     assert_eq!(out.len(), 20_000);
     let mut budget = 1_000_000;
@@ -308,7 +308,7 @@ fn many_ranges_and_long_lines_stay_cheap() {
     assert!(ranges.edges(&mut budget).len() < 500);
     assert_eq!(budget, 0);
     for who in 0..count {
-        ranges.lower(ask(who, 0, 0, RangeKind::Read).owner, (0, u64::MAX), None);
+        ranges.lower(ask(who, 0, 0, RangeMode::Read).owner, (0, u64::MAX), None);
     }
     ranges.settle(true, &mut out);
     assert_eq!(out.len(), 20_001);

@@ -391,6 +391,7 @@ impl LockService {
 
     /// Gives a lock back from whatever state it is in; an operation under way ends as cancelled.
     pub(super) fn begin_unlock(&mut self, id: u32, serial: Option<u64>, flags: Flags, lvb: Option<Lvb>) {
+        self.drop_ranges(id);
         self.cancel_held(id);
         if self.unlock_alone(id, serial) {
             return;

@@ -11,7 +11,7 @@ use crate::mode::{Flags, Mode};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::queue::{Entry, Gate, Notice, Notices, Owner, Resource};
-use crate::wire::{LvbCopy, OpResult, Party, Record};
+use crate::wire::{LvbCopy, OpResult, Party, RangeRecord, Record};
 use crate::{LockStatus, ResultFlags, Token};
 use alloc::vec::Vec;
 
@@ -61,6 +61,7 @@ impl LockService {
         if let Some(resource) = self.mastered.get_mut(found.mastered) {
             operation(resource, gate, &mut out);
             self.counter = self.counter.max(resource.counter);
+            self.deadlocks.note(place, resource.has_waits(), self.now_ms);
         }
         self.tell(out);
         self.release_if_empty(place);
@@ -130,6 +131,7 @@ impl LockService {
                     Record::Completed { lock: owner.lock, result }
                 }
                 Notice::Blocking(mode) => Record::Blocking { lock: owner.lock, mode },
+                Notice::Range { op, status } => Record::Range(RangeRecord::RangeEnded { lock: owner.lock, op, status }),
             };
             if let Some(life) = self.peers.life(owner.peer)
                 && self.is_member(&life)

@@ -7,6 +7,7 @@
 
 mod asks;
 mod deadlines;
+mod deadlock;
 mod holder;
 mod legal;
 mod locks;
@@ -15,6 +16,7 @@ mod many;
 mod master;
 mod orphans;
 mod places;
+mod ranges;
 mod recovery;
 mod report;
 mod session;
@@ -40,6 +42,7 @@ use many::Manies;
 use orphans::Orphans;
 use places::Places;
 
+pub use ranges::SESSION_RANGES_MAX;
 pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, ServiceStatus};
 
 /// A message to a peer is closed when it is longer than this, in bytes (chosen: far below any link's frame limit, large enough to batch).
@@ -267,6 +270,9 @@ pub struct LockService {
     share_counter: u64,
     /// Grants that wait for permit and publication.
     held: VecDeque<(u64, u32, ClientReply)>,
+    /// Byte ranges of this node's locks.
+    ranges: ranges::RangeBook,
+    deadlocks: deadlock::Deadlocks,
     loopback: VecDeque<Record>,
     outbox: BTreeMap<Life, Vec<u8>>,
     outputs: VecDeque<Output>,
@@ -310,6 +316,8 @@ impl LockService {
             counter: 0,
             share_counter: 0,
             held: VecDeque::new(),
+            ranges: ranges::RangeBook::default(),
+            deadlocks: deadlock::Deadlocks::default(),
             loopback: VecDeque::new(),
             outbox: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -346,6 +354,9 @@ impl LockService {
             Input::Tick => {}
         }
         self.pump();
+        self.expire_ranges();
+        self.look_for_deadlocks();
+        self.pump();
         self.update_holds();
         self.deliver_held();
     }
@@ -359,10 +370,10 @@ impl LockService {
         self.outbox.pop_first().map(|(to, message)| Output::Send { to, message })
     }
 
-    /// When a `Tick` is needed at the latest: the end of the first wait that has one.
+    /// When a `Tick` is needed at the latest: the end of the first wait that has one, or a look for deadlocks.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.first()
+        [self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()].into_iter().flatten().min()
     }
 
     fn log(&mut self, text: String) {
@@ -527,6 +538,8 @@ impl LockService {
             Record::Queried { request, lvb, left_out, locks } => self.handle_queried(request, (lvb, left_out, locks)),
             Record::Purge { request, lockspace, pid } => self.handle_purge(from, request, lockspace, pid),
             Record::Purged { request } => self.handle_purged(from, request),
+            Record::Range(record) if !record.is_recovery() => self.handle_range(peer, record),
+            Record::Waits(record) => self.handle_waits(from, record),
             recovery => self.handle_recovery(from, recovery),
         }
     }

@@ -49,7 +49,7 @@ impl LockService {
         let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_persistent && !lock.is_in_many) else {
             return self.begin_unlock(id, None, AT_DEATH, None);
         };
-        lock.session = NO_SESSION;
+        let session = core::mem::replace(&mut lock.session, NO_SESSION);
         let place = lock.place;
         if let Some(pending) = &mut lock.pending {
             pending.serial = None;
@@ -59,6 +59,7 @@ impl LockService {
         // Nobody is there to be told of its grants.
         self.held.retain(|(_, lock, _)| *lock != id);
         self.take_back(id, LockStatus::Cancelled);
+        self.abandon_ranges(id, session);
     }
 
     /// A session takes over an orphan of this resource and mode.

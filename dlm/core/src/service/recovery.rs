@@ -5,8 +5,10 @@
 //! Does not: fence, or judge evidence.
 //! Called by: `service`.
 
+use super::deadlock::Deadlocks;
 use super::holder::Sent;
 use super::places::Place;
+use super::ranges::Reports;
 use super::{LockService, Output, View};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
@@ -35,6 +37,7 @@ pub(super) struct Recovery {
     reports: BTreeMap<Key, Vec<(Life, Report)>>,
     /// As master: what to be or stay master of, with all its locks.
     taken: BTreeMap<Key, Vec<(PeerId, Report)>>,
+    ranges: Reports,
 }
 
 /// A list as records that fit in a message; at least one, for an empty list is said too.
@@ -67,6 +70,7 @@ impl LockService {
         let last = core::mem::replace(&mut self.view, view);
         self.forget_joins(&last);
         self.deferred.clear();
+        self.deadlocks = Deadlocks::default();
         self.counter = 0;
         self.share_counter = 0;
         self.drop_gone(&last);
@@ -144,6 +148,7 @@ impl LockService {
         for report in self.reports() {
             self.send(self.home(&report.key), Record::Report(report));
         }
+        self.report_ranges();
         for member in members {
             self.send(member, Record::HomeEnd);
         }
@@ -225,6 +230,7 @@ impl LockService {
                 let origin = self.peers.id(origin);
                 recovery.taken.entry(report.key).or_default().push((origin, report));
             }
+            Record::Range(record) => recovery.ranges.take(from, record, |life| self.peers.id(life)),
             Record::MasterEnd => {
                 recovery.masters_ended.insert(from);
                 let is_done = |life: &Life| recovery.masters_ended.contains(life);
@@ -243,6 +249,7 @@ impl LockService {
         let Some(recovery) = &mut self.recovery else { return };
         let claims = core::mem::take(&mut recovery.claims);
         let mut reports = core::mem::take(&mut recovery.reports);
+        let mut ranges = core::mem::take(&mut recovery.ranges.at_home);
         let keys: BTreeSet<Key> = claims.keys().chain(reports.keys()).copied().collect();
         for key in keys {
             let mut locks = reports.remove(&key).unwrap_or_default();
@@ -257,6 +264,7 @@ impl LockService {
             for (origin, report) in locks {
                 self.send(master, Record::Forward { origin, report });
             }
+            self.forward_ranges(master, key, ranges.remove(&key).unwrap_or_default());
             for origin in origins {
                 self.send(origin, Record::MasterIs { key, master, counter: 0, is_taken: false });
             }
@@ -269,7 +277,7 @@ impl LockService {
     /// Every home has told every master: the lock service of this view begins here.
     fn finish_recovery(&mut self) {
         let Some(recovery) = self.recovery.take() else { return };
-        let (number, taken) = (self.view.number, recovery.taken);
+        let (number, taken, mut ranges) = (self.view.number, recovery.taken, recovery.ranges);
         let known: Vec<u32> = self.names.keys().copied().collect();
         for name in known {
             self.forget_name(name);
@@ -289,6 +297,7 @@ impl LockService {
         let keys: Vec<Key> = taken.keys().copied().collect();
         for (key, reports) in taken {
             self.take_over(key, &reports);
+            self.take_over_ranges(&key, &reports, &mut ranges);
         }
         self.log(format!("view {number}: recovered {resources} resources with {locks} locks of members"));
         self.outputs.push_back(Output::Recovered(ViewNumber(number)));
@@ -313,6 +322,7 @@ impl LockService {
             self.advance(id);
         }
         self.ask_again();
+        self.advance_ranges();
         self.pump();
         while let Some((from, record)) = self.deferred.pop_front() {
             self.handle_record(from, record);

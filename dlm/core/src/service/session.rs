@@ -66,6 +66,9 @@ impl LockService {
             ClientRequest::Cancel { serial, lock } => self.cancel(session, serial, Some(lock)),
             ClientRequest::CancelRequest { serial, request } if self.cancel_many(session, serial, request) => {}
             ClientRequest::CancelRequest { serial, request } => {
+                if self.cancel_range(session, serial, request) {
+                    return;
+                }
                 let is_it = |id: &u32| {
                     let pending = self.locks.get(*id).and_then(|lock| lock.pending.as_ref());
                     pending.is_some_and(|pending| pending.serial == Some(request))
@@ -87,13 +90,13 @@ impl LockService {
             ClientRequest::Query { lock, .. } => self.query(session, serial, lock),
             ClientRequest::QueryResource { lockspace, resource, .. } => self.query_resource(session, serial, lockspace, &resource),
             ClientRequest::Purge { lockspace, slot, pid, .. } => self.ask_purge(session, serial, lockspace, (slot, pid)),
-            ClientRequest::RangeQuery { .. } => self.reply(session, ClientReply::RangeConflict { serial, status, conflict: None }),
+            ClientRequest::Range { .. } | ClientRequest::RangeQuery { .. } => self.handle_range_request(session, request),
             _ => self.reply(session, Self::simple_reply(serial, 0, status, None)),
         }
     }
 
     /// What became no operation is answered at once, unless it was posted.
-    fn reply_unless_begun(&mut self, session: u64, serial: Option<u64>, lock: u32, begun: Result<(), LockStatus>) {
+    pub(super) fn reply_unless_begun(&mut self, session: u64, serial: Option<u64>, lock: u32, begun: Result<(), LockStatus>) {
         if let (Some(serial), Err(status)) = (serial, begun) {
             let granted = self.locks.get(lock).filter(|lock| lock.session == session).and_then(|lock| lock.granted);
             self.reply(session, Self::simple_reply(serial, lock, status, granted));
@@ -173,11 +176,12 @@ impl LockService {
     }
 
     fn unlock(&mut self, session: u64, serial: u64, id: u32, flags: Flags, lvb: Option<Lvb>) -> Result<(), LockStatus> {
+        let has_range_ops = self.has_range_ops(session, id);
         let lock = self.own_lock(session, id)?;
         if !flags.is_within(FOR_UNLOCK) {
             return Err(LockStatus::Invalid);
         }
-        if lock.pending.is_some() && !flags.has(Flags::FORCEUNLOCK) {
+        if (lock.pending.is_some() || has_range_ops) && !flags.has(Flags::FORCEUNLOCK) {
             return Err(LockStatus::Busy);
         }
         if let Some(unlocking) = lock.pending.as_mut().filter(|pending| pending.kind == OpKind::Unlock) {

@@ -12,11 +12,14 @@ use std::vec;
 
 mod asks;
 mod cluster;
+mod deadlocks;
 mod many;
 mod orphans;
+mod ranges;
 mod scenes;
 mod single;
 mod stage;
+mod timed;
 mod timeouts;
 
 fn name(bytes: &[u8]) -> ResourceName {

@@ -130,11 +130,12 @@ impl Lockstep {
         let lockspace = self.lockspace;
         match *ask {
             Ask::Lock { resource, mode, options: Options { flags, lvb, timeout } } => {
-                let (resource, owner, timeout_ms) = (ResourceName::new(&[resource]).unwrap(), 0, timeout);
+                // Each lock is for somebody of its own: the reference does not search deadlocks across resources.
+                let (resource, owner, timeout_ms) = (ResourceName::new(&[resource]).unwrap(), serial, timeout);
                 ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb }
             }
             Ask::Convert { ref lock, mode, options: Options { flags, lvb, timeout } } => {
-                let (lock, owner, timeout_ms) = (number(lock), 0, timeout);
+                let (lock, owner, timeout_ms) = (number(lock), *lock, timeout);
                 ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms, lvb }
             }
             Ask::Unlock { ref lock, options: Options { flags, lvb, .. } } => {
@@ -216,9 +217,10 @@ impl Lockstep {
         }
         self.reference.resources = resources;
         self.announced.clear();
-        let deadlines = (self.service.next_deadline(), self.reference.next_deadline());
-        if deadlines.0 != deadlines.1 {
-            return Err(format!("the product wants to wake at {:?}, the reference at {:?}", deadlines.0, deadlines.1));
+        // The product also wakes to look for deadlocks.
+        let (found_at, wanted_at) = (self.service.next_deadline(), self.reference.next_deadline());
+        if wanted_at.is_some_and(|wanted| found_at.is_none_or(|found| found > wanted)) {
+            return Err(format!("the product wants to wake at {found_at:?}, the reference at {wanted_at:?}"));
         }
         if found.is_empty() { Ok(()) } else { Err(format!("product's queues: {found:#?}\nreference: nothing")) }
     }

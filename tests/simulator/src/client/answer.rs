@@ -67,7 +67,7 @@ impl World {
                 self.cut_off(machine, pid);
                 None
             }
-            ClientReply::Welcome { .. } => None,
+            ClientReply::Welcome { .. } | ClientReply::DeadlockCycle { .. } => None,
             other => Some(format!("nobody asked for {other:?}")),
         };
         let found = found.map(|text| ("S9", format!("client {pid} on {}: {text}", self.machines[machine].name)));
@@ -203,8 +203,8 @@ fn judge(asked: &Asked, ending: &Ending) -> Option<&'static str> {
         }
         LockStatus::Again => (!flags.has(Flags::NOQUEUE) || !is_kept).then_some("a try that was none"),
         LockStatus::Deadlock => {
-            let is_silenced = [Flags::NOQUEUE, Flags::CONVDEADLK, Flags::NODLCKWT].into_iter().any(|flag| flags.has(flag));
-            (before.is_none() || is_silenced || !is_kept).then_some("a deadlock that cannot be one")
+            let is_silenced = flags.has(Flags::NOQUEUE) || flags.has(Flags::NODLCKWT);
+            (is_silenced || !is_kept).then_some("a deadlock that cannot be one")
         }
         LockStatus::Cancelled => (!asked.is_cancelled || !is_kept).then_some("cancelled by nobody"),
         LockStatus::Stopped => before.is_some().then_some("a conversion refused by a stop"),

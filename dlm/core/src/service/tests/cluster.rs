@@ -10,6 +10,7 @@ use crate::name::lockspace_number;
 use std::string::ToString;
 
 mod orphans;
+mod ranges;
 
 struct Random(u64);
 
@@ -41,6 +42,7 @@ enum Asked {
     Purge { space: usize },
     Unlock { lock: u32 },
     Cancel,
+    Range(ranges::RangeAsked),
 }
 
 #[derive(Clone, Debug)]
@@ -92,6 +94,7 @@ struct Counts {
     views: usize,
     steps: usize,
     returns: usize,
+    ranges: usize,
 }
 
 const SPACES: [&[u8]; 2] = [b"one", b"two"];
@@ -106,6 +109,8 @@ struct World {
     views: Vec<Decided>,
     links: BTreeMap<(Life, Life), VecDeque<Vec<u8>>>,
     held: BTreeMap<(Life, u32), Held>,
+    /// What each owner of ranges relies on.
+    cells: BTreeMap<(Life, u32, u64), ranges::Cells>,
     tokens: BTreeMap<(usize, usize), Vec<(Token, Mode)>>,
     values: BTreeMap<(usize, usize), Value>,
     /// Requests that somebody asked to be cancelled.
@@ -151,6 +156,7 @@ impl World {
             views: vec![Decided::default()],
             links: BTreeMap::new(),
             held: BTreeMap::new(),
+            cells: BTreeMap::new(),
             tokens: BTreeMap::new(),
             values: BTreeMap::new(),
             cancelled: BTreeSet::new(),
@@ -222,10 +228,13 @@ impl World {
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => {
                 let asked = client.asked.remove(&serial).ok_or(format!("serial {serial} answered twice or never asked"))?;
+                if let Asked::Range(asked) = &asked {
+                    return self.judge_range(life, asked, status);
+                }
                 self.check_cause(serial, &asked, status)?;
                 self.judge_completed(life, session, lock, asked, (status, mode, flags, lvb, token))
             }
-            ClientReply::Blocking { .. } => Ok(()),
+            ClientReply::Blocking { .. } | ClientReply::DeadlockCycle { .. } => Ok(()),
             other => Err(format!("unexpected {other:?}")),
         }
     }
@@ -262,6 +271,7 @@ impl World {
             }
             Asked::Unlock { lock } => {
                 let held = self.held.remove(&(life, lock));
+                self.cells.retain(|(owner, id, _), _| (*owner, *id) != (life, lock));
                 return if status == LockStatus::Unlocked && held.is_some() {
                     Ok(())
                 } else {
@@ -270,7 +280,7 @@ impl World {
             }
             Asked::Adopt { space, resource } => return self.adopted(life, session, lock, (space, resource), mode),
             Asked::Purge { space } => return self.purged(life, session, space),
-            Asked::Join { .. } | Asked::Cancel => return Ok(()),
+            Asked::Join { .. } | Asked::Cancel | Asked::Range(_) => return Ok(()),
         };
         if let (Some(_), Some(mode)) = (before, mode) {
             self.held.get_mut(&(life, lock)).unwrap().modes = vec![mode];
@@ -329,6 +339,11 @@ impl World {
     /// The clients of a life, or of one session, are dead: what they had to write is in doubt.
     fn end_clients(&mut self, life: Life, session: Option<u64>) {
         let now = self.now();
+        let held = &self.held;
+        self.cells.retain(|(owner, lock, _), _| {
+            let of = held.get(&(*owner, *lock)).map(|held| held.session);
+            *owner != life || session.is_some_and(|session| of != Some(session) && of != Some(0))
+        });
         self.held.retain(|(owner, _), held| {
             // With its node, an orphan goes, too.
             let is_dead = *owner == life && session.is_none_or(|session| session == held.session && !held.is_persistent);
@@ -461,7 +476,7 @@ impl World {
             self.next_serial += 1;
             let session = self.next_serial;
             node.clients.insert(session, Client::default());
-            return self.input(life, Input::SessionOpened { session, info: SessionInfo { pid: 1 } });
+            return self.input(life, Input::SessionOpened { session, info: SessionInfo { pid: u32::try_from(session).unwrap() } });
         }
         let sessions: Vec<u64> = node.clients.keys().copied().collect();
         if sessions.is_empty() {
@@ -477,7 +492,10 @@ impl World {
         let mine = self.held.iter().filter(|((owner, _), held)| *owner == life && held.session == session);
         let locks: Vec<u32> = mine.map(|((_, lock), _)| *lock).collect();
         let idle: Vec<u32> = locks.iter().copied().filter(|lock| !self.held[&(life, *lock)].is_busy).collect();
-        let waiting = node.clients[&session].asked.iter().find(|(_, asked)| matches!(asked, Asked::Lock { .. } | Asked::Convert { .. }));
+        let waiting = node.clients[&session]
+            .asked
+            .iter()
+            .find(|(_, asked)| matches!(asked, Asked::Lock { .. } | Asked::Convert { .. } | Asked::Range(_)));
         let waiting = waiting.map(|(serial, _)| *serial);
         let is_cancelling = node.clients[&session].asked.values().any(|asked| matches!(asked, Asked::Cancel));
         let space = self.random.below(SPACES.len());
@@ -492,6 +510,7 @@ impl World {
             0..=3 if self.is_quiet => self.new_purge(life, (session, serial), space),
             0..=3 if !is_busy && self.random.chance(10) => Some(self.new_adoption(serial, space)),
             0..=3 if !is_busy => Some(self.new_lock(serial, space)),
+            4..=5 if !idle.is_empty() && !self.is_quiet && self.random.chance(40) => Some(self.new_range(life, serial, &idle)),
             4..=5 if !idle.is_empty() && !self.is_quiet => Some(self.new_convert(life, serial, &idle)),
             6..=8 if !idle.is_empty() => Some(self.new_unlock(life, serial, &idle)),
             9 => waiting.filter(|_| !is_cancelling && !self.is_quiet && self.random.chance(30)).map(|request| {
@@ -525,7 +544,7 @@ impl World {
         let serial = self.next_serial;
         let client = Client { asked: BTreeMap::from([(serial, Asked::Join { space })]), ..Client::default() };
         self.nodes.get_mut(&life).unwrap().clients.insert(serial, client);
-        self.input(life, Input::SessionOpened { session: serial, info: SessionInfo { pid: 1 } })?;
+        self.input(life, Input::SessionOpened { session: serial, info: SessionInfo { pid: u32::try_from(serial).unwrap() } })?;
         let request = ClientRequest::JoinLockspace { serial, name: SPACES[space].to_vec() };
         self.input(life, Input::Request { session: serial, request })
     }
@@ -646,8 +665,8 @@ impl World {
             0..=449 => self.deliver(),
             450..=799 => self.client_step(life),
             800..=899 => self.learn(life),
-            900..=904 => self.input(life, Input::Tick),
-            905..=969 => self.publish(life),
+            900..=914 => self.input(life, Input::Tick),
+            915..=969 => self.publish(life),
             970..=979 => {
                 let may_grant = self.random.chance(70);
                 self.input(life, Input::Permit { may_grant })
@@ -725,6 +744,9 @@ impl World {
             if (status.locks, status.mastered, status.holds) != (0, 0, false) || !status.awaited.is_empty() {
                 return Err(format!("left behind: {status:?} {:?}", node.service.snapshot()));
             }
+            if !node.service.ranges.is_within(0) {
+                return Err("left behind: ranges".to_string());
+            }
             if node.service.sessions.values().any(|session| session.unanswered != 0 || !session.joining.is_empty()) {
                 return Err("left behind: requests counted as unanswered".to_string());
             }
@@ -768,6 +790,7 @@ fn nothing_forbidden_happens_and_everything_is_answered() {
                 total.views += counts.views;
                 total.steps += counts.steps;
                 total.returns += counts.returns;
+                total.ranges += counts.ranges;
             }
             Err(error) => {
                 let mut world = World::new(seed, None);
@@ -782,7 +805,7 @@ fn nothing_forbidden_happens_and_everything_is_answered() {
         }
     }
     std::println!("{} seeds: {total:?}", seeds());
-    assert!(total.grants > 1000 && total.reads > 100 && total.views > 1000, "the runs do too little: {total:?}");
+    assert!(total.grants > 1000 && total.reads > 100 && total.views > 1000 && total.ranges > 1000, "the runs do too little: {total:?}");
 }
 
 #[test]

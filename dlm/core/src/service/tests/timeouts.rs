@@ -18,7 +18,7 @@ fn a_wait_ends_at_its_time_and_not_before() {
         let mine = stage.granted(mine);
         let new = stage.lock_for((0, 1), b"r", Mode::Ex, Flags::NONE, (0, 30));
         let converted = stage.convert((0, 1), mine, Mode::Ex, Flags::NONE, 20);
-        assert_eq!(stage.nodes[&0].next_deadline(), Some(1020));
+        assert_eq!(stage.nodes[&0].deadlines.first(), Some(1020));
         stage.pass(19);
         assert_eq!((stage.status(new), stage.status(converted)), (None, None));
         stage.pass(1);
@@ -27,10 +27,10 @@ fn a_wait_ends_at_its_time_and_not_before() {
         assert!(kept(stage.answer(converted).unwrap()), "a conversion that fails leaves the lock");
         stage.pass(10);
         assert_eq!(stage.status(new), Some(LockStatus::TimedOut));
-        assert_eq!(stage.nodes[&0].next_deadline(), None);
+        assert_eq!(stage.nodes[&0].deadlines.first(), None);
         let again = stage.convert((0, 1), mine, Mode::Ex, Flags::NONE, 20);
         stage.unlock(far, holder, Flags::NONE);
-        assert_eq!((stage.status(again), stage.nodes[&0].next_deadline()), (Some(LockStatus::Success), None));
+        assert_eq!((stage.status(again), stage.nodes[&0].deadlines.first()), (Some(LockStatus::Success), None));
         stage.pass(50);
         assert_eq!(stage.granted(again), mine, "what was granted in time stays");
     }
@@ -55,7 +55,7 @@ fn a_wait_that_nobody_knows_of_yet_and_one_whose_grant_is_on_its_way_end_once() 
     assert_eq!(stage.status(waiting), Some(LockStatus::Success), "it was granted first");
     let lock = stage.granted(waiting);
     stage.unlock((0, 1), lock, Flags::NONE);
-    assert!(stage.nodes.values().all(|node| node.locks.is_empty() && node.next_deadline().is_none()));
+    assert!(stage.nodes.values().all(|node| node.locks.is_empty() && node.deadlines.first().is_none()));
 }
 
 #[test]
@@ -68,9 +68,9 @@ fn a_wait_that_ends_otherwise_leaves_no_deadline() {
     assert_eq!(stage.status(cancelled), Some(LockStatus::Cancelled));
     stage.lock_for((0, 3), b"r", Mode::Ex, Flags::NONE, (0, 50));
     stage.input(0, Input::SessionClosed { session: 3 });
-    assert_eq!(stage.nodes[&0].next_deadline(), None);
+    assert_eq!(stage.nodes[&0].deadlines.first(), None);
     let tried = stage.lock_for((0, 2), b"r", Mode::Ex, Flags::NOQUEUE, (0, 50));
-    assert_eq!((stage.status(tried), stage.nodes[&0].next_deadline()), (Some(LockStatus::Again), None));
+    assert_eq!((stage.status(tried), stage.nodes[&0].deadlines.first()), (Some(LockStatus::Again), None));
 }
 
 #[test]

@@ -10,15 +10,11 @@ use crate::client::ALL_SLOTS;
 impl World {
     /// An operation fails only as somebody asked for.
     pub(super) fn check_cause(&self, serial: u64, asked: &Asked, status: LockStatus) -> Checked {
-        let (flags, is_convert) = match asked {
-            Asked::Lock { flags, .. } => (*flags, false),
-            Asked::Convert { flags, .. } => (*flags, true),
-            Asked::Unlock { .. } | Asked::Adopt { .. } | Asked::Join { .. } | Asked::Cancel | Asked::Purge { .. } => return Ok(()),
-        };
+        let (Asked::Lock { flags, .. } | Asked::Convert { flags, .. }) = asked else { return Ok(()) };
         let has_cause = match status {
             LockStatus::Success => true,
             LockStatus::Again => flags.has(Flags::NOQUEUE),
-            LockStatus::Deadlock => is_convert && !flags.has(Flags::CONVDEADLK) && !flags.has(Flags::NOQUEUE),
+            LockStatus::Deadlock => !flags.has(Flags::NODLCKWT) && !flags.has(Flags::NOQUEUE),
             LockStatus::Cancelled => self.cancelled.contains(&serial),
             LockStatus::TimedOut => self.deadlines.get(&serial).is_some_and(|deadline| *deadline <= self.now()),
             _ => false,
