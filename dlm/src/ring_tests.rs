@@ -157,3 +157,51 @@ fn no_wake_up_is_lost() {
     });
     assert!(rounds > 100, "{rounds} rounds");
 }
+
+/// One side says that it sleeps and looks, the other adds and looks who sleeps, at the same moment on many rings: one of them sees the other.
+#[test]
+fn who_sleeps_and_who_adds_never_miss_each_other() {
+    const RINGS: usize = 400;
+    let rings: Vec<(Ring, Ring)> = (0..RINGS).map(|_| pair()).collect();
+    let mut adding: Vec<Producer> = rings.iter().map(|(_, client)| client.client_ends().0).collect();
+    let mut taking: Vec<Consumer> = rings.iter().map(|(daemon, _)| daemon.daemon_ends().1).collect();
+    let end = Instant::now() + Duration::from_millis(1000);
+    let mut frame = Vec::new();
+    while Instant::now() < end {
+        let start = std::sync::Barrier::new(2);
+        let is_running = AtomicU32::new(0);
+        // Both spin until both are there: then each goes through all rings at its own pace.
+        let meet = || {
+            start.wait();
+            is_running.fetch_add(1, Ordering::SeqCst);
+            while is_running.load(Ordering::SeqCst) < 2 {
+                std::hint::spin_loop();
+            }
+        };
+        let (adder, sleeper) = std::thread::scope(|scope| {
+            let adder = scope.spawn(|| {
+                meet();
+                let add = |(producer, (_, client)): (&mut Producer, &(Ring, Ring))| {
+                    producer.push(&[]).unwrap();
+                    client.rouse(Sleeper::Daemon, WANTS_FRAMES)
+                };
+                adding.iter_mut().zip(&rings).map(add).collect::<Vec<bool>>()
+            });
+            let sleeper = scope.spawn(|| {
+                meet();
+                let sleep = |(consumer, (daemon, _)): (&Consumer, &(Ring, Ring))| {
+                    daemon.arm(Sleeper::Daemon, WANTS_FRAMES);
+                    !consumer.is_empty()
+                };
+                taking.iter().zip(&rings).map(sleep).collect::<Vec<bool>>()
+            });
+            (adder.join().unwrap(), sleeper.join().unwrap())
+        });
+        for ((consumer, (daemon, _)), (was_seen, has_seen)) in taking.iter_mut().zip(&rings).zip(adder.into_iter().zip(sleeper)) {
+            assert!(was_seen || has_seen, "both looked away");
+            daemon.disarm(Sleeper::Daemon);
+            assert!(consumer.take(&mut frame).unwrap());
+            consumer.release();
+        }
+    }
+}
