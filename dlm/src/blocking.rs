@@ -34,11 +34,13 @@
 //! ```
 
 pub use crate::{
-    routing::{ClientError, Completion},
+    answers::{Completion, Queried},
+    routing::ClientError,
     session::Transport,
 };
 use crate::{
-    routing::{HintSink, Reply, completion, resource_name},
+    answers::{completion, many, queried, resource_name},
+    routing::{HintSink, Reply},
     session::{Owner, Session},
 };
 use deadbolt_dlm_core::{
@@ -208,6 +210,41 @@ impl Lockspace {
         }
     }
 
+    /// Takes several locks, all or none, in an order in which two such requests never wait for each other; guards come in the order asked.
+    /// At most 32 different resources; flags and time are for all together.
+    ///
+    /// # Errors
+    /// Not all granted in time (then none is), refused, or the session is over.
+    pub fn lock_many(&self, items: &[(&[u8], Mode)], wishes: &Wishes) -> Result<Vec<Guard>, ClientError> {
+        let lockspace = self.number;
+        let Wishes { flags, owner, .. } = *wishes;
+        let modes: Vec<Mode> = items.iter().map(|(_, mode)| *mode).collect();
+        let items = items.iter().map(|(name, mode)| Ok((resource_name(name)?, *mode))).collect::<Result<_, ClientError>>()?;
+        let make = |serial| ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms: 0 };
+        let (serial, was_asleep) = self.client.session().begin(make)?;
+        let granted = many(self.client.wait_within(serial, was_asleep, wishes.timeout)?, &modes)?;
+        Ok(granted.into_iter().map(|done| Guard::of(&self.client, done)).collect())
+    }
+
+    /// Who has and who wants a resource?
+    ///
+    /// # Errors
+    /// Refused, or the session is over.
+    pub fn query(&self, resource: &[u8]) -> Result<Queried, ClientError> {
+        let (lockspace, resource) = (self.number, resource_name(resource)?);
+        queried(self.client.call(|serial| ClientRequest::QueryResource { serial, lockspace, resource })?)
+    }
+
+    /// Gives back the orphans that a process (0: any) left on a node ([`ALL_SLOTS`](crate::ALL_SLOTS): any).
+    ///
+    /// # Errors
+    /// Refused, or the session is over.
+    pub fn purge(&self, slot: u16, pid: u32) -> Result<(), ClientError> {
+        let lockspace = self.number;
+        let done = completion(self.client.call(|serial| ClientRequest::Purge { serial, lockspace, slot, pid })?, "Purge")?;
+        if done.status == LockStatus::Success { Ok(()) } else { Err(ClientError::NotGranted(done.status)) }
+    }
+
     /// Asks for a lock; to be waited for later, so that many requests are on their way at once.
     ///
     /// # Errors
@@ -267,9 +304,13 @@ impl Guard {
     fn new(client: &Client, reply: ClientReply) -> Result<Self, ClientError> {
         let done = completion(reply, "Lock")?;
         match done.status {
-            LockStatus::Success => Ok(Self { client: client.clone(), done, is_listened_to: false, is_held: true }),
+            LockStatus::Success => Ok(Self::of(client, done)),
             status => Err(ClientError::NotGranted(status)),
         }
+    }
+
+    fn of(client: &Client, done: Completion) -> Self {
+        Self { client: client.clone(), done, is_listened_to: false, is_held: true }
     }
 
     /// The grant's number: it only grows from grant to grant of a resource.
@@ -328,6 +369,20 @@ impl Guard {
             }
             status => Err(ClientError::NotGranted(status)),
         }
+    }
+
+    /// Who has and who wants the resource?
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn query(&self) -> Result<Queried, ClientError> {
+        let lock = self.done.lock;
+        queried(self.client.call(|serial| ClientRequest::Query { serial, lock })?)
+    }
+
+    /// Keeps the lock until the session ends; one asked for with PERSISTENT becomes an orphan then.
+    pub fn leave(mut self) {
+        self.is_held = false;
     }
 
     /// Gives the lock back and waits until the node has taken it.

@@ -25,12 +25,14 @@
 //! ```
 
 pub use crate::{
+    answers::{Completion, Queried},
     blocking::{Protection, Wishes},
-    routing::{ClientError, Completion},
+    routing::ClientError,
     session::Transport,
 };
 use crate::{
-    routing::{Reply, completion, resource_name},
+    answers::{completion, many, queried, resource_name},
+    routing::Reply,
     session::{Owner, Session},
 };
 use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, Token, client::Lvb};
@@ -217,7 +219,7 @@ impl Lockspace {
         let reply = within(&self.client, self.client.begin(make)?, wishes).await;
         let done = completion(reply?, "Lock")?;
         match done.status {
-            LockStatus::Success => Ok(Guard { client: self.client.clone(), done, blocked: None, is_held: true, is_in_doubt: false }),
+            LockStatus::Success => Ok(Guard::of(&self.client, done)),
             status => Err(ClientError::NotGranted(status)),
         }
     }
@@ -232,6 +234,31 @@ impl Lockspace {
             Err(ClientError::NotGranted(LockStatus::Again)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Lockspace {
+    /// Takes several locks, all or none, as the blocking client does. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// Not all granted in time (then none is), refused, or the session is over.
+    pub async fn lock_many(&self, items: &[(&[u8], Mode)], wishes: &Wishes) -> Result<Vec<Guard>, ClientError> {
+        let lockspace = self.number;
+        let Wishes { flags, owner, .. } = *wishes;
+        let modes: Vec<Mode> = items.iter().map(|(_, mode)| *mode).collect();
+        let items = items.iter().map(|(name, mode)| Ok((resource_name(name)?, *mode))).collect::<Result<_, ClientError>>()?;
+        let make = |serial| ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms: 0 };
+        let granted = many(within(&self.client, self.client.begin(make)?, wishes).await?, &modes)?;
+        Ok(granted.into_iter().map(|done| Guard::of(&self.client, done)).collect())
+    }
+
+    /// Who has and who wants a resource?
+    ///
+    /// # Errors
+    /// Refused, or the session is over.
+    pub async fn query(&self, resource: &[u8]) -> Result<Queried, ClientError> {
+        let (lockspace, resource) = (self.number, resource_name(resource)?);
+        queried(self.client.begin(|serial| ClientRequest::QueryResource { serial, lockspace, resource })?.await?)
     }
 }
 
@@ -259,6 +286,10 @@ pub struct Guard {
 }
 
 impl Guard {
+    fn of(client: &Client, done: Completion) -> Self {
+        Self { client: client.clone(), done, blocked: None, is_held: true, is_in_doubt: false }
+    }
+
     /// The grant's number: it only grows from grant to grant of a resource.
     #[must_use]
     pub fn token(&self) -> Token {

@@ -4,6 +4,7 @@
 //! Does not: decide about locks (deadbolt-dlm-core does).
 //! Called by: the daemon (server), the front door and programs of users (clients).
 
+mod answers;
 pub mod blocking;
 pub mod cache;
 pub mod client;
@@ -15,6 +16,8 @@ pub mod server;
 mod session;
 mod transport;
 
+pub use answers::Queried;
+pub use deadbolt_dlm_core::client::{ALL_SLOTS, QueriedLock};
 pub use deadbolt_dlm_core::mode::MODES;
 pub use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token};
 pub use session::Transport;

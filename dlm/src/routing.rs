@@ -6,7 +6,7 @@
 //! Called by: `session`.
 
 use crate::numbers::Numbered;
-use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResourceName, ResultFlags, Token, client::Lvb};
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, client::Lvb};
 use std::task::{Poll, Waker};
 
 /// Why a client's call fails.
@@ -52,29 +52,20 @@ pub enum ClientError {
     /// Not granted: the lock was busy, or the wait ended.
     #[error("not granted: {0:?}")]
     NotGranted(LockStatus),
+    /// None of several locks is granted.
+    #[error("none of the locks is granted: {status:?}{}", failed.map_or(String::new(), |item| format!(", item {item} (counted from 0) failed")))]
+    NoneGranted {
+        /// Why.
+        status: LockStatus,
+        /// Which one failed, counted from 0; none where that cannot be said of one.
+        failed: Option<usize>,
+    },
     /// The daemon answered with something else than was asked for.
     #[error("the daemon gave an unexpected answer to {to}; are the packages of one version?")]
     Unexpected {
         /// Which request.
         to: &'static str,
     },
-}
-
-/// What a completed operation says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Completion {
-    /// Number of the lock; 0 where there is none.
-    pub lock: u32,
-    /// How it ended.
-    pub status: LockStatus,
-    /// Granted mode now.
-    pub mode: Option<Mode>,
-    /// DEMOTED, VALNOTVALID, ALTMODE.
-    pub flags: ResultFlags,
-    /// The value block, if asked for.
-    pub lvb: Option<Lvb>,
-    /// The grant's number.
-    pub token: Token,
 }
 
 pub(crate) type Reply = Result<ClientReply, ClientError>;
@@ -121,7 +112,7 @@ impl Routing {
     pub(crate) fn begin(&mut self, make: impl FnOnce(u64) -> ClientRequest) -> Result<(u64, ClientRequest), ClientError> {
         let serial = self.number()?;
         let request = make(serial);
-        let makes_lock = matches!(request, ClientRequest::Lock { .. });
+        let makes_lock = matches!(request, ClientRequest::Lock { .. } | ClientRequest::LockMany { .. });
         self.waiting.insert(serial, Waiter { makes_lock, ..Waiter::default() });
         Ok((serial, request))
     }
@@ -162,9 +153,11 @@ impl Routing {
         waiter.is_abandoned = true;
         let makes_lock = waiter.makes_lock;
         let Some(answer) = self.take(serial) else { return true };
-        if makes_lock && let Ok(ClientReply::Completed { lock, mode: Some(_), .. }) = answer {
-            self.held.remove(&lock);
-            self.leftovers.push(lock);
+        if makes_lock && let Ok(reply) = answer {
+            for lock in granted(&reply) {
+                self.held.remove(&lock);
+                self.leftovers.push(lock);
+            }
         }
         false
     }
@@ -208,13 +201,13 @@ impl Routing {
         }
         let serial = reply.answers()?;
         let waiter = self.waiting.get_mut(&serial)?;
-        if let ClientReply::Completed { lock, mode: Some(_), .. } = reply
-            && waiter.makes_lock
-        {
-            if waiter.is_abandoned {
-                self.leftovers.push(lock);
-            } else {
-                self.held.insert(lock, Held::default());
+        if waiter.makes_lock {
+            for lock in granted(&reply) {
+                if waiter.is_abandoned {
+                    self.leftovers.push(lock);
+                } else {
+                    self.held.insert(lock, Held::default());
+                }
             }
         }
         if waiter.is_abandoned {
@@ -259,25 +252,20 @@ impl Routing {
     }
 }
 
-/// A name that can be sent.
-pub(crate) fn resource_name(name: &[u8]) -> Result<ResourceName, ClientError> {
-    ResourceName::new(name).ok_or_else(|| ClientError::Refused {
-        status: LockStatus::Invalid,
-        reason: format!("a resource name has 1 to 64 bytes, this one has {}; choose another", name.len()),
-    })
-}
-
-/// The completion in a reply.
-pub(crate) fn completion(reply: ClientReply, to: &'static str) -> Result<Completion, ClientError> {
-    match reply {
-        ClientReply::Completed { lock, status, mode, flags, lvb, token, .. } => Ok(Completion { lock, status, mode, flags, lvb, token }),
-        _ => Err(ClientError::Unexpected { to }),
-    }
+/// The locks that a reply grants.
+fn granted(reply: &ClientReply) -> impl Iterator<Item = u32> {
+    let (one, many) = match reply {
+        ClientReply::Completed { lock, mode: Some(_), .. } => (Some(*lock), [].as_slice()),
+        ClientReply::ManyCompleted { locks, .. } => (None, locks.as_slice()),
+        _ => (None, [].as_slice()),
+    };
+    one.into_iter().chain(many.iter().map(|(lock, _)| *lock))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deadbolt_dlm_core::{ResourceName, ResultFlags, Token};
 
     fn lock(serial: u64) -> ClientRequest {
         let resource = ResourceName::new(b"r").unwrap();

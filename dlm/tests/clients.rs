@@ -210,3 +210,44 @@ fn strangers_that_never_say_hello_are_counted_and_keep_no_client_out_for_long() 
         assert_eq!(is_in.recv_timeout(Duration::from_secs(5)), Ok(true));
     });
 }
+
+#[test]
+fn several_locks_come_together_or_not_at_all() {
+    let node = Node::start(anybody());
+    let (space, other) = (node.connect().join(b"test").unwrap(), node.connect().join(b"test").unwrap());
+    let items: [(&[u8], Mode); 3] = [(b"c", Mode::Ex), (b"a", Mode::Pr), (b"b", Mode::Ex)];
+    let guards = space.lock_many(&items, &Wishes::default()).unwrap();
+    assert_eq!(guards.iter().map(|guard| guard.completion().mode).collect::<Vec<_>>(), [Some(Mode::Ex), Some(Mode::Pr), Some(Mode::Ex)]);
+    let refused = other.lock_many(&items, &Wishes::at_once()).unwrap_err();
+    assert!(matches!(refused, ClientError::NoneGranted { status: LockStatus::Again, .. }), "{refused}");
+    let in_time = Wishes { timeout: Some(Duration::from_millis(20)), ..Wishes::default() };
+    assert!(matches!(other.lock_many(&items, &in_time), Err(ClientError::NoneGranted { status: LockStatus::Cancelled, .. })));
+    drop(guards);
+    assert_eq!(other.lock_many(&items, &Wishes::default()).unwrap().len(), 3);
+    drop(space.lock(b"a", Mode::Ex, &Wishes::default()).unwrap());
+    assert!(space.lock_many(&[], &Wishes::default()).is_err());
+    assert!(space.lock_many(&[(&[7; 65], Mode::Ex)], &Wishes::default()).is_err());
+}
+
+#[test]
+fn holders_and_orphans_are_listed_and_purged() {
+    let node = Node::start(anybody());
+    let space = node.connect().join(b"test").unwrap();
+    let guard = space.lock(b"r", Mode::Pr, &Wishes::default()).unwrap();
+    let listed = guard.query().unwrap();
+    assert_eq!(listed.locks.iter().map(|lock| (lock.lock, lock.granted)).collect::<Vec<_>>(), [(guard.completion().lock, Some(Mode::Pr))]);
+    let persistent = Wishes { flags: Flags::PERSISTENT, ..Wishes::default() };
+    node.connect().join(b"test").unwrap().lock(b"r", Mode::Pr, &persistent).unwrap().leave();
+    let adopting = Wishes { flags: Flags::ORPHAN, ..Wishes::default() };
+    // The end of a session is seen a moment later.
+    let adopted = loop {
+        match space.lock(b"r", Mode::Pr, &adopting) {
+            Err(ClientError::NotGranted(LockStatus::NotFound | LockStatus::Busy)) => {}
+            adopted => break adopted.unwrap(),
+        }
+    };
+    assert_eq!(space.query(b"r").unwrap().locks.len(), 2);
+    drop(adopted);
+    space.purge(deadbolt_dlm::ALL_SLOTS, 0).unwrap();
+    assert_eq!(space.query(b"r").unwrap().locks.len(), 1);
+}

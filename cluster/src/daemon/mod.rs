@@ -80,6 +80,7 @@ pub(crate) fn now_ms() -> u64 {
 /// # Errors
 /// It could not start.
 pub fn run(options: &DaemonOptions) -> Result<u8> {
+    raise_descriptor_limit();
     let page = Page::from_environment().context("the daemon is started by the supervisor (deadboltd --supervise), not by hand")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
@@ -362,6 +363,14 @@ impl Daemon {
             tracing::warn!("sbd did not stop within the lease");
         }
         Ok(EXIT_STOPPED)
+    }
+}
+
+/// Each lock client takes three descriptors, and the usual soft limit is 1024; where the limit stays, clients beyond it wait to be accepted.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(RLIMIT_NOFILE) {
+        let _ = setrlimit(RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -24,8 +24,8 @@ mod entry;
 mod keeper;
 
 use crate::{
+    answers::resource_name,
     blocking::{ClientError, Lockspace},
-    routing::resource_name,
 };
 use deadbolt_dlm_core::{ResourceName, Token};
 use entry::{Entry, Use};

@@ -6,10 +6,12 @@
 //! Does not: answer anything but refused connections and the wish for a ring; run tasks or threads.
 //! Called by: the daemon's loop, which puts requests to the lock service and hands its replies back.
 
+mod ready;
 mod session;
 
 use crate::{memory::processor, numbers::Numbered};
 use deadbolt_dlm_core::client::{ClientReply, ClientRequest};
+use ready::{ReadyList, Source, Watch};
 use session::{End, Session};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,11 +19,8 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Wake, Waker},
+    sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -91,93 +90,6 @@ pub enum ServerEvent {
         /// Whose.
         session: u64,
     },
-}
-
-/// Where something may have happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Source {
-    Listener,
-    Socket(u64),
-    Bell(u64),
-}
-
-/// What has woken the loop since it looked last.
-#[derive(Debug, Default)]
-struct ReadyList {
-    sources: Mutex<Vec<Source>>,
-    turn: Mutex<Option<Waker>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl ReadyList {
-    fn add(&self, source: Source) {
-        lock(&self.sources).push(source);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(turn) = &*lock(&self.turn) {
-            turn.wake_by_ref();
-        }
-    }
-
-    fn wakes(&self, waker: &Waker) {
-        let mut turn = lock(&self.turn);
-        if !turn.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *turn = Some(waker.clone());
-        }
-    }
-}
-
-/// Wakes the loop and tells it where to look: no task stands between a socket and the loop.
-#[derive(Debug)]
-struct SourceWaker {
-    source: Source,
-    list: Arc<ReadyList>,
-    is_listed: AtomicBool,
-}
-
-impl Wake for SourceWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.is_listed.swap(true, Ordering::AcqRel) {
-            self.list.add(self.source);
-        }
-    }
-}
-
-/// A waker of one source.
-#[derive(Debug)]
-struct Watch {
-    shared: Arc<SourceWaker>,
-    waker: Waker,
-}
-
-impl Watch {
-    fn new(source: Source, list: &Arc<ReadyList>) -> Self {
-        let shared = Arc::new(SourceWaker { source, list: list.clone(), is_listed: AtomicBool::new(false) });
-        Self { waker: shared.clone().into(), shared }
-    }
-
-    /// The loop looks at the source now: from here on it may be listed again.
-    fn begin(&self) {
-        self.shared.is_listed.store(false, Ordering::Release);
-    }
-
-    /// The loop did not finish with the source.
-    fn again(&self) {
-        self.shared.wake_by_ref();
-    }
-
-    fn context(&self) -> Context<'_> {
-        Context::from_waker(&self.waker)
-    }
 }
 
 /// What all sessions share.
@@ -363,7 +275,7 @@ impl Server {
 
     fn look_at_sources(&mut self) {
         let mut looking = std::mem::take(&mut self.looking);
-        std::mem::swap(&mut looking, &mut *lock(&self.common.list.sources));
+        self.common.list.exchange(&mut looking);
         let mut sources = looking.drain(..);
         while self.common.waiting() < TURN_REQUESTS
             && let Some(source) = sources.next()
@@ -378,9 +290,8 @@ impl Server {
                 }
             }
         }
-        // What is left comes before what was listed meanwhile.
         if sources.len() > 0 {
-            lock(&self.common.list.sources).splice(..0, sources);
+            self.common.list.put_back(sources);
         } else {
             drop(sources);
         }
@@ -525,7 +436,7 @@ impl Server {
                 Some(Err(end)) => self.end(id, end),
             }
         }
-        is_quiet && self.common.waiting() == 0 && lock(&self.common.list.sources).is_empty()
+        is_quiet && self.common.waiting() == 0 && self.common.list.is_empty()
     }
 
     /// At each tick the rings that were idle since the last one are left alone until they ring. Ready: one of them has something after all.
