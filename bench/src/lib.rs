@@ -5,6 +5,7 @@
 //! Called by: `deadbolt bench`.
 
 mod clock;
+mod cluster;
 mod floors;
 mod locks;
 mod memory;
@@ -13,6 +14,7 @@ mod pair;
 mod ring;
 mod service;
 pub mod sheet;
+mod worker;
 
 pub use locks::locks;
-pub use service::memory::{Part, measure_part};
+pub use worker::work;

@@ -5,11 +5,10 @@
 //! Called by: `deadbolt bench locks`.
 
 use crate::{
-    floors, service,
-    sheet::{self, Case, Measured, Row, Sheet, Wishes},
+    cluster, floors, service,
+    sheet::{self, Sheet, Wishes},
 };
 use anyhow::Result;
-use deadbolt_trial::Place;
 use std::time::Duration;
 
 /// Rounds of a measurement that counts.
@@ -17,13 +16,15 @@ const ROUNDS: usize = 5;
 /// Rounds of a quick look.
 const QUICK_ROUNDS: usize = 2;
 /// Beginning of the directories' names; the sweep looks for it.
-const PREFIX: &str = "deadbolt-bench-";
+pub(crate) const PREFIX: &str = "deadbolt-bench-";
 
 /// How large everything is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Scale {
     /// Names in a table, live resources, locks: what the rows call 1 M.
     pub(crate) entries: u64,
+    /// How long a row runs in which processes wait for each other.
+    pub(crate) window: Duration,
     /// How long something at rest is watched.
     pub(crate) rest: Duration,
 }
@@ -31,9 +32,9 @@ pub(crate) struct Scale {
 impl Scale {
     fn new(is_quick: bool) -> Self {
         if is_quick {
-            Self { entries: 100_000, rest: Duration::from_secs(3) }
+            Self { entries: 100_000, window: Duration::from_millis(60), rest: Duration::from_secs(3) }
         } else {
-            Self { entries: 1_000_000, rest: Duration::from_secs(20) }
+            Self { entries: 1_000_000, window: Duration::from_millis(300), rest: Duration::from_secs(20) }
         }
     }
 }
@@ -46,15 +47,7 @@ pub fn locks(is_quick: bool, only: Option<String>, tell: impl FnMut(usize, &str)
     let scale = Scale::new(is_quick);
     let mut cases = floors::cases(scale);
     cases.extend(service::cases(scale));
-    cases.push(at_rest(scale));
+    cases.extend(cluster::cases(scale));
     let rounds = if is_quick { QUICK_ROUNDS } else { ROUNDS };
     sheet::measure(cases, &Wishes { rounds, only }, tell)
-}
-
-fn at_rest(scale: Scale) -> Case {
-    let measure = move || {
-        let place = Place::prepare(PREFIX, false)?;
-        Ok(Measured::Values(vec![floors::poll::poll(&place.device, scale.rest)?]))
-    };
-    Case::new(vec![Row::new(floors::POLL, "%")], measure).once()
 }

@@ -79,12 +79,21 @@ pub(crate) fn cores() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|core| set.is_set(*core) == Ok(true)).collect())
 }
 
-fn set_cores(cores: &[usize]) -> nix::Result<()> {
+fn set_cores(thread: Pid, cores: &[usize]) -> nix::Result<()> {
     let mut set = CpuSet::new();
     for core in cores {
         set.set(*core)?;
     }
-    sched_setaffinity(Pid::from_raw(0), &set)
+    sched_setaffinity(thread, &set)
+}
+
+/// All threads of a process on these cores.
+pub(crate) fn set_cores_of(pid: i32, cores: &[usize]) -> Result<()> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = task?.file_name().to_string_lossy().parse().context("the number of a thread")?;
+        set_cores(Pid::from_raw(thread), cores)?;
+    }
+    Ok(())
 }
 
 /// This thread on one core, until this goes.
@@ -93,7 +102,7 @@ pub(crate) struct Pinned(Vec<usize>);
 impl Pinned {
     pub(crate) fn to(core: usize) -> Result<Self> {
         let before = cores()?;
-        set_cores(&[core]).with_context(|| format!("moving to core {core}"))?;
+        set_cores(Pid::from_raw(0), &[core]).with_context(|| format!("moving to core {core}"))?;
         Ok(Self(before))
     }
 }
@@ -101,7 +110,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // The set of before: nothing forbids it now.
-        let _ = set_cores(&self.0);
+        let _ = set_cores(Pid::from_raw(0), &self.0);
     }
 }
 

@@ -7,7 +7,6 @@
 
 #[macro_use]
 pub mod say;
-pub mod ask;
 pub mod demo;
 pub mod format;
 pub mod verbs;

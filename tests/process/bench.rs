@@ -50,6 +50,14 @@ fn a_row_stands_beside_its_floor() {
 }
 
 #[test]
+fn nodes_are_started_measured_and_ended() {
+    let (code, text, said) = bench(&["--quick", "--json", "--only", "between two processes"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (measured, _) = rows(&text);
+    assert!(measured.last().unwrap()["value"].as_f64().unwrap() > 0.0, "{text}");
+}
+
+#[test]
 fn a_name_that_no_row_has_is_refused_with_the_names_there_are() {
     let (code, text, said) = bench(&["--only", "no such row"]);
     assert_eq!(code, Some(1));

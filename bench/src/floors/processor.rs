@@ -15,17 +15,16 @@ use anyhow::{Result, bail};
 use std::{
     hint::black_box,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub(super) fn cases(scale: Scale) -> Vec<Case> {
     let pairs = scale.entries * 10;
-    let (sleeps, spins) = (scale.entries / 50, scale.entries / 5);
     vec![
         Case::one(Row::new(CAS, "ns"), move || cas_pair(pairs)),
-        round_trips(FUTEX, Waiting::Sleeping, true, sleeps),
-        round_trips(FUTEX_APART, Waiting::Sleeping, false, sleeps / 4),
-        round_trips(SPIN, Waiting::Spinning, false, spins),
+        round_trips(FUTEX, Waiting::Sleeping, true, scale.window),
+        round_trips(FUTEX_APART, Waiting::Sleeping, false, scale.window),
+        round_trips(SPIN, Waiting::Spinning, false, scale.window),
     ]
 }
 
@@ -44,54 +43,56 @@ fn cas_pair(pairs: u64) -> Result<f64> {
     })
 }
 
-/// Time since `begin`, divided.
+/// Nanoseconds for each of what was done since `begin`.
 pub(super) fn nanoseconds_each(begin: Instant, count: u64) -> f64 {
     begin.elapsed().as_secs_f64() * 1e9 / count as f64
 }
 
-fn round_trips(name: &'static str, waiting: Waiting, is_one_core: bool, count: u64) -> Case {
+fn round_trips(name: &'static str, waiting: Waiting, is_one_core: bool, window: Duration) -> Case {
     Case::new(vec![Row::new(name, "ns")], move || {
         let places = if is_one_core { Some(Places::one_core()?) } else { Places::two_cores()? };
         match places {
-            Some(places) => Ok(Measured::Values(vec![ping_pong(places, waiting, count)?])),
+            Some(places) => Ok(Measured::Values(vec![ping_pong(places, waiting, window)?])),
             None => Ok(Measured::Skipped("this process may use one core only".into())),
         }
     })
 }
 
-/// Here it is this process's turn, and the other waits.
+/// Whose turn it is; and nobody's any more.
 const NEAR: u32 = 0;
 const FAR: u32 = 1;
+const OVER: u32 = 2;
 
-/// Gives the turn to the other side and waits until it is back.
-fn pass(turn: &AtomicU32, mine: u32, waiting: Waiting) -> bool {
-    turn.store(1 - mine, Ordering::Release);
+/// Says whose turn it is, and wakes whom that concerns.
+fn say(turn: &AtomicU32, next: u32, waiting: Waiting) {
+    turn.store(next, Ordering::Release);
     if waiting == Waiting::Sleeping {
         futex_wake(turn);
     }
-    wait_while(turn, 1 - mine, waiting)
 }
 
-fn ping_pong(places: Places, waiting: Waiting, count: u64) -> Result<f64> {
+fn ping_pong(places: Places, waiting: Waiting, window: Duration) -> Result<f64> {
     let turn = Shared::<[AtomicU32; 1]>::new()?;
+    let turn = &turn[0];
     let _pinned = Pinned::to(places.near)?;
     let work = || {
-        let mut is_good = wait_while(&turn[0], NEAR, waiting);
-        for _ in 1..count {
-            is_good = is_good && pass(&turn[0], FAR, waiting);
+        while wait_while(turn, NEAR, waiting) && turn.load(Ordering::Relaxed) != OVER {
+            say(turn, NEAR, waiting);
         }
-        turn[0].store(NEAR, Ordering::Release);
-        futex_wake(&turn[0]);
     };
     // SAFETY: the work touches the shared word and calls the kernel, nothing else.
     let partner = unsafe { Partner::fork(places.far, work) }?;
     let begin = Instant::now();
-    for _ in 0..count {
-        if !pass(&turn[0], NEAR, waiting) {
+    let mut count = 0;
+    while begin.elapsed() < window {
+        say(turn, FAR, waiting);
+        if !wait_while(turn, FAR, waiting) {
             bail!("the second process did not answer");
         }
+        count += 1;
     }
     let each = nanoseconds_each(begin, count);
+    say(turn, OVER, waiting);
     partner.finish()?;
     Ok(each)
 }

@@ -65,7 +65,7 @@ fn make() -> Result<Ends> {
 }
 
 pub(super) fn cases(scale: Scale) -> Vec<Case> {
-    let count = scale.entries / 100;
+    let window = scale.window;
     let ends = Rc::new(std::cell::OnceCell::new());
     [(TCP, true), (TCP_APART, false)]
         .map(|(name, is_one_core)| {
@@ -77,18 +77,22 @@ pub(super) fn cases(scale: Scale) -> Vec<Case> {
                 match (made, places) {
                     (Err(why), _) => Ok(Measured::Skipped(why.clone())),
                     (_, None) => Ok(Measured::Skipped("this process may use one core only".into())),
-                    (Ok(ends), Some(places)) => Ok(Measured::Values(vec![ping_pong(ends, places, count)?])),
+                    (Ok(ends), Some(places)) => Ok(Measured::Values(vec![ping_pong(ends, places, window)?])),
                 }
             })
         })
         .into()
 }
 
-fn ping_pong(ends: &Ends, places: Places, count: u64) -> Result<f64> {
+/// First byte of a message: another will follow, or none.
+const MORE: u8 = 0;
+const LAST: u8 = 1;
+
+fn ping_pong(ends: &Ends, places: Places, window: Duration) -> Result<f64> {
     let _pinned = Pinned::to(places.near)?;
     let work = || {
-        let mut message = [0; MESSAGE_BYTES];
-        for _ in 0..count {
+        let mut message = [MORE; MESSAGE_BYTES];
+        while message[0] == MORE {
             if (&ends.far).read_exact(&mut message).and_then(|()| (&ends.far).write_all(&message)).is_err() {
                 return;
             }
@@ -96,12 +100,16 @@ fn ping_pong(ends: &Ends, places: Places, count: u64) -> Result<f64> {
     };
     // SAFETY: reading and writing a socket are system calls; the message lies on the stack.
     let partner = unsafe { Partner::fork(places.far, work) }?;
-    let mut message = [0; MESSAGE_BYTES];
+    let mut message = [MORE; MESSAGE_BYTES];
+    let mut round_trip = || (&ends.near).write_all(&message).and_then(|()| (&ends.near).read_exact(&mut message)).context("the far end");
     let begin = Instant::now();
-    for _ in 0..count {
-        (&ends.near).write_all(&message).and_then(|()| (&ends.near).read_exact(&mut message)).context("the far end")?;
+    let mut count = 0;
+    while begin.elapsed() < window {
+        round_trip()?;
+        count += 1;
     }
     let each = nanoseconds_each(begin, count);
+    (&ends.near).write_all(&[LAST; MESSAGE_BYTES]).and_then(|()| (&ends.near).read_exact(&mut [0; MESSAGE_BYTES]))?;
     partner.finish()?;
     Ok(each)
 }

@@ -2,7 +2,7 @@
 //! Owns: the process that is measured: a fresh one for each figure, so that nothing freed before is counted as given.
 //! Invariants: resident memory (VmRSS), before and after; divided by what was added.
 //! Does not: count allocations.
-//! Called by: the measurements of the service; the hidden verb `bench-worker`, which is the process.
+//! Called by: the measurements of the service; the process itself, by its worker.
 
 use super::solo::Solo;
 use crate::{
@@ -12,11 +12,12 @@ use crate::{
     memory::{available, own_resident},
     names::name,
     sheet::{Case, Measured, Reach, Row},
+    worker::{Order, Worker},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use deadbolt_dlm_core::Mode;
-use deadbolt_trial::children::{own_program, run_to_end};
-use std::{ops::Range, str::FromStr};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 const LOCK: &str = "core: resident memory per granted lock at 1 M";
 const HOLDER: &str = "core: resident memory per further holder at 1 M";
@@ -29,25 +30,14 @@ const TIME_MANY: &str = "core: time per lock while 10 M are taken";
 const MANY_SECONDS_MAX: f64 = 60.0;
 
 /// What a process of its own measures.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Part {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Part {
     /// Memory of an entry of a bare hash table.
     Table,
     /// Memory of a granted lock, of a further holder, of a waiter.
     Locks,
     /// Memory and time of a lock among as many as asked for, and among ten times as many.
     Many,
-}
-
-const PARTS: [(&str, Part); 3] = [("table", Part::Table), ("locks", Part::Locks), ("many", Part::Many)];
-
-impl FromStr for Part {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = PARTS.iter().find(|(word, _)| *word == text);
-        found.map(|(_, part)| *part).ok_or_else(|| format!("{text:?} is no part of a benchmark; the parts are table, locks and many"))
-    }
 }
 
 pub(super) fn cases(scale: Scale) -> Vec<Case> {
@@ -67,26 +57,16 @@ pub(super) fn cases(scale: Scale) -> Vec<Case> {
 
 /// Has a fresh process measure it.
 pub(crate) fn measure_apart(part: Part, entries: u64) -> Result<Measured> {
-    let word = PARTS.iter().find(|(_, known)| *known == part).map_or("", |(word, _)| word);
-    let mut command = own_program();
-    command.args(["bench-worker", word, &entries.to_string()]);
-    match run_to_end(command, None)? {
-        (Some(0), said) => serde_json::from_str(&said).with_context(|| format!("the measuring process said {said:?}")),
-        (code, said) => bail!("the measuring process ended with {code:?}: {}", said.trim_end()),
-    }
+    Worker::start(&Order::Memory { part, entries })?.answer()
 }
 
-/// Measures it in this process, which does nothing else before and after. Answers with an object for `measure_apart`.
-///
-/// # Errors
-/// The service did not do what it should.
-pub fn measure_part(part: Part, entries: u64) -> Result<String> {
-    let measured = match part {
-        Part::Table => measure_table(entries)?,
-        Part::Locks => measure_locks(entries)?,
-        Part::Many => measure_many(entries)?,
-    };
-    Ok(serde_json::to_string(&measured)?)
+/// Measures it in this process, which does nothing else before and after.
+pub(crate) fn measure(part: Part, entries: u64) -> Result<Measured> {
+    match part {
+        Part::Table => measure_table(entries),
+        Part::Locks => measure_locks(entries),
+        Part::Many => measure_many(entries),
+    }
 }
 
 fn each(bytes: u64, count: u64) -> f64 {

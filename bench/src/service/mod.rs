@@ -6,7 +6,7 @@
 
 pub(crate) mod memory;
 mod pairs;
-mod rebuild;
+pub(crate) mod rebuild;
 mod solo;
 
 use crate::{locks::Scale, sheet::Case};

@@ -12,10 +12,12 @@ use crate::{
     locks::Scale,
     names::{Name, name},
     sheet::{Case, Measured, Reach, Row},
+    worker::{Order, Worker},
 };
 use anyhow::{Context, Result, bail};
 use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
 use deadbolt_dlm_core::{ClientReply, ClientRequest, Input, LockService, LockStatus, Mode, Output, SessionInfo};
+use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, time::Duration};
 
 const ALL: &str = "core: rebuild of 1 M locks that the node lost was master of, two survivors";
@@ -41,9 +43,16 @@ pub(super) fn cases(scale: Scale) -> Vec<Case> {
     let rows =
         |time, pause| vec![Row::new(time, "ms").over(&[SOCKET]).reach(Reach::Ratio(2.0)), Row::new(pause, "ms").reach(Reach::Value(5.0))];
     vec![
-        Case::new(rows(ALL, ALL_PAUSE), move || measure(entries, fill_at_the_lost)),
-        Case::new(rows(SPREAD, SPREAD_PAUSE), move || measure(entries, fill_everywhere)),
+        Case::new(rows(ALL, ALL_PAUSE), move || apart(Before::AtTheLost, entries)),
+        Case::new(rows(SPREAD, SPREAD_PAUSE), move || apart(Before::Everywhere, entries)),
     ]
+}
+
+/// Who was master of what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Before {
+    AtTheLost,
+    Everywhere,
 }
 
 /// A client that takes and gives back the same lock again and again.
@@ -323,9 +332,18 @@ fn fill_everywhere(world: &mut World, entries: u64) -> Result<()> {
     (0..3).try_for_each(|index| world.fill(index, (index as u64..entries).step_by(3), Mode::Ex))
 }
 
-fn measure(entries: u64, fill: impl Fn(&mut World, u64) -> Result<()>) -> Result<Measured> {
+/// Has a fresh process measure it: the tables of three nodes go with it.
+fn apart(before: Before, entries: u64) -> Result<Measured> {
+    Worker::start(&Order::Rebuild { before, entries })?.answer()
+}
+
+/// Measures it in this process.
+pub(crate) fn measure(before: Before, entries: u64) -> Result<Measured> {
     let mut world = World::new()?;
-    fill(&mut world, entries)?;
+    match before {
+        Before::AtTheLost => fill_at_the_lost(&mut world, entries)?,
+        Before::Everywhere => fill_everywhere(&mut world, entries)?,
+    }
     let lost = world.nodes.pop().context("three nodes")?.life;
     let members: Vec<Life> = world.nodes.iter().map(|node| node.life).collect();
     let start = world.nodes.iter().map(|node| node.clock).max().unwrap_or_default();

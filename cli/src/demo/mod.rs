@@ -141,7 +141,7 @@ impl Demo {
         debug_assert!(failure.is_some() || judgement.is_held());
         if failure.is_some() && !IS_INTERRUPTED.load(Ordering::SeqCst) {
             for node in &self.nodes {
-                eprintln!("--- last words of {}\n{}", node.name, node.last_words(25));
+                eprintln!("--- last words of {}\n{}", node.name(), node.last_words(25));
             }
         }
         self.report.finish(&judgement, failure.as_deref());
@@ -188,7 +188,7 @@ impl Demo {
     /// A line for each new view, as the first member that answers sees it.
     fn tell_news(&mut self) {
         self.looked = Instant::now();
-        let statuses = self.nodes.iter().filter_map(Node::status);
+        let statuses = self.nodes.iter().filter_map(|node| node.status());
         let newest = statuses.max_by_key(|status| status.get("view").and_then(Value::as_u64).unwrap_or(0));
         let Some(status) = newest else { return };
         let view = status.get("view").and_then(Value::as_u64).unwrap_or(0);

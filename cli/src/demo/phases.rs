@@ -7,7 +7,10 @@
 use super::{Demo, nodes::Node, report::Phase, worker::STOP_FILE};
 use anyhow::{Context, Result, bail};
 use deadbolt_cluster_core::timing::{Budget, budget_crash, budget_partition};
-use deadbolt_trial::children::{own_program, run_to_end};
+use deadbolt_trial::{
+    children::{own_program, run_to_end},
+    node::Shape,
+};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -47,7 +50,7 @@ impl Demo {
     }
 
     fn name(&self, index: usize) -> String {
-        self.nodes.get(index).map_or_else(String::new, |node| node.name.clone())
+        self.nodes.get(index).map_or_else(String::new, |node| node.name().to_owned())
     }
 
     fn node(&mut self, index: usize) -> Result<&mut Node> {
@@ -59,29 +62,29 @@ impl Demo {
     }
 
     fn counts(&self) -> String {
-        let each: Vec<String> = self.nodes.iter().map(|node| format!("{} {}", node.name, node.done())).collect();
+        let each: Vec<String> = self.nodes.iter().map(|node| format!("{} {}", node.name(), node.done())).collect();
         format!("counter {} ({})", self.counter().unwrap_or(0), each.join(", "))
     }
 
     fn form(&mut self) -> Result<()> {
         let count = self.nodes.len();
+        let shape = Shape { nodes: count, stall_ms: self.timings.stall_ms, has_pid_namespaces: self.place.has_pid_namespaces };
         let budget_ms = u64::try_from(count).unwrap_or(1) * (START_MS + self.let_in_ms());
         self.report.begin("form", "a formats the device and begins the cluster; the others join it with the key");
         let begin = Instant::now();
         for index in 0..count {
-            let key = self.nodes.first().context("no node")?.key_file();
-            let stall_ms = self.timings.stall_ms;
+            let key = self.nodes.first().context("no node")?.directory().key_file();
             let Self { nodes, place, network, .. } = self;
             let node = nodes.get_mut(index).context("no such node")?;
             if index == 0 {
-                node.init(place, network, count, stall_ms)?;
+                node.init("demo", place, network, shape)?;
             } else {
-                node.join(place, network, &key)?;
+                node.join(place, network, shape, &key)?;
             }
-            let name = node.name.clone();
+            let name = node.name().to_owned();
             self.wait(&format!("{name} becomes a member"), limit(budget_ms), |demo| demo.node(index)?.is_member())?;
         }
-        let votes = self.nodes.first().and_then(Node::status).map_or_else(String::new, |status| {
+        let votes = self.nodes.first().and_then(|node| node.status()).map_or_else(String::new, |status| {
             let number = |name: &str| status.get(name).and_then(Value::as_u64).unwrap_or(0);
             format!(", {} votes with the disk's, quorum {}", number("expected_votes"), number("quorum"))
         });
@@ -114,7 +117,7 @@ impl Demo {
     fn survivors_go_on(&mut self, lost: usize, budget_ms: u64) -> Result<()> {
         let before: Vec<u64> = self.nodes.iter().map(Node::done).collect();
         self.wait("the survivors get the lock", limit(budget_ms), |demo| {
-            Ok(demo.nodes.iter().zip(&before).any(|(node, before)| node.index != lost && node.done() > *before))
+            Ok(demo.nodes.iter().zip(&before).any(|(node, before)| node.index() != lost && node.done() > *before))
         })?;
         Ok(())
     }
@@ -174,7 +177,7 @@ impl Demo {
         self.take_lock(victim)?;
         let whole = self.view;
         let begin = Instant::now();
-        let processes = self.node(victim)?.kill_outright()?;
+        let processes = self.node(victim)?.kill_all()?;
         self.report.say(&format!("          all {processes} processes of {name} are killed at once"));
         self.survivors_go_on(victim, budget.total_ms())?;
         let time = begin.elapsed();

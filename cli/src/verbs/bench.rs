@@ -7,7 +7,7 @@
 use super::{EXIT_FAILED, EXIT_OK};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use deadbolt_bench::{Part, locks, measure_part, sheet::Sheet};
+use deadbolt_bench::{locks, sheet::Sheet, work};
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -35,11 +35,10 @@ struct LocksArguments {
     only: Option<String>,
 }
 
-/// Arguments of the hidden verb that measures one part in a process of its own.
+/// Arguments of the hidden verb that is a process of a benchmark.
 #[derive(Debug, Args)]
 pub(super) struct BenchWorkerArguments {
-    part: Part,
-    entries: u64,
+    order: String,
 }
 
 impl BenchArguments {
@@ -75,11 +74,11 @@ fn show(sheet: &Sheet, wants_json: bool) -> u8 {
     if sheet.failed.is_empty() { EXIT_OK } else { EXIT_FAILED }
 }
 
-/// Measures one part in this process.
+/// Does what the benchmark that started this process wants.
 ///
 /// # Errors
 /// It could not be measured.
 pub(super) fn run_worker(arguments: &BenchWorkerArguments) -> Result<u8> {
-    say!("{}", measure_part(arguments.part, arguments.entries)?);
+    say!("{}", work(&arguments.order)?);
     Ok(EXIT_OK)
 }

@@ -6,8 +6,8 @@
 //! Called by: the verbs; by itself, inside the tree.
 
 use super::{EXIT_CANNOT_RUN, EXIT_FAILED, EXIT_LOST, EXIT_NO_QUORUM, EXIT_NOT_FOUND, EXIT_NOT_GRANTED, EXIT_USAGE, NodeArguments};
-use crate::ask::ask;
 use clap::Args;
+use deadbolt_cluster::ask::ask;
 use deadbolt_cluster::{
     config::NodeDirectory,
     supervisor::{self, client::RunRequest},

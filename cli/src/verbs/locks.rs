@@ -5,9 +5,9 @@
 //! Called by: the verbs.
 
 use super::{EXIT_OK, NodeArguments, printable, seconds};
-use crate::ask::ask;
 use anyhow::Result;
 use clap::Args;
+use deadbolt_cluster::ask::ask;
 use serde_json::{Value, json};
 use std::time::Duration;
 

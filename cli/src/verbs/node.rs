@@ -5,9 +5,9 @@
 //! Called by: the verbs, `init`, `join`.
 
 use super::{EXIT_FAILED, EXIT_OK, NodeArguments};
-use crate::ask::{AskError, ask};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use deadbolt_cluster::ask::{AskError, ask};
 use deadbolt_cluster::{config::NodeDirectory, devices, look::newest_view_on, program::program, supervisor};
 use deadbolt_disk::Access;
 use serde_json::{Value, json};

@@ -5,8 +5,8 @@
 //! Called by: the verbs.
 
 use super::{EXIT_FAILED, EXIT_NO_DAEMON, EXIT_OK, NodeArguments, seconds};
-use crate::ask::ask;
 use clap::Args;
+use deadbolt_cluster::ask::ask;
 use serde_json::{Value, json};
 use std::time::Duration;
 

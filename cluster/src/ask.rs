@@ -2,9 +2,9 @@
 //! Owns: one question, one answer, within a time.
 //! Invariants: a daemon that does not answer in time is reported as such, never as stopped.
 //! Does not: know what the answers mean.
-//! Called by: the verbs.
+//! Called by: the verbs, trial nodes.
 
-use deadbolt_cluster::config::NodeDirectory;
+use crate::config::NodeDirectory;
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Write},

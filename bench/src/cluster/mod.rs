@@ -1,0 +1,243 @@
+//! What: locks of real nodes: clients, daemons, the network between them.
+//! Owns: the rows, and in which regime each is measured.
+//! Invariants: who works on which core is fixed for each row, daemons included.
+//! Does not: look into a node.
+//! Called by: the benchmark of the lock manager.
+
+pub(crate) mod client;
+mod rest;
+mod trial;
+
+use crate::{
+    floors::{CAS, FUTEX, RING_TABLE, SPIN, TCP},
+    locks::{PREFIX, Scale},
+    pair::{Pinned, Places},
+    sheet::{Case, Measured, Reach, Row},
+    worker::{Order, Worker},
+};
+use anyhow::{Context, Result, bail};
+use client::{Contend, Pairs, Shift, Turn};
+use deadbolt_trial::Place;
+use std::{
+    cell::OnceCell,
+    ops::Range,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+use trial::Trial;
+
+const CACHED: &str = "client: EX that is held already, taken again from the cache, one thread";
+const FIRST: &str = "node: pair of a node that holds nothing else, which has to be published on the disk";
+const SLEEPING: &str = "node: local pair, synchronous, client and daemon sleeping on one core";
+const SPINNING: &str = "node: local pair, synchronous, client and daemon on two cores";
+const PIPELINED: &str = "node: local pair, pipelined, client and daemon on two cores";
+const SIXTEEN: &str = "node: local pair, 16 clients on one core, daemon on another";
+const REMOTE: &str = "nodes: pair mastered on another node, synchronous, all sleeping on one core";
+const REMOTE_PIPELINED: &str = "nodes: pair mastered on another node, pipelined";
+const HAND_OVER: &str = "nodes: EX hand-over between two nodes, all sleeping on one core";
+const HAND_OVER_TURNS: &str = "nodes: turns per change of owner";
+const LOCAL_HAND_OVER: &str = "node: EX hand-over between two processes, all sleeping on one core";
+const LOCAL_TURNS: &str = "node: turns per change of owner";
+
+/// Clients at once in the row with many.
+const CLIENTS: u64 = 16;
+/// The nodes, started when the first row needs them; or why they could not be.
+#[derive(Clone, Default)]
+struct Lazy(Rc<OnceCell<Result<Trial, String>>>);
+
+impl Lazy {
+    fn get(&self) -> Result<&Trial> {
+        let started = self.0.get_or_init(|| Trial::start(PREFIX).map_err(|error| format!("{error:#}")));
+        started.as_ref().map_err(|why| anyhow::anyhow!("the nodes did not start: {why}"))
+    }
+}
+
+/// A row of nodes; `measure` gets them and two cores, or one twice.
+fn case(rows: Vec<Row>, lazy: &Lazy, needs: Needs, measure: impl Fn(&Trial, Places) -> Result<Vec<f64>> + 'static) -> Case {
+    let lazy = lazy.clone();
+    Case::new(rows, move || {
+        let places = match needs {
+            Needs::OneCore | Needs::Network => Places::one_core()?,
+            Needs::TwoCores => match Places::two_cores()? {
+                Some(places) => places,
+                None => return Ok(Measured::Skipped("this process may use one core only".into())),
+            },
+        };
+        let trial = lazy.get()?;
+        if needs == Needs::Network && !trial.has_namespaces() {
+            return Ok(Measured::Skipped("the nodes have no network namespaces: not root, or not in this kernel".into()));
+        }
+        Ok(Measured::Values(measure(trial, places)?))
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    OneCore,
+    TwoCores,
+    /// Namespaces; all on one core.
+    Network,
+}
+
+/// All of it, what is at rest first.
+pub(crate) fn cases(scale: Scale) -> Vec<Case> {
+    let lazy = Lazy::default();
+    let mut cases = vec![at_rest(&lazy, scale)];
+    let ratio = |name, floors, most| Row::new(name, "ns").over(floors).reach(Reach::Ratio(most));
+    let window = scale.window;
+    let row = Row::new(CACHED, "ns").over(&[CAS]).reach(Reach::Value(50.0));
+    cases.push(case(vec![row], &lazy, Needs::OneCore, move |trial, _| Ok(vec![client::cached_pairs(&trial.socket(0)?, scale.entries)?])));
+    let local = [
+        (ratio(SLEEPING, &[FUTEX], 1.5), Needs::OneCore, client::pairs as Work),
+        (ratio(SPINNING, &[SPIN], 6.0), Needs::TwoCores, client::pairs),
+        (ratio(PIPELINED, &[RING_TABLE], 1.8), Needs::TwoCores, client::pipelined_pairs),
+    ];
+    cases.extend(
+        local.map(|(row, needs, work)| {
+            case(vec![row], &lazy, needs, move |trial, places| Ok(vec![local_pairs(trial, places, window, work)?]))
+        }),
+    );
+    let row = Row::new(FIRST, "ns");
+    cases.push(case(vec![row], &lazy, Needs::OneCore, move |trial, _| Ok(vec![first_pairs(trial, window)?])));
+    cases.push(case(vec![ratio(SIXTEEN, &[RING_TABLE], 1.8)], &lazy, Needs::TwoCores, move |trial, places| {
+        Ok(vec![sixteen(trial, places, window)?])
+    }));
+    let absolute = Row::new(REMOTE_PIPELINED, "ns").over(&[RING_TABLE]).reach(Reach::Value(1e9 / 600_000.0));
+    let remote = [(ratio(REMOTE, &[TCP, FUTEX], 1.4), client::pairs as Work), (absolute, client::pipelined_pairs)];
+    cases.extend(remote.map(|(row, work)| {
+        case(vec![row], &lazy, Needs::Network, move |trial, places| Ok(vec![remote_pairs(trial, places, window, work)?]))
+    }));
+    let turns = |name| Row::new(name, "turns").reach(Reach::Value(1.05));
+    let rows = vec![ratio(HAND_OVER, &[TCP], 1.25), turns(HAND_OVER_TURNS)];
+    cases.push(case(rows, &lazy, Needs::Network, move |trial, places| hand_over(trial, places, window, [0, 1])));
+    let rows = vec![ratio(LOCAL_HAND_OVER, &[FUTEX], 1.5), turns(LOCAL_TURNS)];
+    cases.push(case(rows, &lazy, Needs::OneCore, move |trial, places| hand_over(trial, places, window, [0, 0])));
+    cases
+}
+
+fn at_rest(lazy: &Lazy, scale: Scale) -> Case {
+    let lazy = lazy.clone();
+    let measure = move || {
+        let trial = lazy.get()?;
+        rest::measure(trial, &Place::prepare(PREFIX, false)?, scale.rest)
+    };
+    Case::new(rest::rows(), measure).once()
+}
+
+type Work = fn(&deadbolt_dlm::blocking::Lockspace, Range<u64>) -> Result<()>;
+
+/// Pairs between two looks at the clock.
+const BATCH: u64 = 128;
+/// Names that the other node is master of: more than a window needs on a fast machine.
+const REMOTE_NAMES: u64 = 100_000;
+
+/// Nanoseconds for each pair, batch by batch until the time is over or the names are used up.
+fn time(numbers: Range<u64>, window: Duration, work: impl Fn(Range<u64>) -> Result<()>) -> Result<f64> {
+    let begin = Instant::now();
+    let mut next = numbers.start;
+    while begin.elapsed() < window && next + BATCH <= numbers.end {
+        work(next..next + BATCH)?;
+        next += BATCH;
+    }
+    Ok(begin.elapsed().as_secs_f64() * 1e9 / (next - numbers.start) as f64)
+}
+
+/// Each pair alone, without a batch: one takes as long as a write.
+fn first_pairs(trial: &Trial, window: Duration) -> Result<f64> {
+    let space = client::join(&trial.socket(0)?)?;
+    let begin = Instant::now();
+    let mut count = 0;
+    while begin.elapsed() < window {
+        client::pairs(&space, count..count + 1)?;
+        count += 1;
+    }
+    Ok(begin.elapsed().as_secs_f64() * 1e9 / count as f64)
+}
+
+/// While another lock is held: a node that holds nothing says so on the disk, and says that it holds something before the next grant.
+fn local_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> Result<f64> {
+    let _daemons = trial.pin(1, places.far)?;
+    let _pinned = Pinned::to(places.near)?;
+    let space = client::join(&trial.socket(0)?)?;
+    let _other = client::keep(&space, 1)?;
+    // The first ones find cold caches and a ring that nobody has looked at.
+    work(&space, 1..BATCH)?;
+    time(BATCH..u64::MAX, window, |numbers| work(&space, numbers))
+}
+
+fn sixteen(trial: &Trial, places: Places, time: Duration) -> Result<f64> {
+    let _daemons = trial.pin(1, places.far)?;
+    let shift = Shift { socket: trial.socket(0)?, core: places.near, time };
+    let orders: Vec<Order> = (1..=CLIENTS).map(|client| Order::Pairs(Pairs { shift: shift.clone(), first: client << 24 })).collect();
+    let workers = Worker::start_all(&orders)?;
+    let pairs = workers.into_iter().map(Worker::answer::<u64>).sum::<Result<u64>>()?;
+    Ok(time.as_secs_f64() * 1e9 / pairs as f64)
+}
+
+/// The second node is first to lock every name, and keeps it.
+fn remote_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> Result<f64> {
+    let _daemons = trial.pin(2, places.far)?;
+    let _pinned = Pinned::to(places.near)?;
+    let master = client::join(&trial.socket(1)?)?;
+    let guards = client::keep(&master, REMOTE_NAMES)?;
+    let space = client::join(&trial.socket(0)?)?;
+    let _other = client::keep(&space, 1)?;
+    let each = time(0..guards.len() as u64, window, |numbers| work(&space, numbers))?;
+    drop(guards);
+    Ok(each)
+}
+
+/// Two processes, each at one of these nodes; nanoseconds for a change of owner, and turns for it.
+fn hand_over(trial: &Trial, places: Places, time: Duration, nodes: [usize; 2]) -> Result<Vec<f64>> {
+    let _daemons = trial.pin(2, places.far)?;
+    let (mut orders, mut others) = (Vec::new(), Vec::new());
+    for node in nodes {
+        let socket = trial.socket(node)?;
+        others.extend(client::keep(&client::join(&socket)?, 1)?);
+        orders.push(Order::Contend(Contend { shift: Shift { socket, core: places.near, time }, resource: "contended".into() }));
+    }
+    let turns: Vec<Vec<Turn>> = Worker::start_all(&orders)?.into_iter().map(Worker::answer).collect::<Result<_>>()?;
+    match turns.as_slice() {
+        [first, second] => judge(first, second),
+        _ => bail!("{} clients contended, not two", turns.len()),
+    }
+}
+
+/// Only while both were at it.
+fn judge(first: &[Turn], second: &[Turn]) -> Result<Vec<f64>> {
+    let ends = |turns: &[Turn]| Some((turns.first()?.at, turns.last()?.at));
+    let (one, other) = ends(first).zip(ends(second)).context("a client had no turn")?;
+    let (begin, end) = (one.0.max(other.0), one.1.min(other.1));
+    let of = |turns: &[Turn], owner: usize| {
+        turns.iter().filter(|turn| turn.at >= begin && turn.at <= end).map(|turn| (turn.token, owner)).collect::<Vec<_>>()
+    };
+    let mut all = of(first, 0);
+    all.extend(of(second, 1));
+    all.sort_unstable();
+    let changes = all.windows(2).filter(|pair| matches!(pair, [one, next] if one.1 != next.1)).count();
+    if changes == 0 {
+        bail!("the lock never changed its owner");
+    }
+    let (time, turns) = (end.saturating_sub(begin).as_nanos() as f64, all.len() as f64);
+    Ok(vec![time / changes as f64, turns / changes as f64])
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn turns(list: &[(u64, u64)]) -> Vec<Turn> {
+        list.iter().map(|(counter, at)| Turn { token: (1, *counter), at: Duration::from_nanos(*at) }).collect()
+    }
+
+    #[test]
+    fn turns_and_changes_are_counted_while_both_contend() {
+        // The first is alone until 30 and after 60.
+        let first = turns(&[(1, 10), (2, 20), (4, 40), (5, 50), (7, 70)]);
+        let second = turns(&[(3, 30), (6, 60)]);
+        assert_eq!(judge(&first, &second).unwrap(), [15.0, 2.0]);
+        assert!(judge(&first, &[]).is_err());
+        assert!(judge(&turns(&[(1, 10), (2, 20)]), &turns(&[(3, 30)])).is_err());
+    }
+}
