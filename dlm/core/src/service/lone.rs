@@ -24,7 +24,9 @@ impl LocalLock {
     /// As queues would have it.
     pub(super) fn entry(&self, id: u32) -> Entry {
         let owner = Owner { peer: ME, lock: id };
-        let mut entry = Entry::new(owner, (self.pid, self.party()), self.op, Mode::Nl, Flags::NONE, self.since_ms);
+        // An operation under way has reached no queue.
+        let op = if self.pending.is_some() { 0 } else { self.op };
+        let mut entry = Entry::new(owner, (self.pid, self.party()), op, Mode::Nl, Flags::NONE, self.since_ms);
         (entry.wanted, entry.granted, entry.token) = (None, self.granted, self.token);
         entry
     }

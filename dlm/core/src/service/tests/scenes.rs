@@ -632,3 +632,26 @@ fn no_sequence_of_records_of_a_member_makes_the_service_panic() {
     }
     assert!(recovered > 20, "only {recovered} recoveries: the records do not get far");
 }
+
+#[test]
+fn a_lock_alone_keeps_what_was_asked_between_two_views() {
+    let mut timed = super::timed::Timed::new(2);
+    // Mastered where it is asked for, so that it needs no queue.
+    let resources: Vec<Vec<u8>> = (b'a'..b'z').map(|letter| vec![letter]).collect();
+    let locks: Vec<u32> = resources.iter().map(|resource| timed.take(0, 1, resource, Mode::Ex)).collect();
+    let members = vec![life(0, 1), life(1, 1)];
+    let view = |number| Input::View { number: ViewNumber(number), members: members.clone(), owed: vec![], is_member: true };
+    timed.input(0, view(2));
+    let (mode, flags, owner, timeout_ms, lvb) = (Mode::Pr, Flags::NONE, 0, 0, None);
+    let converts: Vec<u64> = locks
+        .iter()
+        .map(|lock| timed.ask(0, 1, |serial| ClientRequest::Convert { serial, lock: *lock, mode, flags, owner, timeout_ms, lvb }))
+        .collect();
+    timed.input(0, view(3));
+    timed.input(1, view(3));
+    for convert in converts {
+        let is_done =
+            |reply: &ClientReply| matches!(reply, ClientReply::Completed { serial, mode: Some(Mode::Pr), .. } if *serial == convert);
+        assert!(timed.replies.iter().any(|(_, reply)| is_done(reply)), "{:?}", timed.status(convert));
+    }
+}
