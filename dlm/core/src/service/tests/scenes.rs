@@ -637,7 +637,7 @@ fn no_sequence_of_records_of_a_member_makes_the_service_panic() {
 fn a_lock_alone_keeps_what_was_asked_between_two_views() {
     let mut timed = super::timed::Timed::new(2);
     // Mastered where it is asked for, so that it needs no queue.
-    let resources: Vec<Vec<u8>> = (b'a'..b'z').map(|letter| vec![letter]).collect();
+    let resources: Vec<Vec<u8>> = (b'a'..=b'z').map(|letter| vec![letter]).collect();
     let locks: Vec<u32> = resources.iter().map(|resource| timed.take(0, 1, resource, Mode::Ex)).collect();
     let members = vec![life(0, 1), life(1, 1)];
     let view = |number| Input::View { number: ViewNumber(number), members: members.clone(), owed: vec![], is_member: true };
