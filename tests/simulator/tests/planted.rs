@@ -37,14 +37,11 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Mixed, 2, "L3"),
     (Mixed, 41, "S12"),
     (Ordinary, 2, "S5"),
-    (Deaths, 70, NONE),
+    (Deaths, 1263, "S9"),
     (Mixed, 8, "S10"),
     (Mixed, 1, "S4"),
     (Mixed, 1, "L3"),
 ];
-/// Fell at its seed until locks that are alone lost their queues; of some 1,500 seeds that were drawn since, in four ways, none found it.
-/// It stays planted so that it can be looked for.
-const NONE: &str = "none";
 /// Seeds that are searched where the known one does not find it.
 const SEARCHED: u64 = 400;
 
@@ -75,9 +72,6 @@ fn each_planted_mistake_is_found() {
     assert_eq!(FOUND.len(), MISTAKES.len());
     let mut wrong = Vec::new();
     for ((mistake, number), (draw, seed, promise)) in MISTAKES.iter().zip(1..).zip(FOUND) {
-        if *promise == NONE {
-            continue;
-        }
         let seeds = std::iter::once(*seed).chain(1..=SEARCHED);
         let found = seeds.into_iter().find_map(|seed| fallen(*draw, seed, number).map(|promise| (seed, promise)));
         println!("{number:>2} {mistake:?}: {found:?}");
