@@ -2,7 +2,8 @@
 //! Owns: the processes it starts.
 //! Invariants: every row is measured in the same rounds as its floor.
 //! Does not: use a cluster: one lock service on one node.
-//! Called by: people: `cargo run --release -p deadbolt-dlm --example pairs`.
+//! Called by: people: `cargo run --release -p deadbolt-dlm --example pairs`; with the path of a node's `lock.sock` and the processor that its
+//!   daemon is bound to (`taskset -apc`), that node is measured.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "an example that measures")]
 
 #[path = "../tests/common/mod.rs"]
@@ -10,8 +11,8 @@ mod common;
 
 use common::{Node, anybody};
 use deadbolt_dlm::{
-    Mode,
-    blocking::{Client, Lockspace, Wishes},
+    Mode, Transport,
+    blocking::{Client, Lockspace, Protection, Wishes},
     cache::{CachedLock, CachedLockspace},
 };
 use nix::{
@@ -21,6 +22,7 @@ use nix::{
 };
 use std::{
     collections::VecDeque,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -135,32 +137,36 @@ fn say(name: &str, costs: &[Cost], floor: &[Cost]) {
     );
 }
 
+/// Measures the node behind a socket; its loop runs on `processor` as far as that is known.
+fn measure(path: &Path, processor: usize) {
+    pin(0);
+    let is_same = processor == 0;
+    let connect = |transport| Client::connect_over(path, Protection { is_unprotected: true }, transport).unwrap();
+    let (ring, socket) = (joined(&connect(Transport::Ring)), joined(&connect(Transport::Socket)));
+    // One lock stays, so that the node need not say on its device with each pair that it holds something, and nothing again.
+    let _held = ring.lock(b"held", Mode::Pr, &Wishes::default()).unwrap();
+    let cached = CachedLockspace::new(ring.clone(), 10).unwrap().resource(b"a-name-kept-by-the-cache").unwrap();
+    let mut rows: [Vec<Cost>; 5] = Default::default();
+    for _ in 0..ROUNDS {
+        let costs = [ping_pong(processor, is_same), pairs(&ring), pairs(&socket), pipelined(&ring), kept(&cached)];
+        rows.iter_mut().zip(costs).for_each(|(row, cost)| row.push(cost));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("{}", if is_same { "one processor, sleeping" } else { "two processors, watching" });
+    let names = ["floor: one word to and fro", "pair by ring", "pair by socket", "pair by ring, 32 to 64 on way", "pair kept by the cache"];
+    names.iter().zip(&rows).for_each(|(name, row)| say(name, row, &rows[0]));
+}
+
 fn main() {
-    let processors = std::thread::available_parallelism().unwrap().get();
-    for node_processor in 0..processors.min(2) {
+    let mut arguments = std::env::args().skip(1);
+    if let Some(path) = arguments.next() {
+        let processor = arguments.next().map_or(0, |number| number.parse().unwrap());
+        return measure(Path::new(&path), processor);
+    }
+    for processor in 0..std::thread::available_parallelism().unwrap().get().min(2) {
         // The node's thread inherits where it runs.
-        pin(node_processor);
+        pin(processor);
         let node = Node::start(anybody());
-        pin(0);
-        let is_same = node_processor == 0;
-        let (ring, socket) = (joined(&node.connect()), joined(&node.connect_by_socket()));
-        let cached = CachedLockspace::new(ring.clone(), 10).unwrap().resource(b"a-name-kept-by-the-cache").unwrap();
-        let mut rows: [Vec<Cost>; 5] = Default::default();
-        for _ in 0..ROUNDS {
-            for (row, value) in
-                rows.iter_mut().zip([ping_pong(node_processor, is_same), pairs(&ring), pairs(&socket), pipelined(&ring), kept(&cached)])
-            {
-                row.push(value);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        println!("{}", if is_same { "one processor, sleeping" } else { "two processors, watching" });
-        for (name, row) in
-            ["floor: one word to and fro", "pair by ring", "pair by socket", "pair by ring, 32 to 64 on way", "pair kept by the cache"]
-                .iter()
-                .zip(&rows)
-        {
-            say(name, row, &rows[0]);
-        }
+        measure(&node.path(), processor);
     }
 }
