@@ -130,8 +130,14 @@ impl Effects {
         self.server.ready().await;
     }
 
+    /// Clients that were just answered say more already.
+    pub(super) fn have_clients_more(&mut self) -> bool {
+        self.server.has_more()
+    }
+
     /// Puts everything that clients said to the node; the answers of all of it leave together.
     pub(super) fn handle_clients(&mut self, node: &mut Node) {
+        let now = now_ms();
         while let Some(event) = self.server.next_event() {
             let input = match event {
                 ServerEvent::Opened { session, pid, .. } => {
@@ -140,7 +146,7 @@ impl Effects {
                 ServerEvent::Request { session, request } => locks::Input::Request { session, request },
                 ServerEvent::Closed { session } => locks::Input::SessionClosed { session },
             };
-            node.handle(now_ms(), NodeInput::Locks(input));
+            node.handle(now, NodeInput::Locks(input));
         }
     }
 

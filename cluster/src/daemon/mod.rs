@@ -186,6 +186,8 @@ impl Daemon {
         }
         let mut turn = tokio::time::interval(TURN);
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        let mut alarm_ms = None;
         loop {
             self.side.advance_turn();
             // Before anything else: a flood of messages must not keep this node from saying that it lives.
@@ -195,7 +197,11 @@ impl Daemon {
             if let Some(outcome) = self.apply(&mut node, &mut effects)? {
                 return Ok(outcome);
             }
-            let wait = Duration::from_millis(node.next_deadline().saturating_sub(now_ms()).min(1000));
+            let deadline_ms = node.next_deadline();
+            if alarm_ms.replace(deadline_ms) != Some(deadline_ms) {
+                let wait = Duration::from_millis(deadline_ms.saturating_sub(now_ms()).min(1000));
+                alarm.as_mut().reset(tokio::time::Instant::now() + wait);
+            }
             tokio::select! {
                 biased;
                 ready = self.published.readable() => {
@@ -210,9 +216,13 @@ impl Daemon {
                 Some((device, completion)) = self.completions.recv() => self.handle_completion(&mut node, device, completion),
                 Some(datagram) = datagrams.recv() => effects.handle_datagram(&mut node, &datagram),
                 Some(event) = link_events.recv() => effects.handle_link(&mut node, event),
-                () = effects.clients_ready() => effects.handle_clients(&mut node),
+                () = effects.clients_ready() => {
+                    if let Some(outcome) = self.serve_clients(&mut node, &mut effects)? {
+                        return Ok(outcome);
+                    }
+                }
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
-                () = tokio::time::sleep(wait) => {}
+                () = &mut alarm => alarm_ms = None,
                 _ = turn.tick() => {}
             }
         }
@@ -303,6 +313,17 @@ impl Daemon {
         }
         effects.flush();
         Ok(None)
+    }
+
+    /// Answers clients turn after turn while they go on at once, without asking every other source each time.
+    fn serve_clients(&mut self, node: &mut Node, effects: &mut Effects) -> Result<Option<Outcome>> {
+        loop {
+            effects.handle_clients(node);
+            let outcome = self.apply(node, effects)?;
+            if outcome.is_some() || !effects.have_clients_more() {
+                return Ok(outcome);
+            }
+        }
     }
 
     fn read_page(&mut self, node: &mut Node) -> Result<()> {

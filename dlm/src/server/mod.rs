@@ -205,6 +205,26 @@ impl Server {
         std::future::poll_fn(|context| self.poll_ready(context)).await;
     }
 
+    /// Do they say more already, or in the short time that it pays to watch their rings? For a loop that has just answered them: cheaper than
+    /// waiting. True a bounded number of times on end: then everything else is to have its turn.
+    pub fn has_more(&mut self) -> bool {
+        if self.since_yield >= YIELD_REQUESTS {
+            return false;
+        }
+        self.look_around();
+        if self.common.waiting() == 0 && self.watch_rings() {
+            self.look_around();
+        }
+        self.since_yield += self.common.waiting();
+        self.common.waiting() > 0
+    }
+
+    fn look_around(&mut self) {
+        self.common.is_fresh = self.common.waiting() == 0;
+        self.look_at_sources();
+        self.look_at_rings();
+    }
+
     /// What they said; take all of it before waiting again, so that one turn answers all.
     pub fn next_event(&mut self) -> Option<ServerEvent> {
         self.common.releases.pop_front().or_else(|| self.common.events.pop_front())
@@ -256,10 +276,8 @@ impl Server {
         }
         loop {
             self.common.list.wakes(context.waker());
-            self.common.is_fresh = self.common.waiting() == 0;
             self.poll_alarm(context);
-            self.look_at_sources();
-            self.look_at_rings();
+            self.look_around();
             if self.common.waiting() > 0 {
                 self.since_yield += self.common.waiting();
                 return Poll::Ready(());

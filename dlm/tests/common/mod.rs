@@ -1,8 +1,8 @@
-//! What: a single-member node for the tests and the example: one real lock service behind a real server.
+//! What: a single-member node for the tests: one real lock service behind a real server.
 //! Owns: its directory and its thread.
 //! Invariants: nothing is left behind when it ends.
 //! Does not: speak with other nodes.
-//! Called by: the tests of this package, its example.
+//! Called by: the tests of this package.
 #![allow(dead_code, clippy::unwrap_used, reason = "a test; not every test uses all of it")]
 
 use deadbolt_disk_format::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
@@ -80,9 +80,11 @@ pub(crate) async fn serve(path: &Path, hook: AcceptHook, mut stopped: tokio::syn
             }
         }
         server.flush();
-        tokio::select! {
-            _ = &mut stopped => return,
-            () = server.ready() => {}
+        if !server.has_more() {
+            tokio::select! {
+                _ = &mut stopped => return,
+                () = server.ready() => {}
+            }
         }
         while let Some(event) = server.next_event() {
             service.handle(
