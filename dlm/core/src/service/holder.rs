@@ -215,8 +215,8 @@ impl LockService {
                 self.learn_master(id, is_taken.then_some(master));
             }
         }
-        self.pump();
-        self.release_if_empty(number);
+        // When the requests that this sent have arrived: before them there is nothing on it.
+        self.release_later.push(number);
     }
 
     fn learn_master(&mut self, id: u32, taken_by: Option<PeerId>) {

@@ -274,6 +274,8 @@ pub struct LockService {
     ranges: ranges::RangeBook,
     deadlocks: deadlock::Deadlocks,
     loopback: VecDeque<Record>,
+    /// Places of which mastery may be given back when the loopback is empty.
+    release_later: Vec<u32>,
     outbox: BTreeMap<Life, Vec<u8>>,
     outputs: VecDeque<Output>,
     #[cfg(any(test, feature = "planted"))]
@@ -319,6 +321,7 @@ impl LockService {
             ranges: ranges::RangeBook::default(),
             deadlocks: deadlock::Deadlocks::default(),
             loopback: VecDeque::new(),
+            release_later: Vec::new(),
             outbox: BTreeMap::new(),
             outputs: VecDeque::new(),
             #[cfg(any(test, feature = "planted"))]
@@ -381,8 +384,14 @@ impl LockService {
     }
 
     fn pump(&mut self) {
-        while let Some(record) = self.loopback.pop_front() {
-            self.handle_record(self.me, record);
+        loop {
+            if let Some(record) = self.loopback.pop_front() {
+                self.handle_record(self.me, record);
+            } else if let Some(place) = self.release_later.pop() {
+                self.release_if_empty(place);
+            } else {
+                return;
+            }
         }
     }
 

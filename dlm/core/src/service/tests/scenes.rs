@@ -655,3 +655,13 @@ fn a_lock_alone_keeps_what_was_asked_between_two_views() {
         assert!(timed.replies.iter().any(|(_, reply)| is_done(reply)), "{:?}", timed.status(convert));
     }
 }
+
+#[test]
+fn a_recovery_of_many_resources_needs_no_deep_stack() {
+    let mut stage = stage::Stage::new(1);
+    for number in 0..20_000_u32 {
+        stage.lock((0, 1), &number.to_le_bytes(), Mode::Ex, Flags::NONE);
+    }
+    stage.next_view(&[]);
+    assert_eq!(stage.nodes[&0].status().mastered, 20_000);
+}
