@@ -6,8 +6,13 @@
 
 use crate::routing::ClientError;
 use deadbolt_dlm_core::{
-    ClientReply, LockStatus, Mode, ResourceName, ResultFlags, Token,
-    client::{Lvb, NONE_FAILED, QueriedLock},
+    ClientReply, Flags, LockStatus, Mode, ResourceName, ResultFlags, Token,
+    client::{LOCKSPACE_BYTES_MAX, Lvb, MANY_LOCKS_MAX, NONE_FAILED, QueriedLock, RESOURCE_BYTES_MAX, RangeHolder},
+    legal::check_unlock,
+};
+use std::{
+    ops::{Bound, RangeBounds},
+    time::Duration,
 };
 
 /// What a completed operation says.
@@ -42,10 +47,68 @@ pub struct Queried {
 
 /// A name that can be sent.
 pub(crate) fn resource_name(name: &[u8]) -> Result<ResourceName, ClientError> {
-    ResourceName::new(name).ok_or_else(|| ClientError::Refused {
-        status: LockStatus::Invalid,
-        reason: format!("a resource name has 1 to 64 bytes, this one has {}; choose another", name.len()),
-    })
+    let refused = || invalid(format!("a resource name has 1 to {RESOURCE_BYTES_MAX} bytes, this one has {}; choose another", name.len()));
+    ResourceName::new(name).ok_or_else(refused)
+}
+
+/// A name that can be sent.
+pub(crate) fn lockspace_name(name: &[u8]) -> Result<Vec<u8>, ClientError> {
+    if (1..=LOCKSPACE_BYTES_MAX).contains(&name.len()) {
+        return Ok(name.to_vec());
+    }
+    Err(invalid(format!("a lockspace name has 1 to {LOCKSPACE_BYTES_MAX} bytes, this one has {}; choose another", name.len())))
+}
+
+/// Names and modes of many locks that can be asked for at once.
+pub(crate) fn many_items(items: &[(&[u8], Mode)]) -> Result<Vec<(ResourceName, Mode)>, ClientError> {
+    if !(1..=MANY_LOCKS_MAX).contains(&items.len()) {
+        return Err(invalid(format!("1 to {MANY_LOCKS_MAX} locks can be asked for at once, not {}; ask several times", items.len())));
+    }
+    items.iter().map(|(name, mode)| Ok((resource_name(name)?, *mode))).collect()
+}
+
+/// First and last of some bytes.
+pub(crate) fn first_and_last(bytes: impl RangeBounds<u64>) -> Result<(u64, u64), ClientError> {
+    let first = match bytes.start_bound() {
+        Bound::Included(first) => Some(*first),
+        Bound::Excluded(before) => before.checked_add(1),
+        Bound::Unbounded => Some(0),
+    };
+    let last = match bytes.end_bound() {
+        Bound::Included(last) => Some(*last),
+        Bound::Excluded(behind) => behind.checked_sub(1),
+        Bound::Unbounded => Some(u64::MAX),
+    };
+    let ends = first.zip(last).filter(|(first, last)| first <= last);
+    ends.ok_or_else(|| invalid("a byte range has at least one byte, and its first one before its last; this one has none".into()))
+}
+
+/// A wait's end as it is sent: whole milliseconds, never less than wished; 0: for ever.
+pub(crate) fn timeout_ms(timeout: Option<Duration>) -> u32 {
+    let wished = timeout.map(|timeout| u32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX));
+    wished.map_or(0, |ms| ms.max(1))
+}
+
+fn invalid(reason: String) -> ClientError {
+    ClientError::Refused { status: LockStatus::Invalid, reason }
+}
+
+/// Why nothing was granted. `judged`: what is wrong with the arguments.
+pub(crate) fn not_granted(status: LockStatus, judged: impl FnOnce() -> Result<(), &'static str>) -> ClientError {
+    match judged() {
+        Err(reason) if status == LockStatus::Invalid => invalid(reason.into()),
+        _ => ClientError::NotGranted(status),
+    }
+}
+
+/// Is a lock that was granted so given back so? Asked before the request is sent: what is posted has no answer.
+pub(crate) fn may_unlock(done: &Completion, flags: Flags, lvb: Option<&Lvb>) -> Result<(), ClientError> {
+    check_unlock(done.mode, flags, lvb).map_err(|reason| invalid(reason.into()))
+}
+
+/// Succeeds with a completion that says `wanted`.
+pub(crate) fn expect(done: &Completion, wanted: LockStatus) -> Result<(), ClientError> {
+    if done.status == wanted { Ok(()) } else { Err(ClientError::NotGranted(done.status)) }
 }
 
 /// The completion in a reply.
@@ -77,5 +140,14 @@ pub(crate) fn queried(reply: ClientReply) -> Result<Queried, ClientError> {
         }
         ClientReply::Queried { status, .. } => Err(ClientError::NotGranted(status)),
         _ => Err(ClientError::Unexpected { to: "Query" }),
+    }
+}
+
+/// Who stands in the way of a range.
+pub(crate) fn conflict(reply: ClientReply) -> Result<Option<RangeHolder>, ClientError> {
+    match reply {
+        ClientReply::RangeConflict { status: LockStatus::Success, conflict, .. } => Ok(conflict),
+        ClientReply::RangeConflict { status, .. } => Err(ClientError::NotGranted(status)),
+        _ => Err(ClientError::Unexpected { to: "RangeQuery" }),
     }
 }

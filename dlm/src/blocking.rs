@@ -33,25 +33,28 @@
 //! # Ok(()) }
 //! ```
 
+mod ranges;
+
 pub use crate::{
     answers::{Completion, Queried},
     routing::ClientError,
     session::Transport,
 };
 use crate::{
-    answers::{completion, many, queried, resource_name},
+    answers::{completion, expect, lockspace_name, many, many_items, may_unlock, not_granted, queried, resource_name, timeout_ms},
     routing::{HintSink, Reply},
     session::{Owner, Session},
 };
 use deadbolt_dlm_core::{
     ClientReply, ClientRequest, Flags, LockStatus, Mode, Token,
     client::{LVB_BYTES, Lvb},
+    legal::{check_convert, check_lock},
 };
 use std::{
     fmt,
     path::Path,
     sync::{Arc, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How to connect.
@@ -68,7 +71,8 @@ pub struct Wishes {
     pub flags: Flags,
     /// Value block to write where the request writes one.
     pub lvb: Option<Lvb>,
-    /// How long to wait; none: for ever. Afterwards the request is cancelled.
+    /// How long to wait, from the asking on; none: for ever. The node ends the wait, by whole milliseconds of its clock, rounded up; at most
+    /// 49 days.
     pub timeout: Option<Duration>,
     /// For whom, as the search for deadlocks sees it: a transaction, by a number that the program chose and that may wait on several
     /// nodes; 0: this session.
@@ -132,26 +136,16 @@ impl Client {
     }
 
     fn wait(&self, serial: u64, was_asleep: bool) -> Reply {
-        // Without an end of the time there is an answer: at the latest that the session is over.
-        self.session().wait(serial, None, was_asleep).unwrap_or(Err(ClientError::Unexpected { to: "a request without a limit" }))
+        self.session().wait(serial, was_asleep)
     }
 
-    /// Waits; when the time is over the request is cancelled, and ends either way: cancelled, or granted just before.
-    fn wait_within(&self, serial: u64, was_asleep: bool, timeout: Option<Duration>) -> Reply {
-        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        if let Some(reply) = self.session().wait(serial, until, was_asleep) {
-            return reply;
-        }
-        self.session().post(|own| ClientRequest::CancelRequest { serial: own, request: serial });
-        self.wait(serial, false)
-    }
-
-    /// Uses a lockspace.
+    /// Uses a lockspace: 1 to 64 bytes, the same on every node.
     ///
     /// # Errors
     /// Refused, or the session is over.
     pub fn join(&self, name: &[u8]) -> Result<Lockspace, ClientError> {
-        match self.call(|serial| ClientRequest::JoinLockspace { serial, name: name.to_vec() })? {
+        let name = lockspace_name(name)?;
+        match self.call(|serial| ClientRequest::JoinLockspace { serial, name })? {
             ClientReply::Joined { lockspace, .. } => Ok(Lockspace { client: self.clone(), number: lockspace }),
             _ => Err(ClientError::Unexpected { to: "JoinLockspace" }),
         }
@@ -188,14 +182,7 @@ impl Lockspace {
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
-        let (serial, was_asleep) = self.ask(resource, mode, wishes)?;
-        Guard::new(&self.client, self.client.wait_within(serial, was_asleep, wishes.timeout)?)
-    }
-
-    fn ask(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<(u64, bool), ClientError> {
-        let (lockspace, resource) = (self.number, resource_name(resource)?);
-        let Wishes { flags, lvb, owner, .. } = *wishes;
-        self.client.session().begin(|serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb })
+        self.begin(resource, mode, wishes)?.wait()
     }
 
     /// Takes a lock if it is free now; none: it is not.
@@ -216,13 +203,12 @@ impl Lockspace {
     /// # Errors
     /// Not all granted in time (then none is), refused, or the session is over.
     pub fn lock_many(&self, items: &[(&[u8], Mode)], wishes: &Wishes) -> Result<Vec<Guard>, ClientError> {
-        let lockspace = self.number;
+        let (lockspace, timeout_ms) = (self.number, timeout_ms(wishes.timeout));
         let Wishes { flags, owner, .. } = *wishes;
         let modes: Vec<Mode> = items.iter().map(|(_, mode)| *mode).collect();
-        let items = items.iter().map(|(name, mode)| Ok((resource_name(name)?, *mode))).collect::<Result<_, ClientError>>()?;
-        let make = |serial| ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms: 0 };
-        let (serial, was_asleep) = self.client.session().begin(make)?;
-        let granted = many(self.client.wait_within(serial, was_asleep, wishes.timeout)?, &modes)?;
+        let items = many_items(items)?;
+        let make = |serial| ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms };
+        let granted = many(self.client.call(make)?, &modes)?;
         Ok(granted.into_iter().map(|done| Guard::of(&self.client, done)).collect())
     }
 
@@ -242,7 +228,7 @@ impl Lockspace {
     pub fn purge(&self, slot: u16, pid: u32) -> Result<(), ClientError> {
         let lockspace = self.number;
         let done = completion(self.client.call(|serial| ClientRequest::Purge { serial, lockspace, slot, pid })?, "Purge")?;
-        if done.status == LockStatus::Success { Ok(()) } else { Err(ClientError::NotGranted(done.status)) }
+        expect(&done, LockStatus::Success)
     }
 
     /// Asks for a lock; to be waited for later, so that many requests are on their way at once.
@@ -250,8 +236,11 @@ impl Lockspace {
     /// # Errors
     /// The session is over.
     pub fn begin(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Pending, ClientError> {
-        let (serial, was_asleep) = self.ask(resource, mode, wishes)?;
-        Ok(Pending { client: self.client.clone(), serial, was_asleep, timeout: wishes.timeout, is_over: false })
+        let (lockspace, resource, timeout_ms) = (self.number, resource_name(resource)?, timeout_ms(wishes.timeout));
+        let Wishes { flags, lvb, owner, .. } = *wishes;
+        let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb };
+        let (serial, was_asleep) = self.client.session().begin(make)?;
+        Ok(Pending { client: self.client.clone(), serial, was_asleep, asked: (mode, flags), is_over: false })
     }
 }
 
@@ -268,18 +257,22 @@ pub struct Pending {
     client: Client,
     serial: u64,
     was_asleep: bool,
-    timeout: Option<Duration>,
+    asked: (Mode, Flags),
     is_over: bool,
 }
 
 impl Pending {
-    /// Waits for the lock. The time of the wishes begins here.
+    /// Waits for the lock.
     ///
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub fn wait(mut self) -> Result<Guard, ClientError> {
         self.is_over = true;
-        Guard::new(&self.client, self.client.wait_within(self.serial, self.was_asleep, self.timeout)?)
+        let done = completion(self.client.wait(self.serial, self.was_asleep)?, "Lock")?;
+        match done.status {
+            LockStatus::Success => Ok(Guard::of(&self.client, done)),
+            status => Err(not_granted(status, || check_lock(self.asked.0, self.asked.1))),
+        }
     }
 }
 
@@ -301,14 +294,6 @@ pub struct Guard {
 }
 
 impl Guard {
-    fn new(client: &Client, reply: ClientReply) -> Result<Self, ClientError> {
-        let done = completion(reply, "Lock")?;
-        match done.status {
-            LockStatus::Success => Ok(Self::of(client, done)),
-            status => Err(ClientError::NotGranted(status)),
-        }
-    }
-
     fn of(client: &Client, done: Completion) -> Self {
         Self { client: client.clone(), done, is_listened_to: false, is_held: true }
     }
@@ -357,17 +342,19 @@ impl Guard {
     /// # Errors
     /// Not granted in time (the lock keeps its mode), refused, or the session is over.
     pub fn convert_within(&mut self, mode: Mode, wishes: &Wishes) -> Result<&Completion, ClientError> {
-        let lock = self.done.lock;
+        let (lock, timeout_ms) = (self.done.lock, timeout_ms(wishes.timeout));
         let Wishes { flags, lvb, owner, .. } = *wishes;
-        let (serial, was_asleep) =
-            self.client.session().begin(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms: 0, lvb })?;
-        let done = completion(self.client.wait_within(serial, was_asleep, wishes.timeout)?, "Convert")?;
+        let make = |serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms, lvb };
+        let done = completion(self.client.call(make)?, "Convert")?;
         match done.status {
             LockStatus::Success => {
                 self.done = done;
                 Ok(&self.done)
             }
-            status => Err(ClientError::NotGranted(status)),
+            status => {
+                let granted = done.mode.unwrap_or(Mode::Nl);
+                Err(not_granted(status, || check_convert(granted, mode, flags, lvb.as_ref())))
+            }
         }
     }
 
@@ -388,19 +375,26 @@ impl Guard {
     /// Gives the lock back and waits until the node has taken it.
     ///
     /// # Errors
-    /// Refused, or the session is over (the lock is void then as well).
+    /// Refused (then it is given back as a dropped guard is, without a value), or the session is over (the lock is void then as well).
     pub fn unlock(mut self, flags: Flags, lvb: Option<Lvb>) -> Result<(), ClientError> {
-        self.is_held = false;
+        may_unlock(&self.done, flags, lvb.as_ref())?;
         let lock = self.done.lock;
-        self.client.session().forget(lock);
         let reply = self.client.call(|serial| ClientRequest::Unlock { serial, lock, flags, lvb })?;
-        completion(reply, "Unlock").map(|_| ())
+        expect(&completion(reply, "Unlock")?, LockStatus::Unlocked)?;
+        self.is_held = false;
+        self.client.session().forget(lock);
+        Ok(())
     }
 
     /// Gives the lock back without waiting, from PW or EX with a new value block where the flags say so.
-    pub fn post_unlock(mut self, flags: Flags, lvb: Option<Lvb>) {
+    ///
+    /// # Errors
+    /// Refused; then it is given back as a dropped guard is, without a value.
+    pub fn post_unlock(mut self, flags: Flags, lvb: Option<Lvb>) -> Result<(), ClientError> {
+        may_unlock(&self.done, flags, lvb.as_ref())?;
         self.is_held = false;
         self.client.session().release(self.done.lock, flags, lvb);
+        Ok(())
     }
 
     /// Gives the lock back, from PW or EX with a new value block, and waits until the node has taken it.

@@ -24,6 +24,8 @@
 //! # Ok(()) }
 //! ```
 
+mod ranges;
+
 pub use crate::{
     answers::{Completion, Queried},
     blocking::{Protection, Wishes},
@@ -31,11 +33,15 @@ pub use crate::{
     session::Transport,
 };
 use crate::{
-    answers::{completion, many, queried, resource_name},
+    answers::{completion, expect, lockspace_name, many, many_items, may_unlock, not_granted, queried, resource_name, timeout_ms},
     routing::Reply,
     session::{Owner, Session},
 };
-use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, Token, client::Lvb};
+use deadbolt_dlm_core::{
+    ClientReply, ClientRequest, Flags, LockStatus, Mode, Token,
+    client::Lvb,
+    legal::{check_convert, check_lock},
+};
 use std::{
     fmt, io,
     os::fd::OwnedFd,
@@ -114,12 +120,13 @@ impl Client {
         Ok(Answer { session: self.session().clone(), serial, is_over: false })
     }
 
-    /// Uses a lockspace.
+    /// Uses a lockspace: 1 to 64 bytes, the same on every node.
     ///
     /// # Errors
     /// Refused, or the session is over.
     pub async fn join(&self, name: &[u8]) -> Result<Lockspace, ClientError> {
-        match self.begin(|serial| ClientRequest::JoinLockspace { serial, name: name.to_vec() })?.await? {
+        let name = lockspace_name(name)?;
+        match self.begin(|serial| ClientRequest::JoinLockspace { serial, name })?.await? {
             ClientReply::Joined { lockspace, .. } => Ok(Lockspace { client: self.clone(), number: lockspace }),
             _ => Err(ClientError::Unexpected { to: "JoinLockspace" }),
         }
@@ -213,14 +220,13 @@ impl Lockspace {
     /// # Errors
     /// Not granted in time, refused, or the session is over.
     pub async fn lock(&self, resource: &[u8], mode: Mode, wishes: &Wishes) -> Result<Guard, ClientError> {
-        let (lockspace, resource) = (self.number, resource_name(resource)?);
+        let (lockspace, resource, timeout_ms) = (self.number, resource_name(resource)?, timeout_ms(wishes.timeout));
         let Wishes { flags, lvb, owner, .. } = *wishes;
-        let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms: 0, lvb };
-        let reply = within(&self.client, self.client.begin(make)?, wishes).await;
-        let done = completion(reply?, "Lock")?;
+        let make = |serial| ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb };
+        let done = completion(self.client.begin(make)?.await?, "Lock")?;
         match done.status {
             LockStatus::Success => Ok(Guard::of(&self.client, done)),
-            status => Err(ClientError::NotGranted(status)),
+            status => Err(not_granted(status, || check_lock(mode, flags))),
         }
     }
 
@@ -243,12 +249,12 @@ impl Lockspace {
     /// # Errors
     /// Not all granted in time (then none is), refused, or the session is over.
     pub async fn lock_many(&self, items: &[(&[u8], Mode)], wishes: &Wishes) -> Result<Vec<Guard>, ClientError> {
-        let lockspace = self.number;
+        let (lockspace, timeout_ms) = (self.number, timeout_ms(wishes.timeout));
         let Wishes { flags, owner, .. } = *wishes;
         let modes: Vec<Mode> = items.iter().map(|(_, mode)| *mode).collect();
-        let items = items.iter().map(|(name, mode)| Ok((resource_name(name)?, *mode))).collect::<Result<_, ClientError>>()?;
-        let make = |serial| ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms: 0 };
-        let granted = many(within(&self.client, self.client.begin(make)?, wishes).await?, &modes)?;
+        let items = many_items(items)?;
+        let make = |serial| ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms };
+        let granted = many(self.client.begin(make)?.await?, &modes)?;
         Ok(granted.into_iter().map(|done| Guard::of(&self.client, done)).collect())
     }
 
@@ -260,18 +266,16 @@ impl Lockspace {
         let (lockspace, resource) = (self.number, resource_name(resource)?);
         queried(self.client.begin(|serial| ClientRequest::QueryResource { serial, lockspace, resource })?.await?)
     }
-}
 
-/// Waits; when the time is over the request is cancelled, and ends either way: cancelled, or granted just before.
-async fn within(client: &Client, mut answer: Answer, wishes: &Wishes) -> Reply {
-    if let Some(timeout) = wishes.timeout {
-        if let Ok(reply) = tokio::time::timeout(timeout, &mut answer).await {
-            return reply;
-        }
-        let request = answer.serial;
-        client.session().post(|serial| ClientRequest::CancelRequest { serial, request });
+    /// Gives back the orphans that a process (0: any) left on a node ([`ALL_SLOTS`](crate::ALL_SLOTS): any).
+    ///
+    /// # Errors
+    /// Refused, or the session is over.
+    pub async fn purge(&self, slot: u16, pid: u32) -> Result<(), ClientError> {
+        let lockspace = self.number;
+        let reply = self.client.begin(|serial| ClientRequest::Purge { serial, lockspace, slot, pid })?.await?;
+        expect(&completion(reply, "Purge")?, LockStatus::Success)
     }
-    answer.await
 }
 
 /// A lock held. Dropping it gives it back without waiting; for a moment others may still find it taken.
@@ -281,13 +285,11 @@ pub struct Guard {
     done: Completion,
     blocked: Option<mpsc::UnboundedReceiver<Mode>>,
     is_held: bool,
-    /// A conversion was begun and its end not seen.
-    is_in_doubt: bool,
 }
 
 impl Guard {
     fn of(client: &Client, done: Completion) -> Self {
-        Self { client: client.clone(), done, blocked: None, is_held: true, is_in_doubt: false }
+        Self { client: client.clone(), done, blocked: None, is_held: true }
     }
 
     /// The grant's number: it only grows from grant to grant of a resource.
@@ -331,41 +333,75 @@ impl Guard {
     /// # Errors
     /// Not granted in time (the lock keeps its mode), refused, or the session is over.
     pub async fn convert_within(&mut self, mode: Mode, wishes: &Wishes) -> Result<&Completion, ClientError> {
-        let lock = self.done.lock;
+        let (lock, timeout_ms) = (self.done.lock, timeout_ms(wishes.timeout));
         let Wishes { flags, lvb, owner, .. } = *wishes;
-        let answer = self.client.begin(|serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms: 0, lvb })?;
-        self.is_in_doubt = true;
-        let reply = within(&self.client, answer, wishes).await;
-        self.is_in_doubt = false;
-        let done = completion(reply?, "Convert")?;
+        let make = |serial| ClientRequest::Convert { serial, lock, mode, flags, owner, timeout_ms, lvb };
+        let done = completion(self.client.begin(make)?.await?, "Convert")?;
         match done.status {
             LockStatus::Success => {
                 self.done = done;
                 Ok(&self.done)
             }
-            status => Err(ClientError::NotGranted(status)),
+            status => {
+                let granted = done.mode.unwrap_or(Mode::Nl);
+                Err(not_granted(status, || check_convert(granted, mode, flags, lvb.as_ref())))
+            }
         }
+    }
+
+    /// Who has and who wants the resource?
+    ///
+    /// # Errors
+    /// The session is over.
+    pub async fn query(&self) -> Result<Queried, ClientError> {
+        let lock = self.done.lock;
+        queried(self.client.begin(|serial| ClientRequest::Query { serial, lock })?.await?)
+    }
+
+    /// Keeps the lock until the session ends; one asked for with PERSISTENT becomes an orphan then.
+    pub fn leave(mut self) {
+        self.is_held = false;
     }
 
     /// Gives the lock back and waits until the node has taken it. Dropping the future does not keep it.
     ///
     /// # Errors
-    /// Refused, or the session is over (the lock is void then as well).
+    /// Refused (then it is given back as a dropped guard is, without a value), or the session is over (the lock is void then as well).
     pub async fn unlock(mut self, flags: Flags, lvb: Option<Lvb>) -> Result<(), ClientError> {
-        let lock = self.done.lock;
-        let flags = if self.is_in_doubt { flags.with(Flags::FORCEUNLOCK) } else { flags };
+        may_unlock(&self.done, flags, lvb.as_ref())?;
+        // With whatever a dropped future left under way.
+        let (lock, flags) = (self.done.lock, flags.with(Flags::FORCEUNLOCK));
+        let reply = self.client.begin(|serial| ClientRequest::Unlock { serial, lock, flags, lvb })?.await?;
+        expect(&completion(reply, "Unlock")?, LockStatus::Unlocked)?;
         self.is_held = false;
         self.client.session().forget(lock);
-        let reply = self.client.begin(|serial| ClientRequest::Unlock { serial, lock, flags, lvb })?.await?;
-        completion(reply, "Unlock").map(|_| ())
+        Ok(())
+    }
+
+    /// Gives the lock back, from PW or EX with a new value block, and waits until the node has taken it.
+    ///
+    /// # Errors
+    /// As [`Guard::unlock`].
+    pub async fn unlock_writing(self, value: Lvb) -> Result<(), ClientError> {
+        self.unlock(Flags::VALBLK, Some(value)).await
+    }
+
+    /// Gives the lock back without waiting, from PW or EX with a new value block where the flags say so.
+    ///
+    /// # Errors
+    /// Refused; then it is given back as a dropped guard is, without a value.
+    pub fn post_unlock(mut self, flags: Flags, lvb: Option<Lvb>) -> Result<(), ClientError> {
+        may_unlock(&self.done, flags, lvb.as_ref())?;
+        self.is_held = false;
+        self.client.session().release(self.done.lock, flags, lvb);
+        Ok(())
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if self.is_held {
-            let flags = if self.is_in_doubt { Flags::FORCEUNLOCK } else { Flags::NONE };
-            self.client.session().release(self.done.lock, flags, None);
+            self.client.session().release(self.done.lock, Flags::NONE, None);
         }
     }
 }

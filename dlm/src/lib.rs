@@ -17,7 +17,7 @@ mod session;
 mod transport;
 
 pub use answers::Queried;
-pub use deadbolt_dlm_core::client::{ALL_SLOTS, QueriedLock};
+pub use deadbolt_dlm_core::client::{ALL_SLOTS, QueriedLock, RangeHolder, RangeKind};
 pub use deadbolt_dlm_core::mode::MODES;
-pub use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, ResultFlags, Token};
+pub use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, RangeMode, ResultFlags, Token};
 pub use session::Transport;

@@ -49,11 +49,15 @@ pub enum ClientError {
         /// Who waits for whom.
         cycle: String,
     },
-    /// Not granted: the lock was busy, or the wait ended.
-    #[error("not granted: {0:?}")]
+    /// Not granted, or not done; the lock is as before.
+    #[error("not granted: {_0:?}: {}", explain(*_0))]
     NotGranted(LockStatus),
     /// None of several locks is granted.
-    #[error("none of the locks is granted: {status:?}{}", failed.map_or(String::new(), |item| format!(", item {item} (counted from 0) failed")))]
+    #[error(
+        "none of the locks is granted: {status:?}: {}{}",
+        explain(*.status),
+        failed.map_or(String::new(), |item| format!("; item {item} (counted from 0) failed"))
+    )]
     NoneGranted {
         /// Why.
         status: LockStatus,
@@ -68,9 +72,47 @@ pub enum ClientError {
     },
 }
 
+/// What a status says about a request that was not granted.
+fn explain(status: LockStatus) -> &'static str {
+    match status {
+        LockStatus::Again => "it would have to wait, and was asked not to",
+        LockStatus::Deadlock => "it would wait for ever",
+        LockStatus::Cancelled => "it was taken back",
+        LockStatus::TimedOut => "it waited as long as it wanted to",
+        LockStatus::Invalid => "the arguments make no sense together; docs/locks.md says which do",
+        LockStatus::NotFound => "this session has no such lock or lockspace, or nobody left what was looked for",
+        LockStatus::Busy => "another operation of this lock is under way; wait for its end",
+        LockStatus::NoMemory => "the limit of this session or node is reached; give something back",
+        LockStatus::Stopped => "the node stops and begins nothing new",
+        LockStatus::Success | LockStatus::Unlocked => "the node answered something else than was asked",
+    }
+}
+
 pub(crate) type Reply = Result<ClientReply, ClientError>;
 /// Takes the hints for one lock. Called while the session is locked: it only hands on.
 pub(crate) type HintSink = Box<dyn Fn(Mode) + Send>;
+
+/// How a request that nobody waits for any more is taken back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Cancel {
+    /// It has ended, or does not wait for others.
+    #[default]
+    Nothing,
+    /// By its serial.
+    Request,
+    /// By its lock, which the node finds faster.
+    Conversion(u32),
+}
+
+impl Cancel {
+    fn of(request: &ClientRequest) -> Self {
+        match request {
+            ClientRequest::Lock { .. } | ClientRequest::LockMany { .. } | ClientRequest::Range { .. } => Self::Request,
+            ClientRequest::Convert { lock, .. } => Self::Conversion(*lock),
+            _ => Self::Nothing,
+        }
+    }
+}
 
 #[derive(Default)]
 struct Waiter {
@@ -79,6 +121,7 @@ struct Waiter {
     /// Who waits for whom, where that is why it fails.
     cycle: Option<String>,
     makes_lock: bool,
+    cancel: Cancel,
     is_abandoned: bool,
 }
 
@@ -113,7 +156,7 @@ impl Routing {
         let serial = self.number()?;
         let request = make(serial);
         let makes_lock = matches!(request, ClientRequest::Lock { .. } | ClientRequest::LockMany { .. });
-        self.waiting.insert(serial, Waiter { makes_lock, ..Waiter::default() });
+        self.waiting.insert(serial, Waiter { makes_lock, cancel: Cancel::of(&request), ..Waiter::default() });
         Ok((serial, request))
     }
 
@@ -122,11 +165,12 @@ impl Routing {
         self.number().ok().map(make)
     }
 
-    /// The posted request that gives a lock back; none when the session is over, and the lock with it.
+    /// The posted request that gives a lock back, with whatever a dropped future left under way; none when the session is over, and the lock
+    /// with it.
     pub(crate) fn release(&mut self, lock: u32, flags: Flags, lvb: Option<Lvb>) -> Option<ClientRequest> {
         self.held.remove(&lock);
         let is_lost = self.lost.is_some();
-        (!is_lost).then_some(ClientRequest::Unlock { serial: 0, lock, flags, lvb })
+        (!is_lost).then_some(ClientRequest::Unlock { serial: 0, lock, flags: flags.with(Flags::FORCEUNLOCK), lvb })
     }
 
     /// The answer, if it has come.
@@ -146,20 +190,20 @@ impl Routing {
         Poll::Pending
     }
 
-    /// Nobody waits for the answer any more; true: it has not come yet. A lock it brings, or has brought, is named by
+    /// Nobody waits for the answer any more; says how to take the request back. A lock it brings, or has brought, is named by
     /// [`Routing::take_leftovers`].
-    pub(crate) fn abandon(&mut self, serial: u64) -> bool {
-        let Some(waiter) = self.waiting.get_mut(&serial) else { return false };
+    pub(crate) fn abandon(&mut self, serial: u64) -> Cancel {
+        let Some(waiter) = self.waiting.get_mut(&serial) else { return Cancel::Nothing };
         waiter.is_abandoned = true;
-        let makes_lock = waiter.makes_lock;
-        let Some(answer) = self.take(serial) else { return true };
+        let (makes_lock, cancel) = (waiter.makes_lock, waiter.cancel);
+        let Some(answer) = self.take(serial) else { return cancel };
         if makes_lock && let Ok(reply) = answer {
             for lock in granted(&reply) {
                 self.held.remove(&lock);
                 self.leftovers.push(lock);
             }
         }
-        false
+        Cancel::Nothing
     }
 
     /// Locks that were granted to nobody.
@@ -283,8 +327,8 @@ mod tests {
         let (early, _) = routing.begin(lock).unwrap();
         let (late, _) = routing.begin(lock).unwrap();
         routing.handle(granted(early, 7));
-        assert!(!routing.abandon(early), "it has come already");
-        assert!(routing.abandon(late));
+        assert_eq!(routing.abandon(early), Cancel::Nothing, "it has come already");
+        assert_eq!(routing.abandon(late), Cancel::Request);
         routing.handle(granted(late, 8));
         assert_eq!(routing.take_leftovers(), [7, 8]);
         let (mode, flags) = (Mode::Pr, Flags::NONE);

@@ -51,7 +51,7 @@ fn a_wait_ends_in_time_and_a_try_at_once() {
     let held = holder.lock(b"r", Mode::Ex, &Wishes::default()).unwrap();
     let other = node.connect().join(b"test").unwrap();
     let in_time = Wishes { timeout: Some(Duration::from_millis(50)), ..Wishes::default() };
-    assert!(matches!(other.lock(b"r", Mode::Pr, &in_time), Err(ClientError::NotGranted(LockStatus::Cancelled))));
+    assert!(matches!(other.lock(b"r", Mode::Pr, &in_time), Err(ClientError::NotGranted(LockStatus::TimedOut))));
     let at_once = Wishes { flags: Flags::NOQUEUE, ..Wishes::default() };
     assert!(matches!(other.lock(b"r", Mode::Pr, &at_once), Err(ClientError::NotGranted(LockStatus::Again))));
     held.unlock(Flags::NONE, None).unwrap();
@@ -221,7 +221,7 @@ fn several_locks_come_together_or_not_at_all() {
     let refused = other.lock_many(&items, &Wishes::at_once()).unwrap_err();
     assert!(matches!(refused, ClientError::NoneGranted { status: LockStatus::Again, .. }), "{refused}");
     let in_time = Wishes { timeout: Some(Duration::from_millis(20)), ..Wishes::default() };
-    assert!(matches!(other.lock_many(&items, &in_time), Err(ClientError::NoneGranted { status: LockStatus::Cancelled, .. })));
+    assert!(matches!(other.lock_many(&items, &in_time), Err(ClientError::NoneGranted { status: LockStatus::TimedOut, .. })));
     drop(guards);
     assert_eq!(other.lock_many(&items, &Wishes::default()).unwrap().len(), 3);
     drop(space.lock(b"a", Mode::Ex, &Wishes::default()).unwrap());

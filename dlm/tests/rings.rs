@@ -107,7 +107,7 @@ fn what_was_posted_before_the_end_is_done() {
         let client = if turn % 2 == 0 { node.connect() } else { node.connect_by_socket() };
         let guard = join(&client).lock(b"r", Mode::Ex, &Wishes::with_value()).unwrap();
         // Were the session closed first, the value would be old and in doubt.
-        guard.post_unlock(Flags::VALBLK, Some([turn; 32]));
+        guard.post_unlock(Flags::VALBLK, Some([turn; 32])).unwrap();
         drop(client);
         let read = space.lock(b"r", Mode::Pr, &Wishes::with_value()).unwrap();
         assert_eq!(read.completion().lvb, Some([turn; 32]));

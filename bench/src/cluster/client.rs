@@ -7,7 +7,7 @@
 use crate::{clock::time_each, names::name, pair::Pinned, worker::wait_for_begin};
 use anyhow::{Context, Result, bail};
 use deadbolt_dlm::{
-    Flags, Mode,
+    Mode,
     blocking::{Client, Guard, Lockspace, Pending, Protection, Wishes},
     cache::CachedLockspace,
 };
@@ -79,14 +79,10 @@ pub(super) fn join(socket: &Path) -> Result<Lockspace> {
     Ok(client.join(b"bench")?)
 }
 
-fn give_back(guard: Guard) {
-    guard.post_unlock(Flags::NONE, None);
-}
-
 /// One after the other.
 pub(super) fn pairs(space: &Lockspace, numbers: Range<u64>) -> Result<()> {
     for number in numbers {
-        give_back(space.lock(&name(number), Mode::Ex, &Wishes::default())?);
+        drop(space.lock(&name(number), Mode::Ex, &Wishes::default())?);
     }
     Ok(())
 }
@@ -111,7 +107,7 @@ fn pipeline(space: &Lockspace, numbers: Range<u64>, mode: Mode, mut take: impl F
 
 /// Many in flight.
 pub(super) fn pipelined_pairs(space: &Lockspace, numbers: Range<u64>) -> Result<()> {
-    pipeline(space, numbers, Mode::Ex, give_back)
+    pipeline(space, numbers, Mode::Ex, drop)
 }
 
 /// Nanoseconds for each pair that the client's cache answers alone.
@@ -147,7 +143,7 @@ pub(crate) fn contend(order: &Contend) -> Result<Vec<Turn>> {
     loop {
         let guard = space.lock(order.resource.as_bytes(), Mode::Ex, &Wishes::default())?;
         let (token, at) = (guard.token(), now()?);
-        give_back(guard);
+        drop(guard);
         turns.push(Turn { token: (token.view, token.counter), at });
         if at > end {
             return Ok(turns);

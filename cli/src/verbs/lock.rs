@@ -125,7 +125,7 @@ fn acquire(arguments: &LockArguments, directory: &NodeDirectory) -> Result<Guard
         ClientError::NotGranted(_) if !is_quorate(directory) => {
             fail(EXIT_NO_QUORUM, &format!("{}: {error}: this node is not quorate", arguments.resource))
         }
-        ClientError::NotGranted(LockStatus::Cancelled) => {
+        ClientError::NotGranted(LockStatus::TimedOut) => {
             let waited = super::seconds(u64::from(arguments.wait.unwrap_or(0)));
             fail(
                 EXIT_NOT_GRANTED,

@@ -14,6 +14,7 @@ pub mod client;
 #[cfg(test)]
 mod documents;
 mod fields;
+pub mod legal;
 pub mod mode;
 mod name;
 mod peers;
@@ -28,5 +29,6 @@ pub use bytes::DecodeError;
 pub use client::{ClientReply, ClientRequest, ResourceName};
 pub use fields::LvbCopy;
 pub use mode::{Flags, LockStatus, Mode, ResultFlags, Token};
+pub use ranges::{RangeMode, Span};
 pub use service::{Input, LockService, Output, SessionInfo};
 pub use wire::rewrite_message;

@@ -13,7 +13,8 @@ use crate::queue::Owner;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use index::Table;
-pub(crate) use spans::{Change, RangeMode, Span, Spans};
+pub(crate) use spans::{Change, Spans};
+pub use spans::{RangeMode, Span};
 
 /// Requests for ranges that may wait on one resource (bounds memory; chosen: as for locks).
 const WAITS_MAX: usize = 16_384;

@@ -13,7 +13,7 @@ mod wait;
 use crate::{
     memory::{Process, futex_wake, is_readable, ring_bell},
     ring::{Consumer, Producer, Ring, Sleeper, TransportError, WANTS_FRAMES, WANTS_POSTED, WANTS_ROOM},
-    routing::{ClientError, HintSink, Reply, Routing},
+    routing::{Cancel, ClientError, HintSink, Reply, Routing},
     transport::Backlog,
 };
 use deadbolt_dlm_core::{
@@ -165,14 +165,16 @@ impl Session {
         }
     }
 
-    /// Nobody waits for this answer any more: the request is cancelled, and what it brought is given back.
+    /// Nobody waits for this answer any more: a request that may wait is cancelled, and what it brought is given back.
     pub(crate) fn abandon(self: &Arc<Self>, request: u64) {
         if self.process.is_this() {
             let mut state = self.state();
-            let is_under_way = state.routing.abandon(request);
+            let cancel = state.routing.abandon(request);
             self.give_back(state);
-            if is_under_way {
-                self.post(|serial| ClientRequest::CancelRequest { serial, request });
+            match cancel {
+                Cancel::Nothing => {}
+                Cancel::Request => self.post(|serial| ClientRequest::CancelRequest { serial, request }),
+                Cancel::Conversion(lock) => self.post(|serial| ClientRequest::Cancel { serial, lock }),
             }
         }
     }

@@ -29,20 +29,16 @@ const ALONE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Session {
-    /// Waits for an answer; none when the time is over first. `was_asleep`: the daemon slept when the request came, so watching is in vain.
-    pub(crate) fn wait(self: &Arc<Self>, serial: u64, until: Option<Instant>, was_asleep: bool) -> Option<Reply> {
-        if let Err(error) = self.check_process() {
-            return Some(Err(error));
-        }
+    /// Waits for an answer. `was_asleep`: the daemon slept when the request came, so watching is in vain.
+    pub(crate) fn wait(self: &Arc<Self>, serial: u64, was_asleep: bool) -> Reply {
+        self.check_process()?;
         let mut may_watch = !was_asleep;
         let mut state = self.state();
         loop {
             if !state.has_reader {
                 self.drain(&mut state);
             }
-            let answer = state.routing.take(serial);
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if answer.is_some() || left == Some(Duration::ZERO) {
+            if let Some(answer) = state.routing.take(serial) {
                 Self::pass_on(&state);
                 self.give_back(state);
                 return answer;
@@ -50,11 +46,11 @@ impl Session {
             if state.has_reader {
                 state.followers.insert(serial, std::thread::current());
                 drop(state);
-                left.map_or_else(std::thread::park, std::thread::park_timeout);
+                std::thread::park();
                 state = self.state();
                 state.followers.remove(&serial);
             } else {
-                state = self.read(state, WANTS_FRAMES, left, may_watch, &mut || false);
+                state = self.read(state, WANTS_FRAMES, may_watch, &mut || false);
                 may_watch = false;
             }
         }
@@ -74,7 +70,6 @@ impl Session {
         self: &'s Arc<Self>,
         mut state: MutexGuard<'s, State>,
         wants: u32,
-        left: Option<Duration>,
         may_watch: bool,
         has_room: &mut dyn FnMut() -> bool,
     ) -> MutexGuard<'s, State> {
@@ -89,8 +84,7 @@ impl Session {
             side.ring.arm(Sleeper::Reader, wants);
             let mut is_idle = || side.ring.has_no_replies() && !self.is_over() && !has_room();
             if is_idle() {
-                let alone = (!has_listener).then_some(ALONE);
-                futex_wait(side.ring.word(Sleeper::Reader), wants, left.into_iter().chain(alone).min());
+                futex_wait(side.ring.word(Sleeper::Reader), wants, (!has_listener).then_some(ALONE));
                 if !has_listener && is_idle() {
                     self.start_listener();
                 }
@@ -147,7 +141,7 @@ impl Session {
             }
             let Sending { producer, backlog, .. } = &mut *sending;
             let mut has_room = || producer.as_mut().is_none_or(|producer| backlog.could_move(producer).unwrap_or(true));
-            Self::pass_on(&self.read(state, WANTS_FRAMES | WANTS_ROOM, None, false, &mut has_room));
+            Self::pass_on(&self.read(state, WANTS_FRAMES | WANTS_ROOM, false, &mut has_room));
         }
     }
 

@@ -15,6 +15,7 @@ use deadbolt_dlm_core::service::{Input, LockService, Output, SessionInfo};
 use std::{
     path::{Path, PathBuf},
     sync::mpsc,
+    time::{Duration, Instant},
 };
 
 /// A single-member node on a thread of its own; ends with the value.
@@ -71,24 +72,28 @@ pub(crate) async fn serve(path: &Path, hook: AcceptHook, mut stopped: tokio::syn
     service.handle(0, Input::Permit { may_grant: true });
     let mut server = Server::bind(path, None, hook).unwrap();
     ready.send(()).unwrap();
+    let begin = Instant::now();
+    let now_ms = || u64::try_from(begin.elapsed().as_millis()).unwrap();
     loop {
         while let Some(output) = service.poll_output() {
             match output {
                 Output::Reply { session, reply } => server.reply(session, &reply),
-                Output::Holds(holds) => service.handle(0, Input::HoldsPublished(holds)),
+                Output::Holds(holds) => service.handle(now_ms(), Input::HoldsPublished(holds)),
                 _ => {}
             }
         }
         server.flush();
         if !server.has_more() {
+            let deadline = begin + Duration::from_millis(service.next_deadline().unwrap_or(1 << 40));
             tokio::select! {
                 _ = &mut stopped => return,
                 () = server.ready() => {}
+                () = tokio::time::sleep_until(deadline.into()) => service.handle(now_ms(), Input::Tick),
             }
         }
         while let Some(event) = server.next_event() {
             service.handle(
-                0,
+                now_ms(),
                 match event {
                     ServerEvent::Opened { session, pid, .. } => {
                         Input::SessionOpened { session, info: SessionInfo { pid: u32::try_from(pid).unwrap() } }

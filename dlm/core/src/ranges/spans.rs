@@ -7,10 +7,11 @@
 use crate::client::RangeKind;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::fmt::{Display, Formatter};
 
-/// What a range lock keeps out.
+/// How a byte range is had: what it keeps out.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum RangeMode {
+pub enum RangeMode {
     /// Writers.
     Read,
     /// Everybody else.
@@ -19,7 +20,6 @@ pub(crate) enum RangeMode {
 
 impl RangeMode {
     /// May ranges of these kinds of two owners overlap?
-    #[must_use]
     pub(crate) fn is_compatible(self, other: Self) -> bool {
         self == Self::Read && other == Self::Read
     }
@@ -48,10 +48,23 @@ impl RangeKind {
 
 /// Bytes of one kind, both ends included; `end` is `u64::MAX` for "to the end".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Span {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    pub(crate) kind: RangeMode,
+pub struct Span {
+    /// First byte.
+    pub start: u64,
+    /// Last byte.
+    pub end: u64,
+    /// How they are had.
+    pub kind: RangeMode,
+}
+
+impl Display for Span {
+    fn fmt(&self, f: &mut Formatter<'_>) -> core::fmt::Result {
+        let kind = if self.kind == RangeMode::Read { "read" } else { "write" };
+        match self.end {
+            u64::MAX => write!(f, "bytes {}.. for {kind}", self.start),
+            end => write!(f, "bytes {}..={end} for {kind}", self.start),
+        }
+    }
 }
 
 impl Span {

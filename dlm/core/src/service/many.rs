@@ -6,9 +6,9 @@
 //! Called by: `service`, its sessions and its holder's side.
 
 use super::holder::{LocalLock, Pending};
-use super::legal::is_many_legal;
 use super::{LockService, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX};
 use crate::client::{ClientReply, NONE_FAILED, ResourceName};
+use crate::legal::check_many;
 use crate::mode::{Flags, LockStatus, Mode};
 use crate::name::Key;
 use crate::wire::OpKind;
@@ -69,7 +69,7 @@ impl LockService {
         if !asker.lockspaces.contains(&lockspace) {
             return Err((LockStatus::NotFound, NONE_FAILED));
         }
-        if items.is_empty() || !is_many_legal(flags) || self.manies.open.contains_key(&id) {
+        if items.is_empty() || check_many(flags).is_err() || self.manies.open.contains_key(&id) {
             return Err((LockStatus::Invalid, NONE_FAILED));
         }
         // Twice the same resource could wait for itself.

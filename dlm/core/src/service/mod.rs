@@ -9,7 +9,6 @@ mod asks;
 mod deadlines;
 mod deadlock;
 mod holder;
-mod legal;
 mod locks;
 mod lone;
 mod many;

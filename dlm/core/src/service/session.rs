@@ -5,11 +5,11 @@
 //! Called by: `service`.
 
 use super::holder::{LocalLock, Pending};
-use super::legal::{FOR_UNLOCK, is_convert_legal, is_lock_legal};
 use super::{
     LockService, Lockspace, NODE_LOCKSPACES_MAX, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX, SESSION_LOCKSPACES_MAX, SESSION_REQUESTS_MAX,
 };
 use crate::client::{CLIENT_VERSION, ClientReply, ClientRequest, LOCKSPACE_BYTES_MAX, Lvb, ResourceName};
+use crate::legal::{check_convert, check_lock, check_unlock};
 use crate::mode::{Flags, LockStatus, Mode};
 use crate::name::{Key, lockspace_number};
 use crate::wire::{OpKind, Record};
@@ -119,7 +119,7 @@ impl LockService {
         if owner.locks.len() >= SESSION_LOCKS_MAX {
             return Err(LockStatus::NoMemory);
         }
-        let key = Key::new(lockspace, name.as_bytes()).filter(|_| is_lock_legal(mode, flags)).ok_or(LockStatus::Invalid)?;
+        let key = Key::new(lockspace, name.as_bytes()).filter(|_| check_lock(mode, flags).is_ok()).ok_or(LockStatus::Invalid)?;
         let pid = owner.info.pid;
         if flags.has(Flags::ORPHAN) {
             return self.adopt(session, serial, (&key, mode), party);
@@ -155,7 +155,7 @@ impl LockService {
         let op = self.locks.next_op();
         let lock = self.own_lock(session, id)?;
         let granted = lock.granted.filter(|_| lock.pending.is_none()).ok_or(LockStatus::Busy)?;
-        if !is_convert_legal(granted, mode, flags, lvb.as_ref()) {
+        if check_convert(granted, mode, flags, lvb.as_ref()).is_err() {
             return Err(LockStatus::Invalid);
         }
         let is_down = mode < granted && granted.is_down(mode);
@@ -178,7 +178,7 @@ impl LockService {
     fn unlock(&mut self, session: u64, serial: u64, id: u32, flags: Flags, lvb: Option<Lvb>) -> Result<(), LockStatus> {
         let has_range_ops = self.has_range_ops(session, id);
         let lock = self.own_lock(session, id)?;
-        if !flags.is_within(FOR_UNLOCK) {
+        if check_unlock(lock.granted, flags, lvb.as_ref()).is_err() {
             return Err(LockStatus::Invalid);
         }
         if (lock.pending.is_some() || has_range_ops) && !flags.has(Flags::FORCEUNLOCK) {

@@ -64,6 +64,7 @@ pub(crate) fn is_convert_legal(granted: Mode, mode: Mode, flags: Flags, has_lvb:
         && (!is_write || has_lvb)
 }
 
-pub(crate) fn is_unlock_legal(flags: Flags) -> bool {
-    is_known(flags, &UNLOCK)
+pub(crate) fn is_unlock_legal(granted: Option<Mode>, flags: Flags, has_lvb: bool) -> bool {
+    let is_write = flags.has(Flags::VALBLK) && !flags.has(Flags::IVVALBLK) && granted.is_some_and(|mode| mode >= Mode::Pw);
+    is_known(flags, &UNLOCK) && (!is_write || has_lvb)
 }

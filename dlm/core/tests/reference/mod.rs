@@ -292,7 +292,7 @@ impl Reference {
         let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
-        if !arguments::is_unlock_legal(options.flags) {
+        if !arguments::is_unlock_legal(lock.granted, options.flags, options.lvb.is_some()) {
             return told.push(lock.as_it_is(serial, LockStatus::Invalid));
         }
         if lock.wanted.is_some() && !options.flags.has(Flags::FORCEUNLOCK) {
