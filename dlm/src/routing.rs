@@ -6,7 +6,7 @@
 //! Called by: `session`.
 
 use crate::numbers::Numbered;
-use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, LockStatus, Mode, client::Lvb};
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Cycle, Flags, LockStatus, Mode, client::Lvb};
 use std::task::{Poll, Waker};
 
 /// Why a client's call fails.
@@ -43,11 +43,11 @@ pub enum ClientError {
         /// Whose.
         pid: u32,
     },
-    /// Not granted: those who wait would wait for each other for ever.
-    #[error("not granted: it would wait for ever: {cycle}")]
+    /// Not granted (of several locks, none): those who wait would wait for each other for ever. The lock, if there was one, is as before.
+    #[error("not granted: it would wait for ever: {}", deadlock(.cycle.as_ref()))]
     Deadlock {
-        /// Who waits for whom.
-        cycle: String,
+        /// Who waits for whom; none where two conversions of this resource wait for each other.
+        cycle: Option<Cycle>,
     },
     /// Not granted, or not done; the lock is as before.
     #[error("not granted: {_0:?}: {}", explain(*_0))]
@@ -70,6 +70,10 @@ pub enum ClientError {
         /// Which request.
         to: &'static str,
     },
+}
+
+fn deadlock(cycle: Option<&Cycle>) -> String {
+    cycle.map_or_else(|| "another conversion of this resource waits for this one".into(), ToString::to_string)
 }
 
 /// What a status says about a request that was not granted.
@@ -119,7 +123,7 @@ struct Waiter {
     answer: Option<Reply>,
     waker: Option<Waker>,
     /// Who waits for whom, where that is why it fails.
-    cycle: Option<String>,
+    cycle: Option<Cycle>,
     makes_lock: bool,
     cancel: Cancel,
     is_abandoned: bool,
@@ -236,9 +240,9 @@ impl Routing {
         match &reply {
             ClientReply::Blocking { lock, mode } => self.hint(*lock, *mode),
             ClientReply::Lost { reason } | ClientReply::Refused { serial: 0, reason, .. } => self.end(reason),
-            ClientReply::DeadlockCycle { serial, text } => {
+            ClientReply::DeadlockCycle { serial, cycle } => {
                 if let Some(waiter) = self.waiting.get_mut(serial) {
-                    waiter.cycle = Some(text.clone());
+                    waiter.cycle = Some(cycle.clone());
                 }
             }
             _ => {}
@@ -260,10 +264,8 @@ impl Routing {
         }
         waiter.answer = Some(match reply {
             ClientReply::Refused { status, reason, .. } => Err(ClientError::Refused { status, reason }),
-            ClientReply::Completed { status: LockStatus::Deadlock, .. } => {
-                let cycle = waiter.cycle.take().unwrap_or_else(|| "a conversion of the same lock waits for this one".into());
-                Err(ClientError::Deadlock { cycle })
-            }
+            ClientReply::Completed { status: LockStatus::Deadlock, .. }
+            | ClientReply::ManyCompleted { status: LockStatus::Deadlock, .. } => Err(ClientError::Deadlock { cycle: waiter.cycle.take() }),
             reply => Ok(reply),
         });
         if let Some(waker) = waiter.waker.take() {

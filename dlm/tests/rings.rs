@@ -7,28 +7,19 @@
 
 mod common;
 
-use common::{Node, anybody};
+use common::{
+    Node, anybody,
+    raw::{REQUEST_TAIL, REQUEST_WORDS, Raw},
+};
 use deadbolt_dlm::{
     Flags, Mode, ResultFlags, Transport,
     blocking::{Client, ClientError, Lockspace, Protection, Wishes},
     client,
 };
-use deadbolt_dlm_core::client::{CLIENT_VERSION, ClientReply, ClientRequest, frame, split_frame};
-use nix::{
-    cmsg_space,
-    sys::{
-        resource::{Resource, getrlimit, setrlimit},
-        socket::{ControlMessageOwned, MsgFlags, recvmsg},
-    },
-};
+use deadbolt_dlm_core::client::{ClientRequest, frame};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::{
-    fs::File,
-    io::{IoSliceMut, Read, Write},
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{fs::FileExt, net::UnixStream},
-    },
-    path::Path,
+    io::Write,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -112,55 +103,6 @@ fn what_was_posted_before_the_end_is_done() {
         let read = space.lock(b"r", Mode::Pr, &Wishes::with_value()).unwrap();
         assert_eq!(read.completion().lvb, Some([turn; 32]));
         assert!(!read.completion().flags.has(ResultFlags::VALNOTVALID));
-    }
-}
-
-/// A client of our protocol without our library: its socket, the ring's memory, the daemon's bell.
-struct Raw {
-    socket: UnixStream,
-    memory: File,
-    bell: File,
-}
-
-const REQUEST_TAIL: u64 = 64;
-const REQUEST_WORDS: u64 = 4096;
-
-impl Raw {
-    fn new(path: &Path) -> Self {
-        let mut socket = UnixStream::connect(path).unwrap();
-        socket.write_all(&frame(&ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: false }.encode())).unwrap();
-        let mut welcome = [0; 17];
-        socket.read_exact(&mut welcome).unwrap();
-        socket.write_all(&frame(&[64])).unwrap();
-        let (mut space, mut chunk) = (cmsg_space!([RawFd; 3]), [0; 5]);
-        let mut slices = [IoSliceMut::new(&mut chunk)];
-        let received = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
-        let Some(ControlMessageOwned::ScmRights(numbers)) = received.cmsgs().unwrap().next() else { panic!("no ring") };
-        // SAFETY: the kernel just made these descriptors for this process.
-        let mut files = numbers.into_iter().map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }));
-        let (memory, bell) = (files.next().unwrap(), files.next().unwrap());
-        assert_eq!(chunk[4], 192);
-        Self { socket, memory, bell }
-    }
-
-    fn word(&self, at: u64, value: u64) {
-        self.memory.write_all_at(&value.to_le_bytes(), at).unwrap();
-    }
-
-    fn ring(&mut self) {
-        self.bell.write_all(&1_u64.to_le_bytes()).unwrap();
-    }
-
-    /// Why the node ended the session.
-    fn reason(&mut self) -> String {
-        let mut bytes = Vec::new();
-        self.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        self.socket.read_to_end(&mut bytes).unwrap();
-        let (body, _) = split_frame(&bytes).unwrap().expect("a last word");
-        match ClientReply::decode(body).unwrap() {
-            ClientReply::Lost { reason } => reason,
-            other => panic!("{other:?}"),
-        }
     }
 }
 
@@ -264,6 +206,20 @@ fn status_kib(field: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Time of a pair of one client, the middle of several measurements.
+fn pairs(node: &Node) -> Duration {
+    let space = join(&node.connect_by_socket());
+    let mut times: Vec<Duration> = (0..9)
+        .map(|_| {
+            let begin = Instant::now();
+            (0..50).for_each(|_| space.lock(b"own", Mode::Ex, &Wishes::default()).unwrap().unlock(Flags::NONE, None).unwrap());
+            begin.elapsed() / 50
+        })
+        .collect();
+    times.sort_unstable();
+    times[4]
+}
+
 #[test]
 fn two_thousand_idle_clients_cost_memory_only_and_little_of_it() {
     const CLIENTS: usize = 2000;
@@ -273,6 +229,7 @@ fn two_thousand_idle_clients_cost_memory_only_and_little_of_it() {
         return;
     }
     let node = Node::start(anybody());
+    let alone = pairs(&node);
     let before = status_kib("VmRSS");
     let clients: Vec<Client> = (0..CLIENTS).map(|_| node.connect()).collect();
     let rings = clients.iter().filter(|client| client.has_ring()).count();
@@ -283,6 +240,9 @@ fn two_thousand_idle_clients_cost_memory_only_and_little_of_it() {
     let each = (status_kib("VmRSS") - before) / u64::try_from(CLIENTS).unwrap();
     println!("{each} KiB each, both sides together, {rings} of {CLIENTS} with a ring");
     assert!(each < 100, "{each} KiB each");
+    let among = pairs(&node);
+    println!("a pair takes {among:?} among them, {alone:?} alone");
+    assert!(among < alone * 5 + Duration::from_micros(100), "{among:?} instead of {alone:?}");
     drop(guards);
     drop((spaces, clients));
     let space = join(&node.connect());

@@ -144,7 +144,12 @@ impl Effects {
                     locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }
                 }
                 ServerEvent::Request { session, request } => locks::Input::Request { session, request },
-                ServerEvent::Closed { session } => locks::Input::SessionClosed { session },
+                ServerEvent::Closed { session, pid, fault } => {
+                    if let Some(fault) = fault {
+                        tracing::warn!("lock session {session} of process {pid} is ended, with all its locks: {fault}");
+                    }
+                    locks::Input::SessionClosed { session }
+                }
             };
             node.handle(now, NodeInput::Locks(input));
         }

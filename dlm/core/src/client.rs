@@ -138,13 +138,13 @@ fn check_length(bytes: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn read_resource(r: &mut Reader<'_>) -> Result<ResourceName, DecodeError> {
+pub(crate) fn read_resource(r: &mut Reader<'_>) -> Result<ResourceName, DecodeError> {
     let field = "resource name length";
     ResourceName::new(r.name(field, RESOURCE_BYTES_MAX)?).ok_or(DecodeError::BadField { field, value: 0 })
 }
 
 /// A count that is in its range.
-fn checked_count(field: &'static str, count: u64, range: core::ops::RangeInclusive<usize>) -> Result<usize, DecodeError> {
+pub(crate) fn checked_count(field: &'static str, count: u64, range: core::ops::RangeInclusive<usize>) -> Result<usize, DecodeError> {
     usize::try_from(count).ok().filter(|count| range.contains(count)).ok_or(DecodeError::BadField { field, value: count })
 }
 

@@ -32,8 +32,9 @@ fn size_of(kind: &str) -> usize {
         "report" => 10 + 16 + 9 + 1 + 16 + 42 + 1 + (1 + 4 + 1 + 33),
         "span" => 17,
         "rangereport" => 10 + 4 + 8 + 8 + 17 + 4 + 1,
+        "cycle" => 4 + 1 + (14 + 18 + 6 + 6 + 14 + 18 + 1),
         "waitid" => 34 + 4 + 8 + 1,
-        "wait" => 47 + 51 + 4 + 18 + 7 + 8 + 1 + 4 + (51 + 34 + 4 + 4 + 18 + 1 + 8),
+        "wait" => 47 + 51 + 4 + 18 + 6 + 6 + 8 + 1 + 4 + (51 + 34 + 4 + 4 + 18 + 1 + 8),
         other => panic!("the page uses a type that it does not explain: {other}"),
     }
 }

@@ -11,6 +11,7 @@ extern crate std;
 
 mod bytes;
 pub mod client;
+mod cycle;
 #[cfg(test)]
 mod documents;
 mod fields;
@@ -27,6 +28,7 @@ mod wire;
 
 pub use bytes::DecodeError;
 pub use client::{ClientReply, ClientRequest, ResourceName};
+pub use cycle::{CYCLE_STEPS_MAX, Claim, Cycle, CycleParty, CycleStep};
 pub use fields::LvbCopy;
 pub use mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 pub use ranges::{RangeMode, Span};

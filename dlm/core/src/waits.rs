@@ -1,5 +1,5 @@
 //! What: the search for deadlocks across resources, over what all masters know of who waits for whom.
-//! Owns: which waits are in a deadlock, which one of them must fail, and the words that say why.
+//! Owns: which waits are in a deadlock, and which one of them must fail.
 //! Invariants: a cycle counts only when each of its edges stood in two pictures in a row, so that all of them stood at one instant; a wait
 //! fails at most once; whoever must not fail is left out, and a cycle of such waits stays.
 //! Does not: know messages, timers or queues; gather.
@@ -7,13 +7,10 @@
 
 mod graph;
 
-use crate::mode::Mode;
-use crate::ranges::{RangeMode, Span};
+use crate::client::ResourceName;
+use crate::cycle::{CYCLE_STEPS_MAX, Claim, Cycle, CycleParty, CycleStep};
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt::{Display, Formatter};
 use deadbolt_disk_format::types::Life;
 use graph::Graph;
 
@@ -31,28 +28,6 @@ pub(crate) struct Transaction {
     pub(crate) number: u64,
     /// Whom among those who share the number; 0 where nobody does.
     pub(crate) part: u64,
-}
-
-/// What is wanted or had.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Claim {
-    Mode(Mode),
-    Range(Span),
-}
-
-impl Display for Claim {
-    fn fmt(&self, f: &mut Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Mode(mode) => mode.fmt(f),
-            Self::Range(span) => {
-                let kind = if span.kind == RangeMode::Read { "read" } else { "write" };
-                match span.end {
-                    u64::MAX => write!(f, "bytes {}.. for {kind}", span.start),
-                    end => write!(f, "bytes {}..={end} for {kind}", span.start),
-                }
-            }
-        }
-    }
 }
 
 /// One operation that waits; no other one is ever called the same.
@@ -86,8 +61,8 @@ pub(crate) struct Wait {
     pub(crate) who: Transaction,
     pub(crate) pid: u32,
     pub(crate) claim: Claim,
-    /// Lockspace and resource, for people.
-    pub(crate) place: String,
+    pub(crate) lockspace: Vec<u8>,
+    pub(crate) resource: ResourceName,
     /// By its master's clock.
     pub(crate) waited_ms: u64,
     /// It may be failed to end a deadlock.
@@ -99,8 +74,7 @@ pub(crate) struct Wait {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Victim {
     pub(crate) id: WaitId,
-    /// The cycle, for people.
-    pub(crate) cycle: String,
+    pub(crate) cycle: Cycle,
 }
 
 /// All waits at the time of one gathering, each master's part seen at an instant of its own.
@@ -162,18 +136,26 @@ impl Search {
     }
 }
 
-/// "process 7 of slot 1 waits for EX on space/a, which process 9 of slot 2 has in PR; process 9 ..."
-fn describe(cycle: &[(&Wait, &Blocker)]) -> String {
-    let steps = cycle.iter().map(|(wait, blocker)| {
-        let other = format!("process {} of slot {}", blocker.pid, blocker.life.slot);
-        let reason = match (blocker.is_held, blocker.claim) {
-            (true, Claim::Mode(mode)) => format!("on which {other} has {mode}"),
-            (true, range @ Claim::Range(_)) => format!("of which {other} has {range}"),
-            (false, claim) => format!("for which {other} came first with {claim}"),
-        };
-        format!("process {} of slot {} waits for {} on {}, {reason}", wait.pid, wait.id.life.slot, wait.claim, wait.place)
-    });
-    steps.collect::<Vec<_>>().join("; ")
+/// One of a cycle, with its number as its client knows it.
+fn party(who: &Transaction, life: &Life, pid: u32) -> CycleParty {
+    let owner = if who.part == 0 && who.life.is_none() { who.number } else { who.part };
+    CycleParty { slot: life.slot.0, pid, owner }
+}
+
+/// A cycle as its victim and the operator are told of it.
+fn describe(cycle: &[(&Wait, &Blocker)]) -> Cycle {
+    let step = |(wait, blocker): &(&Wait, &Blocker)| CycleStep {
+        waiter: party(&wait.who, &wait.id.life, wait.pid),
+        wanted: wait.claim,
+        lockspace: wait.lockspace.clone(),
+        resource: wait.resource,
+        blocker: party(&blocker.who, &blocker.life, blocker.pid),
+        claim: blocker.claim,
+        is_held: blocker.is_held,
+    };
+    let left_out = cycle.len().saturating_sub(CYCLE_STEPS_MAX);
+    let steps = cycle.iter().take(CYCLE_STEPS_MAX).map(step).collect();
+    Cycle { steps, left_out: u32::try_from(left_out).unwrap_or(u32::MAX) }
 }
 
 #[cfg(test)]

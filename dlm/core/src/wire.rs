@@ -15,7 +15,7 @@ use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 use crate::name::Key;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
-pub(crate) use ranges::{RangeRecord, RangeReport};
+pub(crate) use ranges::{RangeRecord, RangeReport, read_span, write_span};
 pub(crate) use waits::WaitRecord;
 
 /// Version of the messages between lock services.

@@ -89,6 +89,10 @@ pub enum ServerEvent {
     Closed {
         /// Whose.
         session: u64,
+        /// Its process.
+        pid: i32,
+        /// What it did wrong, where the server ended it.
+        fault: Option<String>,
     },
 }
 

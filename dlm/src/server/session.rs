@@ -418,6 +418,7 @@ impl Session {
 
     /// Closes; what waits for the client and why it ends go out as far as the socket takes them.
     pub(super) fn close(mut self, end: End, common: &mut Common) {
+        let fault = if let End::Said(reason) = &end { Some(reason.clone()) } else { None };
         if let End::Said(reason) = end {
             let last = if self.ring.is_some() {
                 // What waits was meant for the ring.
@@ -431,7 +432,7 @@ impl Session {
         }
         if self.is_in {
             common.open -= 1;
-            common.events.push_back(ServerEvent::Closed { session: self.id });
+            common.events.push_back(ServerEvent::Closed { session: self.id, pid: self.peer.pid, fault });
         }
         if self.ring.is_some() {
             common.rings -= 1;

@@ -5,6 +5,8 @@
 //! Called by: the tests of this package.
 #![allow(dead_code, clippy::unwrap_used, reason = "a test; not every test uses all of it")]
 
+pub(crate) mod raw;
+
 use deadbolt_disk_format::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
 use deadbolt_dlm::{
     Transport,
@@ -14,7 +16,7 @@ use deadbolt_dlm::{
 use deadbolt_dlm_core::service::{Input, LockService, Output, SessionInfo};
 use std::{
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -23,6 +25,8 @@ pub(crate) struct Node {
     directory: tempfile::TempDir,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// Why it ended sessions.
+    pub(crate) faults: Arc<Mutex<Vec<String>>>,
 }
 
 impl Node {
@@ -31,12 +35,14 @@ impl Node {
         let path = directory.path().join("lock.sock");
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
+        let faults = Arc::<Mutex<Vec<String>>>::default();
+        let heard = faults.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve(&path, hook, stopped, ready));
+            runtime.block_on(serve(&path, hook, stopped, ready, &heard));
         });
         is_ready.recv().unwrap();
-        Self { directory, stop: Some(stop), thread: Some(thread) }
+        Self { directory, stop: Some(stop), thread: Some(thread), faults }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -65,7 +71,13 @@ impl Drop for Node {
     }
 }
 
-pub(crate) async fn serve(path: &Path, hook: AcceptHook, mut stopped: tokio::sync::oneshot::Receiver<()>, ready: mpsc::Sender<()>) {
+async fn serve(
+    path: &Path,
+    hook: AcceptHook,
+    mut stopped: tokio::sync::oneshot::Receiver<()>,
+    ready: mpsc::Sender<()>,
+    faults: &Mutex<Vec<String>>,
+) {
     let me = Life { slot: SlotIndex(0), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
     let mut service = LockService::new(me);
     service.handle(0, Input::View { number: ViewNumber(1), members: vec![me], owed: Vec::new(), is_member: true });
@@ -99,7 +111,10 @@ pub(crate) async fn serve(path: &Path, hook: AcceptHook, mut stopped: tokio::syn
                         Input::SessionOpened { session, info: SessionInfo { pid: u32::try_from(pid).unwrap() } }
                     }
                     ServerEvent::Request { session, request } => Input::Request { session, request },
-                    ServerEvent::Closed { session } => Input::SessionClosed { session },
+                    ServerEvent::Closed { session, fault, .. } => {
+                        faults.lock().unwrap().extend(fault);
+                        Input::SessionClosed { session }
+                    }
                 },
             );
         }

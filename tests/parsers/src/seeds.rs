@@ -11,7 +11,8 @@ use deadbolt_disk_format::fresh::sbd_header_of;
 use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdNode, Tail};
 use deadbolt_disk_format::{Ballot, NodeState, RecordType, SlotIndex, SlotSet, ViewNumber, ViewRecord};
 use deadbolt_dlm_core::{
-    ClientReply, ClientRequest, Flags, LockStatus, LvbCopy, Mode, ResourceName, ResultFlags, Token,
+    Claim, ClientReply, ClientRequest, Cycle, CycleParty, CycleStep, Flags, LockStatus, LvbCopy, Mode, RangeMode, ResourceName,
+    ResultFlags, Span, Token,
     client::{CLIENT_VERSION, NONE_FAILED, QueriedLock, RangeHolder, RangeKind},
 };
 
@@ -248,10 +249,17 @@ pub(crate) fn client_reply() -> Vec<Vec<u8>> {
             locks: vec![lock],
         },
         ClientReply::RangeConflict { serial, status, conflict: Some(holder) },
-        ClientReply::DeadlockCycle { serial, text: reason() },
+        ClientReply::DeadlockCycle { serial, cycle: cycle() },
         ClientReply::Refused { serial, status, reason: reason() },
     ];
     replies.iter().map(ClientReply::encode).collect()
+}
+
+fn cycle() -> Cycle {
+    let (party, resource) = (CycleParty { slot: 1, pid: 2, owner: 3 }, ResourceName::new(b"name").expect("short"));
+    let (wanted, claim) = (Claim::Mode(Mode::Ex), Claim::Range(Span { start: 0, end: 9, kind: RangeMode::Read }));
+    let step = CycleStep { waiter: party, wanted, lockspace: b"space".to_vec(), resource, blocker: party, claim, is_held: true };
+    Cycle { steps: vec![step], left_out: 1 }
 }
 
 fn texts(texts: &[&str]) -> Vec<Vec<u8>> {

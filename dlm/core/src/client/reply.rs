@@ -8,6 +8,7 @@ use super::{
     Lvb, MANY_LOCKS_MAX, QUERIED_LOCKS_MAX, RangeKind, ResourceName, check_length, checked_count, read_resource, read_text, write_text,
 };
 use crate::bytes::{DecodeError, Reader, Writer};
+use crate::cycle::{Cycle, read_cycle, write_cycle};
 use crate::fields::{LvbCopy, read_copy, read_lvb, read_mode, read_token, some_mode, write_copy, write_lvb, write_mode, write_token};
 use crate::mode::{LockStatus, Mode, ResultFlags, Token};
 use alloc::string::String;
@@ -150,8 +151,8 @@ pub enum ClientReply {
     DeadlockCycle {
         /// Of the request.
         serial: u64,
-        /// For people.
-        text: String,
+        /// Beginning with this request.
+        cycle: Cycle,
     },
 }
 
@@ -303,10 +304,7 @@ impl ClientReply {
                 w.u8(138).u64(*serial).u8(status.number());
                 write_holder(w, conflict.as_ref());
             }
-            Self::DeadlockCycle { serial, text } => {
-                w.u8(139).u64(*serial);
-                write_text(w, text);
-            }
+            Self::DeadlockCycle { serial, cycle } => write_cycle(w.u8(139).u64(*serial), cycle),
             // The others are written by `encode_into`.
             _ => {}
         }
@@ -355,7 +353,7 @@ impl ClientReply {
                 Self::Queried { serial, status, resource, lvb: read_copy(r)?, left_out: r.u32()?, locks: read_locks(r)? }
             }
             138 => Self::RangeConflict { serial: r.u64()?, status: read_status(r)?, conflict: read_holder(r)? },
-            139 => Self::DeadlockCycle { serial: r.u64()?, text: read_text(r)? },
+            139 => Self::DeadlockCycle { serial: r.u64()?, cycle: read_cycle(r)? },
             kind => return Err(DecodeError::UnknownKind { kind }),
         })
     }

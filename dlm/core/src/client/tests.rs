@@ -5,8 +5,10 @@
 //! Called by: `cargo test`.
 
 use super::*;
+use crate::cycle::{CYCLE_STEPS_MAX, Claim, Cycle, CycleParty, CycleStep};
 use crate::fields::LvbCopy;
 use crate::mode::{Flags, LockStatus, MODES, Mode, ResultFlags, STATUSES, Token};
+use crate::ranges::{RangeMode, Span};
 use proptest::prelude::*;
 use std::vec;
 
@@ -106,6 +108,30 @@ fn queried() -> impl Strategy<Value = QueriedLock> {
     })
 }
 
+fn claim() -> impl Strategy<Value = Claim> {
+    let bytes = (any::<(u64, u64)>(), kind()).prop_map(|((one, other), kind)| {
+        let kind = kind.mode().unwrap_or(RangeMode::Write);
+        Claim::Range(Span { start: one.min(other), end: one.max(other), kind })
+    });
+    prop_oneof![mode().prop_map(Claim::Mode), bytes]
+}
+
+fn step() -> impl Strategy<Value = CycleStep> {
+    let party = || any::<(u16, u32, u64)>().prop_map(|(slot, pid, owner)| CycleParty { slot, pid, owner });
+    let names = (proptest::collection::vec(any::<u8>(), 1..=LOCKSPACE_BYTES_MAX), resource());
+    ((party(), claim()), names, (party(), claim()), any::<bool>()).prop_map(
+        |((waiter, wanted), (lockspace, resource), (blocker, claim), is_held)| CycleStep {
+            waiter,
+            wanted,
+            lockspace,
+            resource,
+            blocker,
+            claim,
+            is_held,
+        },
+    )
+}
+
 fn reply() -> impl Strategy<Value = ClientReply> {
     let copy = (any::<(u64, bool)>(), lvb()).prop_map(|((sequence, is_invalid), value)| LvbCopy { sequence, is_invalid, value });
     let holder = (any::<(u64, u64, u64, u16, u32)>(), kind()).prop_map(|((owner, start, end, slot, pid), kind)| RangeHolder {
@@ -150,7 +176,8 @@ fn reply() -> impl Strategy<Value = ClientReply> {
             status,
             conflict
         }),
-        (any::<u64>(), "[a-z ]{0,80}").prop_map(|(serial, text)| ClientReply::DeadlockCycle { serial, text }),
+        (any::<(u64, u32)>(), proptest::collection::vec(step(), 0..=CYCLE_STEPS_MAX))
+            .prop_map(|((serial, left_out), steps)| ClientReply::DeadlockCycle { serial, cycle: Cycle { steps, left_out } }),
     ]
 }
 
@@ -221,6 +248,10 @@ fn sample_replies() -> Vec<ClientReply> {
     let copy = LvbCopy { sequence: 1, is_invalid: true, value: lvb };
     let conflict = Some(RangeHolder { owner: 1, kind: RangeKind::Read, start: 2, end: 3, slot: 4, pid: 5 });
     let resource = ResourceName::new(b"names");
+    let claim = Claim::Range(Span { start: 1, end: 2, kind: RangeMode::Read });
+    let party = CycleParty { slot: 1, pid: 2, owner: 3 };
+    let (waiter, blocker, wanted, space) = (party, party, claim, b"space".to_vec());
+    let step = CycleStep { waiter, wanted, lockspace: space, resource: resource.unwrap(), blocker, claim, is_held: true };
     vec![
         ClientReply::Welcome { version: 1, slot: 2, view: 3 },
         ClientReply::Joined { serial, lockspace },
@@ -232,7 +263,7 @@ fn sample_replies() -> Vec<ClientReply> {
         ClientReply::ManyCompleted { serial, status, failed: NONE_FAILED, locks: vec![(lock, token); 3] },
         ClientReply::Queried { serial, status, resource, lvb: copy, left_out: 0, locks: vec![queried; 3] },
         ClientReply::RangeConflict { serial, status, conflict },
-        ClientReply::DeadlockCycle { serial, text: reason() },
+        ClientReply::DeadlockCycle { serial, cycle: Cycle { steps: vec![step], left_out: 4 } },
     ]
 }
 

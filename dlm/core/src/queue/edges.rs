@@ -6,9 +6,9 @@
 //! Called by: `service::deadlock`.
 
 use super::{Entry, Gate, Notices, Owner, Place, Resource};
+use crate::cycle::Claim;
 use crate::mode::{Flags, LockStatus, MODES, Mode};
 use crate::ranges::RangeOwner;
-use crate::waits::Claim;
 use alloc::vec::Vec;
 
 /// Who stands in the way.

@@ -6,14 +6,14 @@
 //! Called by: `service`.
 
 use super::LockService;
-use crate::client::ClientReply;
+use crate::client::{ClientReply, ResourceName};
+use crate::cycle::Cycle;
 use crate::mode::Flags;
 use crate::queue::{Owner, Resource, ResourceBlocker, ResourceWait};
 use crate::waits::{Blocker, Picture, Search, Transaction, Wait, WaitId};
 use crate::wire::{Party, Record, WaitRecord};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
@@ -154,7 +154,7 @@ impl LockService {
         let mut records = Vec::new();
         for place in &self.deadlocks.waiting {
             let Some(resource) = self.places.get(*place).and_then(|place| self.mastered.get(place.mastered)) else { continue };
-            let name = self.place_name(*place);
+            let Some(name) = self.place_name(*place) else { continue };
             let may_grant = self.places.get(*place).is_some_and(|place| self.gate(place.lockspace).may_grant);
             if !may_grant {
                 // Whoever waits here waits for the gate.
@@ -178,20 +178,22 @@ impl LockService {
         }
     }
 
-    fn place_name(&self, place: u32) -> String {
-        let Some(key) = self.places.key(place) else { return String::new() };
-        let space = self.names.get(&key.lockspace).map_or(&[][..], |name| name);
-        format!("{}/{}", space.escape_ascii(), key.name().escape_ascii())
+    /// Lockspace, by its number where nobody here knows its name, and resource.
+    fn place_name(&self, place: u32) -> Option<(Vec<u8>, ResourceName)> {
+        let key = self.places.key(place)?;
+        let space = self.names.get(&key.lockspace).cloned();
+        Some((space.unwrap_or_else(|| format!("{:#010x}", key.lockspace).into_bytes()), ResourceName::new(key.name())?))
     }
 
-    fn wait_of(&self, wait: &ResourceWait, place: &str, resource: &Resource) -> Option<Wait> {
+    fn wait_of(&self, wait: &ResourceWait, (lockspace, name): &(Vec<u8>, ResourceName), resource: &Resource) -> Option<Wait> {
         let (who, life, pid) = self.transaction(wait.owner, wait.part, resource)?;
         Some(Wait {
             id: WaitId { life, lock: wait.owner.lock, op: wait.op, is_range: wait.is_range },
             who,
             pid,
             claim: wait.claim,
-            place: place.into(),
+            lockspace: lockspace.clone(),
+            resource: *name,
             waited_ms: self.now_ms.saturating_sub(wait.since_ms),
             may_fail: !wait.flags.has(Flags::NODLCKWT),
             blockers: Vec::new(),
@@ -230,7 +232,7 @@ impl LockService {
     }
 
     /// As master.
-    fn fail_wait(&mut self, id: &WaitId, cycle: String) {
+    fn fail_wait(&mut self, id: &WaitId, cycle: Cycle) {
         let Some(owner) = self.peers.find(&id.life).map(|peer| Owner { peer, lock: id.lock }) else { return };
         let Some(place) = self.place_of(&owner).and_then(|place| self.places.get(place)) else { return };
         let may_grant = self.gate(place.lockspace).may_grant;
@@ -243,14 +245,14 @@ impl LockService {
     }
 
     /// As holder: the answer comes next.
-    fn tell_cycle(&mut self, id: u32, op: u64, is_range: bool, text: String) {
+    fn tell_cycle(&mut self, id: u32, op: u64, is_range: bool, cycle: Cycle) {
         let Some(lock) = self.locks.get(id) else { return };
         let session = lock.session;
         let pending = lock.pending.as_ref().filter(|_| lock.op == op).and_then(|pending| pending.serial);
         let serial = if is_range { self.range_serial(id, op) } else { pending };
         if let Some(serial) = serial {
-            self.log(format!("deadlock: {text}; the first of these fails"));
-            self.reply_about(session, id, false, ClientReply::DeadlockCycle { serial, text });
+            self.log(format!("deadlock: {cycle}; the first of these fails"));
+            self.reply_about(session, id, false, ClientReply::DeadlockCycle { serial, cycle });
         }
     }
 }

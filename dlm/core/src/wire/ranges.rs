@@ -46,11 +46,11 @@ pub(crate) enum RangeRecord {
     ForwardRange { origin: Life, key: Key, report: RangeReport },
 }
 
-pub(super) fn write_span(w: &mut Writer, span: &Span) {
+pub(crate) fn write_span(w: &mut Writer, span: &Span) {
     w.u64(span.start).u64(span.end).u8(RangeKind::from(Some(span.kind)).number());
 }
 
-pub(super) fn read_span(r: &mut Reader<'_>) -> Result<Span, DecodeError> {
+pub(crate) fn read_span(r: &mut Reader<'_>) -> Result<Span, DecodeError> {
     let ((start, end), kind) = (read_bytes(r)?, RangeKind::from_number(r.u8()?)?);
     let kind = kind.mode().ok_or(DecodeError::BadField { field: "range kind", value: kind.number().into() })?;
     Ok(Span { start, end, kind })

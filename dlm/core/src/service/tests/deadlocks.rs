@@ -153,7 +153,7 @@ fn ranges_take_part() {
     let younger = timed.range((1, 1, other), 6, RangeKind::Read, (0, 0));
     timed.pass(1000);
     assert_eq!(ends(&timed, &[older, younger]), [None, Some(LockStatus::Deadlock)]);
-    let text = "process 101 of slot 1 waits for bytes 0..=0 for read on s/file, of which process 1 of slot 0 has bytes 0..=9 for write; \
-                process 1 of slot 0 waits for bytes 15..=15 for write on s/file, of which process 101 of slot 1 has bytes 10..=19 for write";
+    let text = "process 101 of slot 1 (owner 6) waits for bytes 0..=0 for read on s/file, of which process 1 of slot 0 (owner 5) has bytes 0..=9 for write; \
+                process 1 of slot 0 (owner 5) waits for bytes 15..=15 for write on s/file, of which process 101 of slot 1 (owner 6) has bytes 10..=19 for write";
     assert_eq!(timed.cycle(younger).as_deref(), Some(text));
 }

@@ -131,7 +131,7 @@ impl Timed {
     /// Why a request is about to fail.
     pub(super) fn cycle(&self, wanted: u64) -> Option<String> {
         self.replies.iter().find_map(|(_, reply)| match reply {
-            ClientReply::DeadlockCycle { serial, text } if *serial == wanted => Some(text.clone()),
+            ClientReply::DeadlockCycle { serial, cycle } if *serial == wanted => Some(std::string::ToString::to_string(cycle)),
             _ => None,
         })
     }
