@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{deadbolt, directory, is_root, run, tie, wait};
+use common::{deadbolt, directory, is_root, left_of, run, tie, wait};
 use nix::{
     sys::resource::{Resource, setrlimit},
     sys::signal::{Signal, kill},
@@ -21,27 +21,6 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
-
-/// Processes, mounts and loop devices that name this directory.
-fn left_of(base: &Path) -> Vec<String> {
-    let base = base.to_str().unwrap();
-    let mut left = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        if line.contains(base) || (line.contains("demo-relay") && String::from_utf8_lossy(&environment).contains(base)) {
-            left.push(line.replace('\0', " "));
-        }
-    }
-    left.extend(fs::read_to_string("/proc/mounts").unwrap().lines().filter(|line| line.contains(base)).map(str::to_owned));
-    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
-        if backing.contains(base) {
-            left.push(backing);
-        }
-    }
-    left
-}
 
 /// Runs the demo in a directory of its own; answers with what it says of the machine.
 fn holds(base: &Path, command: &mut Command, arguments: &[&str]) -> String {

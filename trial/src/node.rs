@@ -2,7 +2,7 @@
 //! Owns: the process that started it.
 //! Invariants: everything a node is stands in its own directory; its maker shares nothing with it but sockets, files and signals.
 //! Does not: reach into a node, or decide anything for it.
-//! Called by: demo and benchmarks.
+//! Called by: demo, benchmarks, torture.
 
 use crate::{
     Network, Place, Tied,
@@ -171,15 +171,24 @@ impl Node {
         client::info(&self.directory.0).with_context(|| format!("finding the processes of {}", self.name))
     }
 
+    /// Every process of the node, as the machine numbers them.
+    ///
+    /// # Errors
+    /// They cannot be found.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let supervisor = self.info()?.supervisor;
+        let mut all = vec![supervisor];
+        collect_descendants(supervisor, &mut all);
+        Ok(all)
+    }
+
     /// Kills every process of the node at once, as a loss of power does. Answers how many there were.
     ///
     /// # Errors
     /// They cannot be found.
     pub fn kill_outright(&mut self) -> Result<usize> {
-        let supervisor = self.info()?.supervisor;
+        let all = self.processes()?;
         let starter = self.starter.take();
-        let mut all = vec![supervisor];
-        collect_descendants(supervisor, &mut all);
         for pid in &all {
             // One that has ended meanwhile is as dead as wanted.
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);

@@ -23,6 +23,8 @@ verbs:
   sim [ARGUMENT]... run 20000 seeds of the simulator, or what these arguments of deadbolt-sim say, optimised
   bench BENCHMARK [ARGUMENT]...
                     run `deadbolt bench` with these words, optimised
+  torture [--seconds N] [--clients N] [--seed S] [ARGUMENT]...
+                    real nodes and 64 clients under kill -9 for 300 seconds, optimised; needs root (`deadbolt torture run --help`)
   fuzz [TARGET] [SECONDS]
                     run every fuzz target (or that one), each for 60 seconds (or that many); needs cargo-fuzz
   tidy              check that sources are ASCII, begin with their heads, are small, and carry no marks of unfinished work";
@@ -35,6 +37,7 @@ fn main() -> anyhow::Result<()> {
         Some("models") => models(&rest),
         Some("sim") => sim(&rest),
         Some("bench") => bench(&rest),
+        Some("torture") => torture(&rest),
         Some("fuzz") => fuzz::fuzz(&root()?, &rest),
         Some("tidy") => tidy(),
         Some("help" | "--help" | "-h") => {
@@ -82,6 +85,16 @@ fn bench(arguments: &[String]) -> anyhow::Result<()> {
     let status = command.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("not everything could be measured ({status})");
+    }
+    Ok(())
+}
+
+fn torture(arguments: &[String]) -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--package", "deadbolt", "--bin", "deadbolt", "--", "torture", "run"]).args(arguments);
+    let status = command.status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("the run did not end with the verdict \"held\" ({status})");
     }
     Ok(())
 }

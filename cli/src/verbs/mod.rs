@@ -96,6 +96,8 @@ enum Verb {
     DemoWorker(demo::worker::WorkerArguments),
     #[command(hide = true)]
     DemoRelay(deadbolt_trial::relay::RelayArguments),
+    #[command(hide = true)]
+    Torture(deadbolt_torture::TortureArguments),
 }
 
 #[derive(Debug, Args)]
@@ -211,6 +213,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Demo(arguments) => return demo::run(&arguments),
         Verb::DemoWorker(arguments) => demo::worker::run(&arguments),
         Verb::DemoRelay(arguments) => deadbolt_trial::relay::run(&arguments).map(|()| EXIT_OK),
+        Verb::Torture(arguments) => deadbolt_torture::torture(arguments),
     };
     result.unwrap_or_else(|error| {
         let text = deadbolt_cluster::program::explain(&error);

@@ -96,6 +96,27 @@ pub fn image(path: &Path) -> PathBuf {
     path.to_path_buf()
 }
 
+/// Processes, mounts and loop devices that name this directory.
+pub fn left_of(base: &Path) -> Vec<String> {
+    let base = base.to_str().unwrap();
+    let mut left = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if line.contains(base) || (line.contains("demo-relay") && String::from_utf8_lossy(&environment).contains(base)) {
+            left.push(line.replace('\0', " "));
+        }
+    }
+    left.extend(std::fs::read_to_string("/proc/mounts").unwrap().lines().filter(|line| line.contains(base)).map(str::to_owned));
+    for entry in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = std::fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if backing.contains(base) {
+            left.push(backing);
+        }
+    }
+    left
+}
+
 /// Nodes on one device.
 pub struct Cluster {
     pub device: PathBuf,
