@@ -69,11 +69,7 @@ impl LockService {
                 if self.cancel_range(session, serial, request) {
                     return;
                 }
-                let is_it = |id: &u32| {
-                    let pending = self.locks.get(*id).and_then(|lock| lock.pending.as_ref());
-                    pending.is_some_and(|pending| pending.serial == Some(request))
-                };
-                let found = self.sessions.get(&session).and_then(|session| self.locks.list(&session.locks).find(is_it));
+                let found = self.find_request(session, request);
                 self.cancel(session, serial, found);
             }
             more => self.handle_more(session, more),
@@ -194,6 +190,16 @@ impl LockService {
         }
         self.begin_unlock(id, answered(serial), flags, lvb);
         Ok(())
+    }
+
+    /// The lock whose operation a client knows by this serial. Locks that wait are mostly the newest ones; when as many were seen as there are
+    /// requests without an answer, the others, often far more, are not looked at.
+    fn find_request(&self, session: u64, request: u64) -> Option<u32> {
+        let asker = self.sessions.get(&session)?;
+        let serial = |id: u32| self.locks.get(id)?.pending.as_ref()?.serial.map(|serial| (id, serial));
+        // The cancel itself has no answer yet either.
+        let mut under_way = self.locks.list(&asker.locks).filter_map(serial).take(asker.unanswered.saturating_sub(1));
+        under_way.find(|(_, serial)| *serial == request).map(|(id, _)| id)
     }
 
     fn cancel(&mut self, session: u64, serial: u64, id: Option<u32>) {
