@@ -251,3 +251,30 @@ fn holders_and_orphans_are_listed_and_purged() {
     space.purge(deadbolt_dlm::ALL_SLOTS, 0).unwrap();
     assert_eq!(space.query(b"r").unwrap().locks.len(), 1);
 }
+
+#[test]
+fn the_async_client_posts_asks_leaves_and_purges_as_the_blocking_one() {
+    let node = Node::start(anybody());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connect = || client::Client::connect(node.path(), Protection::default());
+        let space = connect().await.unwrap().join(b"test").await.unwrap();
+        let kept = space.lock(b"r", Mode::Nl, &Wishes::default()).await.unwrap();
+        let writer = space.lock(b"r", Mode::Ex, &Wishes::with_value()).await.unwrap();
+        writer.post_unlock(Flags::VALBLK, Some([7; 32])).unwrap();
+        let reader = space.lock(b"r", Mode::Pr, &Wishes::with_value()).await.unwrap();
+        assert_eq!(reader.completion().lvb, Some([7; 32]));
+        assert_eq!(kept.query().await.unwrap().locks.len(), 2);
+        drop(reader);
+        let persistent = Wishes { flags: Flags::PERSISTENT, ..Wishes::default() };
+        connect().await.unwrap().join(b"test").await.unwrap().lock(b"r", Mode::Pr, &persistent).await.unwrap().leave();
+        // The orphan stays until it is purged; its session's end is seen a moment later.
+        assert!(space.try_lock(b"r", Mode::Ex).await.unwrap().is_none());
+        while space.query(b"r").await.unwrap().locks.len() > 1 {
+            space.purge(deadbolt_dlm::ALL_SLOTS, 0).await.unwrap();
+        }
+        space.try_lock(b"r", Mode::Ex).await.unwrap().unwrap().unlock_writing([8; 32]).await.unwrap();
+        let reader = space.lock(b"r", Mode::Pr, &Wishes::with_value()).await.unwrap();
+        assert_eq!(reader.completion().lvb, Some([8; 32]));
+    });
+}

@@ -19,6 +19,11 @@ fn of(owner: u64) -> Wishes {
     Wishes { owner, ..Wishes::default() }
 }
 
+/// For the one who is not to fail, and must not hang where the other is not told to.
+fn patient(owner: u64) -> Wishes {
+    Wishes { timeout: Some(Duration::from_secs(10)), ..of(owner) }
+}
+
 fn cycle<T>(result: Result<T, ClientError>) -> Cycle {
     match result {
         Err(ClientError::Deadlock { cycle: Some(cycle) }) => cycle,
@@ -32,7 +37,7 @@ fn against_one_who_waits<T: Send>(node: &Node, ask: impl FnOnce() -> Result<T, C
     let space = node.connect().join(b"test").unwrap();
     let _first = space.lock(b"a", Mode::Ex, &of(5)).unwrap();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| space.lock(b"b", Mode::Pr, &of(5)).map(drop));
+        let waiter = scope.spawn(|| space.lock(b"b", Mode::Pr, &patient(5)).map(drop));
         while space.query(b"b").unwrap().locks.len() < 2 {}
         std::thread::sleep(Duration::from_millis(5));
         let found = cycle(ask());
@@ -110,7 +115,7 @@ fn ranges_and_conversions_say_it_too() {
     mine.lock_range(RangeMode::Write, 0..10, &of(1)).unwrap();
     theirs.lock_range(RangeMode::Write, 10..20, &of(2)).unwrap();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| theirs.lock_range(RangeMode::Write, 0..1, &of(2)));
+        let waiter = scope.spawn(|| theirs.lock_range(RangeMode::Write, 0..1, &patient(2)));
         std::thread::sleep(Duration::from_millis(30));
         let found = cycle(mine.lock_range(RangeMode::Read, 19.., &of(1)));
         assert_eq!(found.steps[0].wanted.to_string(), "bytes 19.. for read");
@@ -121,7 +126,7 @@ fn ranges_and_conversions_say_it_too() {
     // Two conversions of one resource: known at once, and no search is needed.
     let (mut first, mut second) = (one.lock(b"r", Mode::Pr, &of(0)).unwrap(), other.lock(b"r", Mode::Pr, &of(0)).unwrap());
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(move || first.convert(Mode::Ex, Flags::NONE, None).copied());
+        let waiter = scope.spawn(move || first.convert_within(Mode::Ex, &patient(0)).copied());
         while one.query(b"r").unwrap().locks.iter().all(|lock| lock.wanted.is_none()) {}
         let error = second.convert(Mode::Ex, Flags::NONE, None).unwrap_err();
         assert!(matches!(error, ClientError::Deadlock { cycle: None }));

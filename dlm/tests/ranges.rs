@@ -98,7 +98,7 @@ fn a_range_is_waited_for_in_order_and_within_time() {
     let waited = begin.elapsed();
     assert!((40..1000).contains(&waited.as_millis()), "{waited:?}");
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| other.lock_range(Write, 5..15, &of(0)));
+        let waiter = scope.spawn(|| other.lock_range(Write, 5..15, &within(10_000)));
         while !waiter.is_finished()
             && file.range_conflict(Write, 12..13, 9).unwrap().is_none()
             && begin.elapsed() < Duration::from_millis(100)
@@ -165,8 +165,8 @@ fn the_async_client_has_ranges_and_a_dropped_future_gives_them_back_with_its_loc
             let dropped = tokio::time::timeout(Duration::from_millis(20), mine.lock_range(Write, .., &wishes)).await;
             assert!(dropped.is_err(), "the other has the first bytes");
             // A wait that was dropped holds nobody up, the guard neither.
-            assert!(file.try_lock_range(Write, 15..20, 0).unwrap());
-            file.unlock_range(15..20, 0).unwrap();
+            file.lock_range(Write, 15..20, &Wishes { owner: 9, ..within(5000) }).unwrap();
+            file.unlock_range(.., 9).unwrap();
             let wishes = of(2);
             drop(tokio::time::timeout(Duration::from_millis(5), mine.lock_range(Write, .., &wishes)).await);
             drop(mine);
