@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod devices;
 pub mod initial;
 pub mod links;
+pub mod lock_documents;
 pub mod look;
 pub mod node;
 pub mod program;

@@ -20,6 +20,7 @@ mod transport;
 pub use answers::Queried;
 pub use deadbolt_dlm_core::client::{ALL_SLOTS, QueriedLock, RangeHolder, RangeKind};
 pub use deadbolt_dlm_core::mode::MODES;
+pub use deadbolt_dlm_core::pattern;
 pub use deadbolt_dlm_core::{
     Claim, ClientReply, ClientRequest, Cycle, CycleParty, CycleStep, Flags, LockStatus, Mode, RangeMode, ResultFlags, Span, Token,
 };

@@ -36,7 +36,7 @@ pub(super) struct LockArguments {
     /// Name of the resource, 1 to 64 bytes
     resource: String,
     /// NL, CR, CW, PR, PW or EX
-    #[arg(long, default_value = "EX", value_parser = parse_mode)]
+    #[arg(long, default_value = "EX", value_parser = super::parse_mode)]
     mode: Mode,
     /// How long to wait for the lock; 0: not at all [default: for ever]
     #[arg(long, value_parser = super::parse_time)]
@@ -55,14 +55,6 @@ pub(super) struct LockArguments {
     /// The command
     #[arg(last = true, required = true, num_args = 1..)]
     command: Vec<OsString>,
-}
-
-fn parse_mode(text: &str) -> Result<Mode, String> {
-    let known = deadbolt_dlm::MODES;
-    known
-        .into_iter()
-        .find(|mode| mode.name().eq_ignore_ascii_case(text))
-        .ok_or_else(|| format!("{text:?} is not a mode; use NL, CR, CW, PR, PW or EX"))
 }
 
 pub(super) fn run(arguments: &LockArguments) -> u8 {
@@ -129,7 +121,10 @@ fn acquire(arguments: &LockArguments, directory: &NodeDirectory) -> Result<Guard
             let waited = super::seconds(u64::from(arguments.wait.unwrap_or(0)));
             fail(
                 EXIT_NOT_GRANTED,
-                &format!("{}: not granted within {waited}; `deadbolt locks` on its master shows who holds it", arguments.resource),
+                &format!(
+                    "{}: not granted within {waited}; `deadbolt locks --waiting` on its master shows who holds it",
+                    arguments.resource
+                ),
             )
         }
         ClientError::NotGranted(_) => fail(EXIT_NOT_GRANTED, &format!("{}: {error}", arguments.resource)),

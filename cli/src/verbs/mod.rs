@@ -12,6 +12,7 @@ mod init;
 mod join;
 mod lock;
 mod locks;
+mod lockspaces;
 mod node;
 mod status;
 mod timing;
@@ -21,6 +22,7 @@ use crate::demo;
 use clap::{Args, Parser, Subcommand};
 use deadbolt_cluster::config::{DEFAULT_DIRECTORY, NodeDirectory};
 use deadbolt_cluster_core::timing::{Wishes, driver};
+use deadbolt_dlm::Mode;
 use std::{ffi::OsString, path::PathBuf};
 
 /// Success.
@@ -72,8 +74,10 @@ enum Verb {
     Why(why::WhyArguments),
     /// Run a command while holding a lock
     Lock(lock::LockArguments),
-    /// List locks: who holds, who waits
+    /// List locks: who holds, who waits, since when, for whom
     Locks(locks::LocksArguments),
+    /// List lockspaces: who uses them, how much of them is here, what stops them
+    Lockspaces(lockspaces::LockspacesArguments),
     /// End a node; success only with evidence
     Fence(fence::FenceArguments),
     /// Show every time of the cluster and where it comes from
@@ -186,6 +190,12 @@ pub fn parse_time(text: &str) -> Result<u32, String> {
     number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too long"))
 }
 
+/// Reads a mode by its name.
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    let mut known = deadbolt_dlm::MODES.into_iter();
+    known.find(|mode| mode.name().eq_ignore_ascii_case(text)).ok_or_else(|| format!("{text:?} is not a mode; use NL, CR, CW, PR, PW or EX"))
+}
+
 /// Runs a verb; prints what failed.
 #[must_use]
 pub fn run(arguments: Arguments) -> u8 {
@@ -202,6 +212,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Why(arguments) => why::run(&arguments),
         Verb::Lock(arguments) => Ok(lock::run(&arguments)),
         Verb::Locks(arguments) => locks::run(&arguments),
+        Verb::Lockspaces(arguments) => lockspaces::run(&arguments),
         Verb::Fence(arguments) => fence::run(&arguments),
         Verb::Timing(arguments) => timing::run(&arguments),
         Verb::Attach(arguments) => attach::attach(&arguments),
@@ -240,6 +251,7 @@ impl Verb {
         match self {
             Self::Why(arguments) => arguments.json,
             Self::Locks(arguments) => arguments.json,
+            Self::Lockspaces(arguments) => arguments.json,
             Self::Fence(arguments) => arguments.json,
             Self::Bench(arguments) => arguments.wants_json(),
             _ => false,

@@ -7,6 +7,7 @@
 use super::{
     Daemon, NetworkEvent, Outcome, Waiting,
     control::{ControlRequest, failure},
+    locks::{answer_locks, answer_lockspaces},
     now_ms,
     status::{DeviceStatus, ShellStatus, status_json},
 };
@@ -163,7 +164,7 @@ impl Effects {
     pub(super) fn handle_control(&mut self, daemon: &mut Daemon, node: &mut Node, request: ControlRequest) {
         let ControlRequest { request, uid, reply } = request;
         let op = request.get("op").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let is_reading = matches!(op.as_str(), "status" | "locks");
+        let is_reading = matches!(op.as_str(), "status" | "locks" | "lockspaces");
         let owner = nix::unistd::geteuid().as_raw();
         if !is_reading && uid != 0 && uid != owner {
             let _ = reply.send(failure("this request is for root (or the owner of the node)"));
@@ -171,7 +172,8 @@ impl Effects {
         }
         let answer = match op.as_str() {
             "status" => status_json(&node.status(now_ms()), &shell_status(daemon)),
-            "locks" => lock_json(node),
+            "locks" => answer_locks(node, &request),
+            "lockspaces" => answer_lockspaces(node, &request),
             "stop" => {
                 daemon.is_stopping = true;
                 node.handle(now_ms(), NodeInput::Stop);
@@ -183,8 +185,8 @@ impl Effects {
             }
             "remove" => remove_node(node, &request),
             "fence" => return self.handle_fence(node, &request, reply),
-            "" => failure("the object has no text field `op`; requests are status, locks, stop, leave, remove, fence"),
-            other => failure(&format!("unknown request {other:?}; requests are status, locks, stop, leave, remove, fence")),
+            "" => failure("the object has no text field `op`; requests are status, locks, lockspaces, stop, leave, remove, fence"),
+            other => failure(&format!("unknown request {other:?}; requests are status, locks, lockspaces, stop, leave, remove, fence")),
         };
         let _ = reply.send(answer);
     }
@@ -310,29 +312,6 @@ fn shell_status(daemon: &Daemon) -> ShellStatus {
         reset_ms: daemon.side.reset_ms(),
         watchdog: daemon.file.watchdog.clone(),
     }
-}
-
-fn lock_json(node: &Node) -> Value {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let now = now_ms();
-    let mut locks: Vec<Value> = Vec::new();
-    for resource in node.lock_snapshot() {
-        for lock in &resource.locks {
-            locks.push(json!({
-                "lockspace": text(&resource.lockspace),
-                "resource": text(&resource.resource),
-                "master": resource.master.map(|life| node.name_of(life.slot)),
-                "node": node.name_of(lock.life.slot),
-                "pid": lock.pid,
-                "lock": lock.lock,
-                "granted": lock.granted.map(|mode| mode.name()),
-                "requested": lock.wanted.map(|mode| mode.name()),
-                "since_ms": now.saturating_sub(lock.since_ms),
-                "token": lock.granted.map(|_| lock.token.to_string()),
-            }));
-        }
-    }
-    json!({ "ok": true, "locks": locks })
 }
 
 /// Who may connect to the lock socket: under a process watchdog only processes of the node's tree, unless they say `--unprotected`.

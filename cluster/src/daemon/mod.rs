@@ -7,6 +7,7 @@
 
 pub mod control;
 mod effects;
+mod locks;
 pub mod status;
 
 use crate::{

@@ -798,9 +798,33 @@ impl Node {
         }
     }
 
+    /// Is a node configured in this slot?
+    #[must_use]
+    pub fn has_slot(&self, slot: SlotIndex) -> bool {
+        self.nodes.iter().any(|node| node.slot == slot)
+    }
+
+    /// This node's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name_of(self.me().slot)
+    }
+
+    /// Names of the members of the newest view.
+    #[must_use]
+    pub fn member_names(&self) -> Vec<String> {
+        self.view.members.iter().map(|life| self.name_of(life.slot)).collect()
+    }
+
+    /// Names of the configured nodes.
+    #[must_use]
+    pub fn configured_names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
     /// The locks that this node knows of.
     #[must_use]
-    pub fn lock_snapshot(&self) -> Vec<locks::ResourceSnapshot> {
-        self.locks.snapshot()
+    pub fn locks(&self) -> &locks::LockService {
+        &self.locks
     }
 }

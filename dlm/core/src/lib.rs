@@ -18,6 +18,7 @@ mod fields;
 pub mod legal;
 pub mod mode;
 mod name;
+pub mod pattern;
 mod peers;
 mod queue;
 mod ranges;

@@ -90,7 +90,6 @@ impl Ranges {
     }
 
     /// Everything that is held.
-    #[cfg(test)]
     pub(crate) fn held(&self) -> impl Iterator<Item = (RangeOwner, Span)> + '_ {
         self.held.iter().flat_map(|(owner, owned)| owned.spans.iter().map(|span| (*owner, span)))
     }

@@ -108,6 +108,17 @@ impl<T> Slab<T> {
         Some(entry)
     }
 
+    /// Numbers in use among the `count` from `first` on, and where to go on; 0: that was the end.
+    pub(crate) fn slice(&self, first: u32, count: u32) -> (Vec<u32>, u32) {
+        let last = match self.pages.last() {
+            Some(page) => (self.pages.len() - 1) * PAGE + page.len(),
+            None => 0,
+        };
+        let end = first.saturating_add(count);
+        let numbers = (first..end).filter(|number| self.get(*number).is_some()).collect();
+        (numbers, if usize::try_from(end).is_ok_and(|end| end <= last) { end } else { 0 })
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         let slots = self.pages.iter().flatten();
         (1..).zip(slots).filter_map(|(number, slot)| match slot {
@@ -128,6 +139,7 @@ impl<T> Slab<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
 
     #[test]
     fn a_number_stands_for_one_entry_and_is_used_again() {
@@ -141,6 +153,8 @@ mod tests {
         assert_eq!(slab.len(), 2999);
         assert_eq!(slab.insert(70_000), 2000);
         assert_eq!(slab.insert(8), 3001);
+        assert_eq!(slab.slice(1, 3), (vec![1, 2, 3], 4));
+        assert_eq!(slab.slice(3000, 3), (vec![3000, 3001], 0));
         assert_eq!(slab.iter().filter(|(_, value)| **value == 70_000).map(|(number, _)| number).collect::<Vec<u32>>(), [2000]);
     }
 }

@@ -114,7 +114,8 @@ impl Resource {
         self.ranges = Some(ranges);
     }
 
-    pub(super) fn range_table(&self) -> Option<&Ranges> {
+    /// Who has and who wants which bytes, where anybody does.
+    pub(crate) fn range_table(&self) -> Option<&Ranges> {
         self.ranges.as_deref()
     }
 

@@ -7,6 +7,7 @@
 
 use super::holder::LocalLock;
 use crate::slab::Slab;
+use alloc::vec::Vec;
 
 /// Bits of a lock's number that are its place in the slab; above them: how often places were given back.
 const PLACE_BITS: u32 = 25;
@@ -62,6 +63,11 @@ impl Locks {
 
     pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut LocalLock> {
         self.slab.get_mut(id & PLACE_MASK).filter(|lock| u32::from(lock.round) == id >> PLACE_BITS)
+    }
+
+    /// Where a lock stands among the numbers.
+    pub(super) fn place(id: u32) -> u32 {
+        id & PLACE_MASK
     }
 
     fn id(place: u32, lock: &LocalLock) -> u32 {
@@ -127,6 +133,13 @@ impl Locks {
             next = lock.near.older;
             Some(Self::id(place, lock))
         })
+    }
+
+    /// The locks in the `count` places from `first` on, and where to go on; 0: that was the end.
+    pub(super) fn slice(&self, first: u32, count: u32) -> (Vec<u32>, u32) {
+        let (places, next) = self.slab.slice(first, count);
+        let id = |place| self.slab.get(place).map(|lock| Self::id(place, lock));
+        (places.into_iter().filter_map(id).collect(), next)
     }
 
     /// By place.

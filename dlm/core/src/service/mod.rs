@@ -9,6 +9,7 @@ mod asks;
 mod deadlines;
 mod deadlock;
 mod holder;
+mod listing;
 mod locks;
 mod lone;
 mod many;
@@ -41,8 +42,12 @@ use many::Manies;
 use orphans::Orphans;
 use places::Places;
 
+pub use listing::{
+    Bytes, Claimed, Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot,
+    WaitsFor, Who,
+};
 pub use ranges::SESSION_RANGES_MAX;
-pub use report::{GatedLockspace, LockSnapshot, LockState, ResourceSnapshot, ServiceStatus};
+pub use report::{GatedLockspace, ServiceStatus};
 
 /// A message to a peer is closed when it is longer than this, in bytes (chosen: far below any link's frame limit, large enough to batch).
 const MESSAGE_BYTES: usize = 32 * 1024;

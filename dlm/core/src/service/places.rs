@@ -9,6 +9,7 @@ use crate::peers::PeerId;
 use crate::slab::Slab;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::hash::BuildHasher;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
@@ -141,6 +142,11 @@ impl Places {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Place)> {
         self.slab.iter_mut()
+    }
+
+    /// The numbers in use among the `count` from `first` on, and where to go on; 0: that was the end.
+    pub(super) fn slice(&self, first: u32, count: u32) -> (Vec<u32>, u32) {
+        self.slab.slice(first, count)
     }
 
     /// Forgets a place that this node has nothing to do with any more.

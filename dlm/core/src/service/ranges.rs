@@ -6,6 +6,7 @@
 //! Called by: `service`, its sessions and its recovery.
 
 mod reports;
+mod shown;
 
 use super::{LockService, OPERATION_CANCELS_MAX};
 use crate::client::{ClientReply, ClientRequest, RangeHolder, RangeKind};

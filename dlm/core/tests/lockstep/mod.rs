@@ -232,8 +232,8 @@ impl Lockstep {
             (Some(_), Some(_)) => LockState::Converting,
             (None, _) => LockState::Waiting,
         };
-        self.is_number_of(found.lock, wanted.id)
-            && (found.pid, found.state) == (pid(wanted.process), state)
+        self.is_number_of(found.who.lock, wanted.id)
+            && (found.who.pid, found.state) == (pid(wanted.process), state)
             && (found.granted, found.wanted) == (wanted.granted, wanted.wanted.as_ref().map(|wanted| wanted.mode))
     }
 

@@ -236,6 +236,6 @@ impl World {
         let Some(Stage::Live(node)) = place.daemon.as_ref().map(|daemon| &daemon.stage) else { return None };
         let locks = node.status(self.local_ms(machine)).locks;
         let is_clean = self.is_idle(machine) && (locks.locks, locks.mastered, locks.holds) == (0, 0, false);
-        (!is_clean).then(|| format!("{} has left over: {locks:?} {:?}", place.name, node.lock_snapshot()))
+        (!is_clean).then(|| format!("{} has left over: {locks:?} {:?}", place.name, node.locks().snapshot()))
     }
 }
