@@ -46,6 +46,31 @@ fn has_line(text: &str, start: &str) -> bool {
     text.lines().any(|line| line.split_whitespace().collect::<Vec<_>>().join(" ").starts_with(start))
 }
 
+fn show_errors(cluster: &Cluster) {
+    let refused = |arguments: &[&str], code| expect(cluster.verb("locks", "a").args(arguments), code);
+    assert!(refused(&["--mode", "XX"], 125).contains("use NL, CR, CW, PR, PW or EX"));
+    assert!(refused(&["a\\q"], 125).contains("a backslash stands before"));
+    assert!(refused(&["--lockspace", ""], 125).contains("the pattern is empty"));
+    assert!(refused(&["--pid=-1"], 125).contains("--pid"));
+    assert!(refused(&["--graph=png"], 125).contains("dot"));
+    assert!(refused(&["--node", "zz"], 1).contains("configured are a, b"));
+    assert!(refused(&["--with", "/nonexistent"], 1).contains("/nonexistent"));
+    assert!(refused(&["--with", cluster.device.to_str().unwrap()], 1).contains("--with"));
+    let object: Value = serde_json::from_str(&refused(&["--node", "zz", "--json"], 1)).unwrap();
+    assert_eq!(object["ok"], false);
+}
+
+fn show_lockspaces(cluster: &Cluster) {
+    let spaces = expect(&mut cluster.verb("lockspaces", "a"), 0);
+    eprintln!("{spaces}");
+    assert!(spaces.lines().any(|line| line.starts_with("files ") && line.contains("a,b") && line.ends_with("runs")), "{spaces}");
+    let object: Value = serde_json::from_str(&expect(cluster.verb("lockspaces", "b").args(["dead*", "--node", "b", "--json"]), 0)).unwrap();
+    let row = &object["lockspaces"][0];
+    assert_eq!((row["lockspace"].as_str(), row["waiting"].as_u64(), &row["members"][1]), (Some("deadbolt"), Some(1), &"b".into()));
+    assert!(expect(cluster.verb("lockspaces", "a").arg("--gated"), 0).contains("no lockspace that fits"));
+    assert!(expect(cluster.verb("lockspaces", "a").args(["--node", "zz"]), 1).contains("members are a, b"));
+}
+
 #[test]
 fn locks_waits_ranges_and_lockspaces_are_shown() {
     let cluster = Cluster::of(&["a", "b"]);
@@ -104,27 +129,8 @@ fn locks_waits_ranges_and_lockspaces_are_shown() {
     assert!(cut["left_out"].as_u64().unwrap() > 0, "{cut}");
     assert!(locks(&cluster, "a", &["--limit", "1"]).contains("more fit and are not shown"));
 
-    // What is wrong is said.
-    let refused = |arguments: &[&str], code| expect(cluster.verb("locks", "a").args(arguments), code);
-    assert!(refused(&["--mode", "XX"], 125).contains("use NL, CR, CW, PR, PW or EX"));
-    assert!(refused(&["a\\q"], 125).contains("a backslash stands before"));
-    assert!(refused(&["--lockspace", ""], 125).contains("the pattern is empty"));
-    assert!(refused(&["--pid", "-1"], 125).contains("--pid"));
-    assert!(refused(&["--graph=png"], 125).contains("dot"));
-    assert!(refused(&["--node", "zz"], 1).contains("configured are a, b"));
-    assert!(refused(&["--with", "/nonexistent"], 1).contains("/nonexistent"));
-    assert!(refused(&["--with", cluster.device.to_str().unwrap()], 1).contains("--with"));
-    let object: Value = serde_json::from_str(&refused(&["--node", "zz", "--json"], 1)).unwrap();
-    assert_eq!(object["ok"], false);
-
-    let spaces = expect(&mut cluster.verb("lockspaces", "a"), 0);
-    eprintln!("{spaces}");
-    assert!(spaces.lines().any(|line| line.starts_with("files ") && line.contains("a,b") && line.ends_with("runs")), "{spaces}");
-    let object: Value = serde_json::from_str(&expect(cluster.verb("lockspaces", "b").args(["dead*", "--node", "b", "--json"]), 0)).unwrap();
-    let row = &object["lockspaces"][0];
-    assert_eq!((row["lockspace"].as_str(), row["waiting"].as_u64(), &row["members"][1]), (Some("deadbolt"), Some(1), &"b".into()));
-    assert!(expect(cluster.verb("lockspaces", "a").arg("--gated"), 0).contains("no lockspace that fits"));
-    assert!(expect(cluster.verb("lockspaces", "a").args(["--node", "zz"]), 1).contains("members are a, b"));
+    show_errors(&cluster);
+    show_lockspaces(&cluster);
 
     fs::write(&release, b"").unwrap();
     assert!(holder.wait().unwrap().success() && waiter.wait().unwrap().success());

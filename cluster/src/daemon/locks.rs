@@ -15,8 +15,7 @@ use crate::{
 use deadbolt_disk_format::{Life, SlotIndex};
 use deadbolt_dlm::MODES;
 use deadbolt_dlm_core::{
-    Mode,
-    client::RangeKind,
+    Mode, RangeMode, Span,
     pattern::{Pattern, readable},
     service::{self as locks, Claimed, Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who},
 };
@@ -177,11 +176,10 @@ impl Teller<'_> {
     }
 }
 
-fn bytes_columns(bytes: locks::Bytes, part: u64) -> BytesColumns {
+fn bytes_columns(bytes: Span, part: u64) -> BytesColumns {
     let kind = match bytes.kind {
-        RangeKind::Read => "read",
-        RangeKind::Write => "write",
-        RangeKind::Unlock => "none",
+        RangeMode::Read => "read",
+        RangeMode::Write => "write",
     };
     let end = Some(bytes.end).filter(|end| *end != u64::MAX);
     BytesColumns { kind: kind.into(), start: bytes.start, end, range_owner: part }

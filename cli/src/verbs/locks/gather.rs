@@ -72,6 +72,9 @@ fn place(on: &ResourceColumns) -> (String, String) {
 }
 
 fn add<T, K: Ord>(rows: &mut Vec<T>, more: Vec<T>, key: impl Fn(&T) -> K, is_by_master: impl Fn(&T) -> bool) {
+    if more.is_empty() {
+        return;
+    }
     let mut known: BTreeMap<K, usize> = rows.iter().enumerate().map(|(index, row)| (key(row), index)).collect();
     for row in more {
         match known.get(&key(&row)).and_then(|index| rows.get_mut(*index)) {

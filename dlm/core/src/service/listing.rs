@@ -17,7 +17,7 @@ use crate::wire::{NO_SESSION, Party};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
-pub use rows::{Bytes, Claimed, Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who};
+pub use rows::{Claimed, Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who};
 pub use spaces::{LockspacePage, LockspaceSnapshot};
 
 /// Most numbers, entries and ranges that are looked at for one piece (chosen: about a millisecond).
@@ -306,5 +306,5 @@ fn told(waits_for: &Option<WaitsFor>) -> usize {
 }
 
 fn range_snapshot(who: Who, part: u64, span: Span, is_held: bool) -> RangeSnapshot {
-    RangeSnapshot { who, part, bytes: span.into(), is_held, since_ms: None, waits_for: None }
+    RangeSnapshot { who, part, bytes: span, is_held, since_ms: None, waits_for: None }
 }

@@ -43,8 +43,8 @@ use orphans::Orphans;
 use places::Places;
 
 pub use listing::{
-    Bytes, Claimed, Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot,
-    WaitsFor, Who,
+    Claimed, Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot, WaitsFor,
+    Who,
 };
 pub use ranges::SESSION_RANGES_MAX;
 pub use report::{GatedLockspace, ServiceStatus};

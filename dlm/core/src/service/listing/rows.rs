@@ -4,7 +4,6 @@
 //! Does not: know where they come from.
 //! Called by: `listing`; the daemon's documents.
 
-use crate::client::RangeKind;
 use crate::mode::{Mode, Token};
 use crate::pattern::Pattern;
 use crate::ranges::Span;
@@ -40,37 +39,20 @@ pub struct Who {
     pub is_orphan: bool,
 }
 
-/// Bytes of a resource, both ends included.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bytes {
-    /// The first one.
-    pub start: u64,
-    /// The last one; the highest number: to the end.
-    pub end: u64,
-    /// For reading or for writing.
-    pub kind: RangeKind,
-}
-
-impl From<Span> for Bytes {
-    fn from(span: Span) -> Self {
-        Self { start: span.start, end: span.end, kind: Some(span.kind).into() }
-    }
-}
-
 /// What somebody has or wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claimed {
     /// A mode.
     Mode(Mode),
     /// Bytes.
-    Bytes(Bytes),
+    Bytes(Span),
 }
 
 impl From<Claim> for Claimed {
     fn from(claim: Claim) -> Self {
         match claim {
             Claim::Mode(mode) => Self::Mode(mode),
-            Claim::Range(span) => Self::Bytes(span.into()),
+            Claim::Range(span) => Self::Bytes(span),
         }
     }
 }
@@ -124,7 +106,7 @@ pub struct RangeSnapshot {
     /// Whose bytes among those who share the lock; 0: the session's.
     pub part: u64,
     /// Which bytes.
-    pub bytes: Bytes,
+    pub bytes: Span,
     /// It has them; else it waits for them.
     pub is_held: bool,
     /// Since when it waits, by this node's clock, where that is known.

@@ -8,6 +8,7 @@ use super::timed::Timed;
 use super::*;
 use crate::client::RangeKind;
 use crate::pattern::Pattern;
+use crate::ranges::{RangeMode, Span};
 
 /// Holder on slot 0, who waits on slot 1 for EX, and behind that one on slot 2; the resource's master is slot 0.
 fn line() -> Timed {
@@ -85,14 +86,14 @@ fn ranges_are_told_with_their_owners_and_who_is_in_the_way() {
     let files = [0, 1].map(|slot| (slot, 1, timed.take(slot, 1, b"file", Mode::Nl)));
     timed.range(files[0], 5, RangeKind::Write, (0, 99));
     timed.range(files[1], 6, RangeKind::Read, (50, u64::MAX));
-    let bytes = |start, end, kind| Bytes { start, end, kind };
+    let bytes = |start, end, kind| Span { start, end, kind };
     let found = all(&timed.nodes[&0], &Filter::default());
     let [held, wanted] = &found[0].ranges[..] else { panic!("{found:?}") };
-    assert_eq!((held.part, held.bytes, held.is_held), (5, bytes(0, 99, RangeKind::Write), true));
-    assert_eq!((wanted.part, wanted.bytes, wanted.is_held), (6, bytes(50, u64::MAX, RangeKind::Read), false));
+    assert_eq!((held.part, held.bytes, held.is_held), (5, bytes(0, 99, RangeMode::Write), true));
+    assert_eq!((wanted.part, wanted.bytes, wanted.is_held), (6, bytes(50, u64::MAX, RangeMode::Read), false));
     assert_eq!((wanted.who.pid, wanted.since_ms), (101, Some(timed.now)));
     let waits_for = wanted.waits_for.clone().unwrap().first;
-    assert_eq!((waits_for[0].part, waits_for[0].claim), (5, Claimed::Bytes(bytes(0, 99, RangeKind::Write))));
+    assert_eq!((waits_for[0].part, waits_for[0].claim), (5, Claimed::Bytes(bytes(0, 99, RangeMode::Write))));
     // Its own node knows the wait, not for whom; by owner, and only what waits.
     let own = all(&timed.nodes[&1], &Filter { owner: Some(6), ..waiting() });
     assert_eq!((own[0].ranges.len(), own[0].ranges[0].bytes.start, &own[0].ranges[0].waits_for), (1, 50, &None));
