@@ -15,9 +15,9 @@ use crate::{
 use deadbolt_disk_format::{Life, SlotIndex};
 use deadbolt_dlm::MODES;
 use deadbolt_dlm_core::{
-    Mode, RangeMode, Span,
+    Claim, Mode, RangeMode, Span,
     pattern::{Pattern, readable},
-    service::{self as locks, Claimed, Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who},
+    service::{self as locks, Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -166,8 +166,8 @@ impl Teller<'_> {
     fn waits_for(&self, waits_for: Option<&WaitsFor>) -> (Option<Vec<InTheWayRow>>, usize) {
         let row = |it: &InTheWay| {
             let (mode, bytes) = match it.claim {
-                Claimed::Mode(mode) => (Some(mode.name().into()), None),
-                Claimed::Bytes(bytes) => (None, Some(bytes_columns(bytes, it.part))),
+                Claim::Mode(mode) => (Some(mode.name().into()), None),
+                Claim::Range(bytes) => (None, Some(bytes_columns(bytes, it.part))),
             };
             InTheWayRow { who: self.who(&it.who), holds: it.is_held, mode, bytes }
         };

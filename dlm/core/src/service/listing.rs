@@ -17,7 +17,7 @@ use crate::wire::{NO_SESSION, Party};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
-pub use rows::{Claimed, Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who};
+pub use rows::{Filter, InTheWay, LockSnapshot, LockState, RangeSnapshot, ResourceSnapshot, WaitsFor, Who};
 pub use spaces::{LockspacePage, LockspaceSnapshot};
 
 /// Most numbers, entries and ranges that are looked at for one piece (chosen: about a millisecond).
@@ -243,7 +243,7 @@ impl LockService {
         for wait in resource.waits(u64::MAX, &mut budget) {
             let blockers = wait.blockers.iter().filter_map(|blocker| {
                 let who = self.who_on(resource, blocker.owner)?;
-                Some(InTheWay { who, part: blocker.part, claim: blocker.claim.into(), is_held: blocker.is_held })
+                Some(InTheWay { who, part: blocker.part, claim: blocker.claim, is_held: blocker.is_held })
             });
             let mut first: Vec<InTheWay> = blockers.collect();
             let is_near = first.iter().any(|blocker| filter.fits_in_the_way(blocker));

@@ -43,8 +43,7 @@ use orphans::Orphans;
 use places::Places;
 
 pub use listing::{
-    Claimed, Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot, WaitsFor,
-    Who,
+    Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot, WaitsFor, Who,
 };
 pub use ranges::SESSION_RANGES_MAX;
 pub use report::{GatedLockspace, ServiceStatus};

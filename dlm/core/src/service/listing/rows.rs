@@ -4,10 +4,10 @@
 //! Does not: know where they come from.
 //! Called by: `listing`; the daemon's documents.
 
+use crate::cycle::Claim;
 use crate::mode::{Mode, Token};
 use crate::pattern::Pattern;
 use crate::ranges::Span;
-use crate::waits::Claim;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{Life, SlotIndex};
 
@@ -39,24 +39,6 @@ pub struct Who {
     pub is_orphan: bool,
 }
 
-/// What somebody has or wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claimed {
-    /// A mode.
-    Mode(Mode),
-    /// Bytes.
-    Bytes(Span),
-}
-
-impl From<Claim> for Claimed {
-    fn from(claim: Claim) -> Self {
-        match claim {
-            Claim::Mode(mode) => Self::Mode(mode),
-            Claim::Range(span) => Self::Bytes(span),
-        }
-    }
-}
-
 /// Somebody who keeps another waiting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InTheWay {
@@ -65,7 +47,7 @@ pub struct InTheWay {
     /// With bytes: whose they are among those who share the lock.
     pub part: u64,
     /// By what.
-    pub claim: Claimed,
+    pub claim: Claim,
     /// It has that; else it waits for it and came first.
     pub is_held: bool,
 }
@@ -167,8 +149,8 @@ impl Filter {
 
     pub(super) fn fits_in_the_way(&self, blocker: &InTheWay) -> bool {
         let mode = match blocker.claim {
-            Claimed::Mode(mode) => Some(mode),
-            Claimed::Bytes(_) => None,
+            Claim::Mode(mode) => Some(mode),
+            Claim::Range(_) => None,
         };
         self.fits(&blocker.who, blocker.part, mode.as_slice())
     }

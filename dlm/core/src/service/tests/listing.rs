@@ -7,6 +7,7 @@
 use super::timed::Timed;
 use super::*;
 use crate::client::RangeKind;
+use crate::cycle::Claim;
 use crate::pattern::Pattern;
 use crate::ranges::{RangeMode, Span};
 
@@ -48,8 +49,8 @@ fn the_master_tells_who_waits_for_whom_and_others_their_own() {
         let waits_for = lock.waits_for.clone().unwrap();
         waits_for.first.iter().map(|it| (it.who.pid, it.claim, it.is_held)).collect::<Vec<_>>()
     };
-    assert_eq!(in_the_way(first), [(1, Claimed::Mode(Mode::Pr), true)]);
-    assert_eq!(in_the_way(second), [(101, Claimed::Mode(Mode::Ex), false)]);
+    assert_eq!(in_the_way(first), [(1, Claim::Mode(Mode::Pr), true)]);
+    assert_eq!(in_the_way(second), [(101, Claim::Mode(Mode::Ex), false)]);
     // The waiter's node knows its own wait and where to ask.
     let own = all(&timed.nodes[&1], &waiting());
     assert_eq!((own[0].is_masters_word, own[0].master.map(|life| life.slot.0), own[0].locks.len()), (false, Some(0), 1));
@@ -93,7 +94,7 @@ fn ranges_are_told_with_their_owners_and_who_is_in_the_way() {
     assert_eq!((wanted.part, wanted.bytes, wanted.is_held), (6, bytes(50, u64::MAX, RangeMode::Read), false));
     assert_eq!((wanted.who.pid, wanted.since_ms), (101, Some(timed.now)));
     let waits_for = wanted.waits_for.clone().unwrap().first;
-    assert_eq!((waits_for[0].part, waits_for[0].claim), (5, Claimed::Bytes(bytes(0, 99, RangeMode::Write))));
+    assert_eq!((waits_for[0].part, waits_for[0].claim), (5, Claim::Range(bytes(0, 99, RangeMode::Write))));
     // Its own node knows the wait, not for whom; by owner, and only what waits.
     let own = all(&timed.nodes[&1], &Filter { owner: Some(6), ..waiting() });
     assert_eq!((own[0].ranges.len(), own[0].ranges[0].bytes.start, &own[0].ranges[0].waits_for), (1, 50, &None));
