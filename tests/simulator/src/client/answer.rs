@@ -68,9 +68,13 @@ impl World {
                 other => Some(format!("LockspaceLeft answers {other:?}")),
             },
             ClientReply::Refused { serial, status, reason } => {
-                let asked = client.asked.remove(&serial);
+                let (asked, has_failed_many) = (client.asked.remove(&serial), client.has_failed_many);
                 self.plan_client(machine, pid, super::RETRY_US);
-                let is_right = asked.is_some_and(|asked| matches!(asked.what, What::Join { .. })) && status == LockStatus::Stopped;
+                let is_right = match asked.map(|asked| asked.what) {
+                    Some(What::Join { .. }) => status == LockStatus::Stopped,
+                    Some(What::Leave { .. }) => status == LockStatus::Busy && has_failed_many,
+                    _ => false,
+                };
                 (!is_right).then(|| format!("a request is refused: {status:?}, {reason}"))
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => match client.asked.remove(&serial) {
@@ -183,6 +187,9 @@ impl World {
             self.facts.locks.persists(LockKey { client: pid, lock: *lock }, flags.has(Flags::PERSISTENT));
         }
         let is_all = status == LockStatus::Success;
+        if let Some(client) = self.client(machine, pid) {
+            client.has_failed_many |= !is_all;
+        }
         let is_whole = locks.len() == if is_all { items.len() } else { 0 };
         let is_named = failed == NONE_FAILED || (!is_all && usize::from(failed) < items.len());
         let wrong = judge_wait(asked, status, now_us).or((!is_whole || !is_named).then_some("neither all nor none"));
