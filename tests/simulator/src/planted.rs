@@ -58,12 +58,13 @@ pub const MISTAKES: &[Planted] = &[
     locks(Locks::KeepDeadLvb),
     locks(Locks::TokenReset),
     locks(Locks::ForgetWaiter),
-    locks(Locks::UnknownIsNothing),
+    locks(Locks::LostIsFree),
     Planted::Shell(Shell::FeedToTheEnd),
     Planted::Shell(Shell::RestartWithoutRecord),
     register(Register::BodyAfterBallot),
     register(Register::BallotBeforeRecord),
     register(Register::PlaceReused),
+    locks(Locks::KeepAuthority),
 ];
 
 impl crate::world::World {
