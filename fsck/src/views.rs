@@ -200,11 +200,9 @@ impl Checker<'_> {
             .chain(body.owed.iter().map(|owed| owed.life))
             .chain(body.released.iter().map(|released| released.life))
             .collect();
-        let still_owed: BTreeSet<Life> =
-            body.owed.iter().map(|owed| owed.life).chain(body.released.iter().map(|released| released.life)).collect();
-        let lost = predecessor.members.iter().filter(|life| !named.contains(life));
-        let forgotten = predecessor.owed.iter().map(|owed| &owed.life).filter(|life| !still_owed.contains(life));
-        for life in lost.chain(forgotten) {
+        // An owed life may be a member again: a removed one whose judges are all gone goes on.
+        let before = predecessor.members.iter().chain(predecessor.owed.iter().map(|owed| &owed.life));
+        for life in before.filter(|life| !named.contains(life)) {
             let detail = format!("boot {} is in view {} and not in view {view}", life.boot, predecessor.view);
             self.report.add("VB-009", None, Some(life.slot), detail);
         }

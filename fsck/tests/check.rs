@@ -205,6 +205,22 @@ fn numbers_at_the_end_of_their_range_are_findings_and_no_end_of_the_check() {
 }
 
 #[test]
+fn a_removed_life_whose_judges_are_gone_may_be_a_member_again() {
+    let third = ViewBody {
+        view: ViewNumber(3),
+        predecessor: second_view().digest(),
+        members: vec![life(0), life(1)],
+        owed: Vec::new(),
+        ..second_view()
+    };
+    let disk = Disk::used();
+    disk.put_body(0, 2, &third);
+    disk.put_ballot(0, 0, 3, &third, 2, 256);
+    disk.put_record(0, 0, 4, &third, 2);
+    assert_eq!(disk.codes(), [""; 0]);
+}
+
+#[test]
 fn every_damage_has_its_finding() {
     type Damage = fn(&Disk);
     let table: &[(&[&str], Damage)] = &[

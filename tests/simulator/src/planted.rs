@@ -64,7 +64,6 @@ pub const MISTAKES: &[Planted] = &[
     register(Register::BodyAfterBallot),
     register(Register::BallotBeforeRecord),
     register(Register::PlaceReused),
-    locks(Locks::KeepAuthority),
 ];
 
 impl crate::world::World {
