@@ -36,7 +36,7 @@ pub(super) struct Answers {
     /// As home, when all is known: resources of masters that are gone and of which nobody has anything.
     pub(super) next_lost: u32,
     is_ended: bool,
-    /// The view after whose answers nothing was known here as home but what is true: answers that a view interrupts drop nothing.
+    /// The view after whose answers nothing was known here as home but what is true: answers that a view interrupts leave doubts.
     told_in: u64,
     /// Somebody is gone: what it had is dropped.
     is_purging: bool,
@@ -79,7 +79,7 @@ impl LockService {
         self.history.learn(self.view.number, &self.view.members);
         // What the last view began to drop may not all be dropped.
         let is_purging = self.answers.next_place != 0;
-        let told_in = if self.answers.is_ended { last.number } else { self.answers.told_in };
+        let told_in = if self.answers.is_ended && self.hearsay.is_empty() { last.number } else { self.answers.told_in };
         self.answers = Answers { is_purging, told_in, ..Answers::default() };
         self.taking.clear();
         self.range_reports = super::ranges::Reports::default();
