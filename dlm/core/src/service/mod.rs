@@ -404,6 +404,8 @@ impl LockService {
             return;
         }
         self.end_waits();
+        // What that said to this node itself belongs to the view in which it was said.
+        self.pump();
         match input {
             Input::View { number, members, owed, is_member } => self.handle_view(View { number: number.0, members, owed, is_member }),
             Input::Permit { may_grant } => self.handle_permit(may_grant),
