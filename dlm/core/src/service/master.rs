@@ -168,6 +168,7 @@ impl LockService {
                 Notice::Completed(result) => {
                     if result.mode.is_none() {
                         self.owners.remove(&owner);
+                        self.note_refused(owner, result.op);
                     }
                     Record::Completed { lock: owner.lock, result }
                 }

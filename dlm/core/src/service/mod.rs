@@ -563,10 +563,12 @@ impl LockService {
                 self.handle_cancel(owner(lock), op);
             }
             Record::Completed { lock, result } => {
-                if let Some(lock) = self.locks.get_mut(lock) {
-                    lock.at = Some(peer);
+                if let Some(known) = self.locks.get_mut(lock) {
+                    known.at = Some(peer);
+                    self.handle_completed(lock, &result);
+                } else if result.mode.is_some() {
+                    self.give_stray_back(peer, lock, result.op);
                 }
-                self.handle_completed(lock, &result);
             }
             Record::Whose { lock, pid, party } => {
                 self.operate(owner(lock), |resource, owner, gate, out| resource.rename(owner, (pid, party), gate, out));

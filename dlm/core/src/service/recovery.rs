@@ -36,6 +36,8 @@ pub(super) struct Answers {
     /// As home, when all is known: resources of masters that are gone and of which nobody has anything.
     pub(super) next_lost: u32,
     is_ended: bool,
+    /// As master: what ended in this view, and may be on its way here once more from those that did not know the view yet.
+    refused: BTreeSet<(Owner, u64)>,
     /// The view after whose answers nothing was known here as home but what is true: answers that a view interrupts leave doubts.
     told_in: u64,
     /// Somebody is gone: what it had is dropped.
@@ -408,7 +410,10 @@ impl LockService {
                 self.serve_parked();
             }
             Record::Report(report) => self.handle_report(peer, report),
-            Record::AnswersEnd => self.handle_answers_end(from),
+            Record::AnswersEnd => {
+                self.answers.refused.retain(|(owner, _)| owner.peer != peer);
+                self.handle_answers_end(from);
+            }
             Record::Take { key, counter, stamp } => {
                 self.taking.insert(key, super::home::Taking { counter, stamp, reports: Vec::new() });
             }
@@ -425,16 +430,15 @@ impl LockService {
         }
     }
 
+    /// A master has a lock that ended here: what was said again crossed the answer.
+    pub(super) fn give_stray_back(&mut self, master: PeerId, id: u32, op: u64) {
+        let (op, flags, lvb) = (op.saturating_add(1), Flags::FORCEUNLOCK, None);
+        self.send_to(master, Record::Unlock { lock: id, op, flags, lvb });
+    }
+
     /// A new master has this lock, as of operation `op`.
     fn handle_have(&mut self, from: PeerId, id: u32, op: u64) {
-        let Some(lock) = self.locks.get_mut(id) else {
-            // It ended here while its master was lost.
-            let (flags, lvb) = (Flags::FORCEUNLOCK, None);
-            if let Some(life) = self.peers.life(from) {
-                self.send(life, Record::Unlock { lock: id, op: op.saturating_add(1), flags, lvb });
-            }
-            return;
-        };
+        let Some(lock) = self.locks.get_mut(id) else { return self.give_stray_back(from, id, op) };
         lock.at = Some(from);
         let is_newer = lock.op != op;
         let lower = lock.granted.filter(|_| core::mem::take(&mut lock.is_lowered));
@@ -459,9 +463,21 @@ impl LockService {
         self.advance_ranges(id);
     }
 
+    /// As master: a request has ended without a lock.
+    pub(super) fn note_refused(&mut self, owner: Owner, op: u64) {
+        let has_stood = |life| self.answers.standing.contains_key(&life);
+        if owner.peer != ME && !self.peers.life(owner.peer).is_some_and(has_stood) {
+            self.answers.refused.insert((owner, op));
+        }
+    }
+
     /// As master: an operation under way when the view changed.
     fn handle_again(&mut self, from: PeerId, report: &Report) {
         let owner = Owner { peer: from, lock: report.lock };
+        if self.answers.refused.contains(&(owner, report.op)) {
+            // Its holder hears the answer, which is of this view.
+            return;
+        }
         let place = self.place_of(&owner).or_else(|| {
             let is_new = report.pending.is_some_and(|pending| pending.kind == OpKind::New);
             let place = self.places.find(&report.key).filter(|_| is_new)?;
