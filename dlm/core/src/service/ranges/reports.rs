@@ -85,12 +85,16 @@ impl LockService {
         }
     }
 
-    /// Locks with operations on ranges under way at other masters that live.
+    /// Locks with operations on ranges under way at masters that live. To this node itself nothing that was said is lost.
     pub(in crate::service) fn say_ranges_again(&mut self) {
-        let ids: Vec<u32> = self.ranges.locks.iter().filter(|(_, ranges)| !ranges.ops.is_empty()).map(|(id, _)| *id).collect();
+        let is_under_way = |ranges: &&super::LocalRanges| !ranges.ops.is_empty();
+        let ids: Vec<u32> = self.ranges.locks.iter().filter(|(_, ranges)| is_under_way(ranges)).map(|(id, _)| *id).collect();
         for id in ids {
-            let at = self.locks.get(id).and_then(|lock| lock.at).filter(|at| *at != ME && self.is_peer_member(*at));
-            if let (Some(life), Some(report)) = (at.and_then(|at| self.peers.life(at)), self.report(id)) {
+            let at = self.locks.get(id).and_then(|lock| lock.at).filter(|at| self.is_peer_member(*at));
+            if at == Some(ME) {
+                let ops: Vec<u64> = self.ranges.locks.get(&id).into_iter().flat_map(|ranges| ranges.ops.keys().copied()).collect();
+                ops.into_iter().for_each(|op| self.advance_range(id, op));
+            } else if let (Some(life), Some(report)) = (at.and_then(|at| self.peers.life(at)), self.report(id)) {
                 self.report_ranges(life, id, false);
                 self.send(life, Record::Again(report));
             }
