@@ -10,7 +10,7 @@ use super::{LockService, Output};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::queue::{Gate, Owner, Resource};
-use crate::wire::{Record, Report};
+use crate::wire::{OpKind, Record, Report};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
@@ -340,6 +340,10 @@ impl LockService {
         }
         let place = self.places.find(&report.key).filter(|place| self.places.get(*place).is_some_and(super::places::Place::is_master));
         let Some(place) = place else {
+            if report.pending.is_some_and(|pending| pending.kind == OpKind::Unlock) {
+                // Its master of then had done it, else there would be a master that knows of it.
+                return self.send_to(peer, Self::unlocked_record(report.lock, report.op));
+            }
             if report.granted.is_none() {
                 // Mastery went back while the request was on its way: it asks again.
                 return self.send_to(peer, Record::NotMaster { lock: report.lock, op: report.op });
