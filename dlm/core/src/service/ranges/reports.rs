@@ -9,7 +9,7 @@ use crate::mode::{Flags, LockStatus};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::queue::{Gate, Owner};
-use crate::wire::{RangeRecord, RangeReport, Record};
+use crate::wire::{RangeRecord, RangeReport, Record, Report};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
@@ -96,7 +96,8 @@ impl LockService {
                 ops.into_iter().for_each(|op| self.advance_range(id, op));
             } else if let (Some(life), Some(report)) = (at.and_then(|at| self.peers.life(at)), self.report(id)) {
                 self.report_ranges(life, id, false);
-                self.send(life, Record::Again(report));
+                // Its operation under way, if it has one, is said again by itself.
+                self.send(life, Record::Again(Report { pending: None, ..report }));
             }
         }
     }
