@@ -35,7 +35,7 @@ pub struct Violation {
 /// The truth.
 #[derive(Debug, Default)]
 pub struct Facts {
-    /// Locks granted to clients so far.
+    /// Locks, and changes of byte ranges, granted to clients so far.
     pub granted: u64,
     /// Views decided so far.
     pub views: BTreeMap<ViewNumber, Digest>,

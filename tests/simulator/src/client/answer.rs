@@ -157,7 +157,9 @@ impl World {
                     lock.ranging.remove(&owner);
                 }
                 let key = RangeKey { client: pid, lock, owner };
-                let found = self.facts.locks.ranges.answered(key, ending.status == LockStatus::Success);
+                let is_done = ending.status == LockStatus::Success;
+                self.facts.granted += u64::from(is_done);
+                let found = self.facts.locks.ranges.answered(key, is_done);
                 self.report(now_us, found);
                 self.check_lease(machine, "a byte range is granted to a client");
             }
