@@ -828,7 +828,7 @@ fn each_planted_mistake_is_found() {
         (Mistake::PurgeHere, "liveness"),
     ];
     for (mistake, wanted) in cases {
-        let found = (0..2000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));
+        let found = (0..6000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));
         let Some(found) = found else { panic!("{mistake:?} was not found") };
         std::println!("{mistake:?}: {found}");
     }
