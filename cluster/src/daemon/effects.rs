@@ -91,7 +91,8 @@ impl Effects {
     }
 
     fn reply(&mut self, daemon: &Daemon, session: u64, reply: &ClientReply) {
-        if !reply.is_grant() || now_ns() < daemon.side.lease_end_ns() {
+        let is_grant = matches!(reply, ClientReply::Completed { mode: Some(_), .. });
+        if !is_grant || now_ns() < daemon.side.lease_end_ns() {
             self.server.reply(session, reply);
         }
     }

@@ -73,9 +73,6 @@ impl Stage {
                     _ => {}
                 }
             }
-            if service.has_work() {
-                queue.push_back((to, Input::Tick));
-            }
         }
     }
 
