@@ -210,6 +210,11 @@ impl Routing {
         Cancel::Nothing
     }
 
+    /// Is there a lock that was granted to nobody?
+    pub(crate) fn has_leftovers(&self) -> bool {
+        !self.leftovers.is_empty()
+    }
+
     /// Locks that were granted to nobody.
     pub(crate) fn take_leftovers(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.leftovers)

@@ -267,6 +267,43 @@ fn a_caller_that_sleeps_learns_of_the_end_of_the_node() {
     }
 }
 
+/// The session of a request that is dropped may never be used again, and nobody else has its lock.
+#[test]
+fn a_dropped_request_gives_its_lock_back_though_nobody_calls_again() {
+    let node = Node::start(anybody());
+    for transport in [Transport::Ring, Transport::Socket] {
+        let other = join(&node.connect());
+        for turn in 0..50_u64 {
+            let client = Client::connect_over(node.path(), Protection::default(), transport).unwrap();
+            let space = join(&client);
+            let pending = space.begin(b"r", Mode::Ex, &Wishes::default()).unwrap();
+            // Dropped before the grant came, or behind it.
+            std::thread::sleep(Duration::from_micros(turn % 10 * 100));
+            drop(pending);
+            drop(other.lock(b"r", Mode::Ex, &in_time()).unwrap());
+            assert!(client.lost().is_none());
+        }
+    }
+}
+
+/// A thread that waits takes the grants of the requests that others dropped, and may wait for one of these very locks.
+#[test]
+fn a_dropped_request_is_given_back_by_the_thread_that_waits_for_its_lock() {
+    let node = Node::start(anybody());
+    for transport in [Transport::Ring, Transport::Socket] {
+        let client = Client::connect_over(node.path(), Protection::default(), transport).unwrap();
+        let space = join(&client);
+        for _ in 0..200 {
+            let pending = space.begin(b"r", Mode::Ex, &Wishes::default()).unwrap();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| drop(space.lock(b"r", Mode::Ex, &in_time()).unwrap()));
+                drop(pending);
+                waiting.join().unwrap();
+            });
+        }
+    }
+}
+
 /// Futures are dropped at every moment of their life while another client takes and gives the lock: nothing stays locked.
 #[test]
 fn dropped_futures_leave_nothing_locked() {

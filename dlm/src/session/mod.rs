@@ -171,6 +171,10 @@ impl Session {
             let mut state = self.state();
             let cancel = state.routing.abandon(request);
             self.give_back(state);
+            if cancel != Cancel::Nothing {
+                // Whoever called may never call again, and a lock that the answer brings has to go back all the same.
+                self.start_listener();
+            }
             match cancel {
                 Cancel::Nothing => {}
                 Cancel::Request => self.post(|serial| ClientRequest::CancelRequest { serial, request }),

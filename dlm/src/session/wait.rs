@@ -7,7 +7,7 @@
 
 use super::{Sending, Session, State, Style, lock};
 use crate::{
-    memory::futex_wait,
+    memory::{futex_wait, ring_bell},
     ring::{Sleeper, WANTS_FRAMES, WANTS_ROOM},
     routing::Reply,
 };
@@ -42,6 +42,12 @@ impl Session {
                 Self::pass_on(&state);
                 self.give_back(state);
                 return answer;
+            }
+            if state.routing.has_leftovers() {
+                // This caller may wait for the very lock.
+                self.give_back(state);
+                state = self.state();
+                continue;
             }
             if state.has_reader {
                 state.followers.insert(serial, std::thread::current());
@@ -128,11 +134,11 @@ impl Session {
             if sending.backlog.is_empty() {
                 return;
             }
-            if self.ring.is_none() {
+            let Some(side) = &self.ring else {
                 let mut socket = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
                 let _ = poll(&mut socket, PollTimeout::try_from(ALONE).unwrap_or(PollTimeout::MAX));
                 continue;
-            }
+            };
             let state = self.state();
             if state.has_reader {
                 drop(state);
@@ -141,7 +147,12 @@ impl Session {
             }
             let Sending { producer, backlog, .. } = &mut *sending;
             let mut has_room = || producer.as_mut().is_none_or(|producer| backlog.could_move(producer).unwrap_or(true));
-            Self::pass_on(&self.read(state, WANTS_FRAMES | WANTS_ROOM, false, &mut has_room));
+            let state = self.read(state, WANTS_FRAMES | WANTS_ROOM, false, &mut has_room);
+            if state.routing.has_leftovers() {
+                // Given back by the thread that listens: nothing more can be sent from here.
+                ring_bell(&side.client_bell);
+            }
+            Self::pass_on(&state);
         }
     }
 
