@@ -91,8 +91,7 @@ impl Effects {
     }
 
     fn reply(&mut self, daemon: &Daemon, session: u64, reply: &ClientReply) {
-        let is_grant = matches!(reply, ClientReply::Completed { mode: Some(_), .. });
-        if !is_grant || now_ns() < daemon.side.lease_end_ns() {
+        if !reply.is_grant() || now_ns() < daemon.side.lease_end_ns() {
             self.server.reply(session, reply);
         }
     }

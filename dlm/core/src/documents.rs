@@ -22,7 +22,7 @@ fn size_of(kind: &str) -> usize {
         "life" => 34,
         "token" => 16,
         "copy" => 42,
-        "list" => 16,
+        "parts" => 1 + 1 + 34 + 1 + 34,
         "resource" => 7,
         "items" => 1 + 3 * (6 + 1),
         "grants" => 1 + 3 * (4 + 16),

@@ -75,8 +75,6 @@ pub(crate) struct Entry {
     written: Option<u64>,
     /// Strongest mode that the holder was told about since its grant.
     told: Option<Mode>,
-    /// Its holder has reported it in this recovery.
-    pub(crate) is_confirmed: bool,
     /// A conversion that was under way at a lost master, which may have granted it.
     is_adopted: bool,
     /// To be taken back once it is certain that the lost master had not granted it.
@@ -101,7 +99,6 @@ impl Entry {
             is_read: false,
             written: None,
             told: None,
-            is_confirmed: true,
             is_adopted: false,
             is_cancelled: false,
         }
@@ -577,33 +574,38 @@ impl Resource {
         self.granted.iter_mut().chain(self.converting.iter_mut()).for_each(|holder| tell(holder, wanted, out));
     }
 
-    /// Drops the locks of lives that are no more; a writer among them may have been about to write the value block.
-    pub(crate) fn retain_lives(&mut self, is_kept: impl Fn(PeerId) -> bool) {
-        let is_writer_gone = self.entries().any(|entry| !is_kept(entry.owner.peer) && entry.granted.is_some_and(Mode::is_writer));
-        self.lvb.is_invalid |= is_writer_gone;
-        for queue in self.queues() {
-            queue.retain(|entry| is_kept(entry.owner.peer));
-        }
-        self.arrivals.retain(|arrival| match arrival {
-            Arrival::New(entry) => is_kept(entry.owner.peer),
-            Arrival::Convert(owner) => is_kept(owner.peer),
-        });
-        self.drop_stray_ranges();
+    /// Somebody waits, or was not judged yet.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.has_waits() || !self.arrivals.is_empty()
     }
 
-    /// Start of a recovery: what every holder has must be confirmed by it; tokens of the new view begin.
-    pub(crate) fn begin_recovery(&mut self) {
-        self.counter = 0;
+    fn retain(&mut self, is_kept: impl Fn(&Entry) -> bool) -> Vec<Owner> {
+        let gone: Vec<Owner> = self.entries().filter(|entry| !is_kept(entry)).map(|entry| entry.owner).collect();
+        for owner in &gone {
+            self.take(*owner);
+        }
+        self.arrivals.retain(|arrival| !matches!(arrival, Arrival::Convert(owner) if gone.contains(owner)));
+        self.drop_stray_ranges();
+        gone
+    }
+
+    /// Drops the locks of lives that are no more, and says which; a writer among them may have been about to write the value block.
+    pub(crate) fn retain_peers(&mut self, is_kept: impl Fn(PeerId) -> bool) -> Vec<Owner> {
+        let is_writer_gone = self.entries().any(|entry| !is_kept(entry.owner.peer) && entry.granted.is_some_and(Mode::is_writer));
+        self.lvb.is_invalid |= is_writer_gone;
         self.is_untold = true;
-        for entry in self.queues().into_iter().flat_map(Line::iter_mut) {
-            entry.is_confirmed = false;
+        self.retain(|entry| is_kept(entry.owner.peer))
+    }
+
+    /// A view is learned: new requests of those who are not in it are dropped (what they hold stays), and says which; who stands in the way
+    /// may not have heard of it.
+    pub(crate) fn begin_view(&mut self, is_member: impl Fn(PeerId) -> bool) -> Vec<Owner> {
+        self.is_untold = true;
+        self.freeze_ranges();
+        for entry in self.granted.iter_mut().chain(self.converting.iter_mut()) {
             entry.told = None;
         }
-        for arrival in &mut self.arrivals {
-            if let Arrival::New(entry) = arrival {
-                entry.is_confirmed = false;
-            }
-        }
+        self.retain(|entry| entry.granted.is_some() || is_member(entry.owner.peer))
     }
 
     /// A holder's report meets what this (continuing) master knows.
@@ -611,9 +613,8 @@ impl Resource {
         let owner = Owner { peer: origin, lock: report.lock };
         let Some(entry) = self.find_mut(owner) else {
             self.adopt(owner, report, gate, out);
-            return;
+            return self.settle(gate, out);
         };
-        entry.is_confirmed = true;
         (entry.pid, entry.party) = (report.pid, report.party);
         let Some(pending) = report.pending else { return };
         let data = (pending.flags, pending.lvb);
@@ -696,8 +697,8 @@ impl Resource {
     }
 
     /// A resource whose master is lost, from the reports of all its surviving holders.
-    pub(crate) fn rebuild(reports: &[(PeerId, Report)], gate: Gate, out: &mut Notices) -> Self {
-        let mut resource = Self { lvb: rebuild_lvb(reports), ..Self::default() };
+    pub(crate) fn rebuild(reports: &[(PeerId, Report)], counter: u64, gate: Gate, out: &mut Notices) -> Self {
+        let mut resource = Self { lvb: rebuild_lvb(reports), counter, ..Self::default() };
         for (origin, report) in reports {
             resource.adopt(Owner { peer: *origin, lock: report.lock }, report, gate, out);
         }
@@ -779,19 +780,6 @@ impl Resource {
             converts.retain(|_, owners| !owners.is_empty());
         }
         self.arrivals.extend(news);
-    }
-
-    /// End of a recovery at a continuing master: a living member that did not report a lock does not have it.
-    pub(crate) fn drop_unconfirmed(&mut self, is_member: impl Fn(PeerId) -> bool) {
-        let is_dropped = |entry: &Entry| !entry.is_confirmed && is_member(entry.owner.peer);
-        for queue in self.queues() {
-            queue.retain(|entry| !is_dropped(entry));
-        }
-        self.arrivals.retain(|arrival| match arrival {
-            Arrival::New(entry) => !is_dropped(entry),
-            Arrival::Convert(_) => true,
-        });
-        self.drop_stray_ranges();
     }
 }
 

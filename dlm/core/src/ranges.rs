@@ -69,6 +69,8 @@ pub(crate) struct Ranges {
     last_turn: u64,
     /// Waits that may have become grantable, or are new.
     unjudged: BTreeSet<u64>,
+    /// Locks that get nothing before their holders' reports: a grant would cross them and be taken for one that was lost.
+    frozen: BTreeSet<Owner>,
 }
 
 /// What one owner has.
@@ -136,8 +138,22 @@ impl Ranges {
         }
     }
 
+    /// A view begins: locks of which this is true and that wait are reported before they get more.
+    pub(crate) fn freeze(&mut self, is_reported: impl Fn(&Owner) -> bool) {
+        self.frozen = self.waiting.values().map(|wait| wait.owner.owner).filter(is_reported).collect();
+    }
+
+    /// A lock's report is here.
+    pub(crate) fn thaw(&mut self, owner: Owner) {
+        if self.frozen.remove(&owner) {
+            let (first, last) = owners_of(owner).into_inner();
+            self.unjudged.extend(self.turns.range((first, 0)..=(last, u64::MAX)).map(|(_, turn)| *turn));
+        }
+    }
+
     /// A lock is no more: neither are its ranges and waits.
     pub(crate) fn drop_lock(&mut self, owner: Owner) {
+        self.frozen.remove(&owner);
         self.drop_held(owner);
         for (number, op) in self.waits_of(owner) {
             self.end(RangeOwner { owner, number }, op, LockStatus::Cancelled, &mut Vec::new());
@@ -184,7 +200,7 @@ impl Ranges {
     /// Judges again what may have become grantable, in the order of coming.
     pub(crate) fn settle(&mut self, may_grant: bool, out: &mut Vec<RangeResult>) {
         while may_grant && let Some(turn) = self.unjudged.pop_first() {
-            let Some(wait) = self.waiting.get(&turn).copied() else { continue };
+            let Some(wait) = self.waiting.get(&turn).copied().filter(|wait| !self.frozen.contains(&wait.owner.owner)) else { continue };
             let status = if self.is_blocked(turn, &wait) {
                 if !wait.flags.has(Flags::NOQUEUE) {
                     continue;

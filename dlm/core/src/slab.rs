@@ -126,14 +126,6 @@ impl<T> Slab<T> {
             Slot::Vacant(_) => None,
         })
     }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
-        let slots = self.pages.iter_mut().flatten();
-        (1..).zip(slots).filter_map(|(number, slot)| match slot {
-            Slot::Used(entry) => Some((number, entry)),
-            Slot::Vacant(_) => None,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub(crate) use crate::fields::LvbCopy;
 use crate::fields::{read_copy, read_lvb, read_mode, read_token, some_mode, write_copy, write_lvb, write_mode, write_token};
 use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 use crate::name::Key;
+use crate::service::{Condition, Part};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
 pub(crate) use ranges::{RangeRecord, RangeReport, read_span, write_span};
@@ -91,6 +92,8 @@ pub(crate) enum Record {
         flags: Flags,
         /// The receiver is asked who is master; else it is taken for the master.
         is_lookup: bool,
+        /// The master that it was told of before is none.
+        is_retry: bool,
     },
     Convert {
         lock: u32,
@@ -123,12 +126,21 @@ pub(crate) enum Record {
         key: Key,
         master: Life,
         counter: u64,
+        /// Number of the appointment, which comes back with mastery.
+        stamp: u32,
         is_taken: bool,
+        /// The home wants to hear whether it is master: `Claim` or `Released`.
+        is_asked: bool,
     },
     /// Master to home: no locks are left; tokens went up to `counter`.
     Released {
         key: Key,
         counter: u64,
+        stamp: u32,
+    },
+    /// Home to master: so many more `Released` of this view have arrived.
+    ReleasesSeen {
+        count: u32,
     },
     /// A request came to a node that is not master and was not asked as home.
     NotMaster {
@@ -178,31 +190,55 @@ pub(crate) enum Record {
     Purged {
         request: u64,
     },
-    /// Recovery: what a life has joined; complete when `HomeEnd` follows.
-    JoinedBy {
-        life: Life,
-        lockspaces: Vec<u32>,
+    /// Recovery: the view in which the sender has gathered all answers last.
+    Standing {
+        gathered: u64,
     },
-    /// Recovery: the sender is master, established in view `firm`.
+    /// Recovery: the sender is master.
     Claim {
         key: Key,
-        firm: u64,
+        stamp: u32,
     },
-    /// Recovery: the sender has this lock.
+    /// Recovery: the sender, home until now, had made this node master.
+    Appointed {
+        key: Key,
+        master: Life,
+        stamp: u32,
+    },
+    /// Recovery: authority that the sender had, for what the receiver is home of now; every `Appointed` of it was sent.
+    Share {
+        parts: Vec<Part>,
+    },
+    /// Recovery: the sender has this lock, whose master is lost.
     Report(Report),
     /// Recovery: everything for the receiver as home was sent.
-    HomeEnd,
-    /// Recovery, home to master: be (or stay) master.
+    AnswersEnd,
+    /// Recovery, home to master: be master when all locks have come.
     Take {
         key: Key,
+        counter: u64,
+        stamp: u32,
     },
     /// Recovery, home to master: a report.
     Forward {
         origin: Life,
         report: Report,
     },
-    /// Recovery: everything for the receiver as master was sent.
-    MasterEnd,
+    /// Recovery: all locks of the resource were sent.
+    TakeEnd {
+        key: Key,
+    },
+    /// Recovery, master to home: it is.
+    Taken {
+        key: Key,
+    },
+    /// Recovery, master to holder: the lock is here, as of operation `op`.
+    Have {
+        lock: u32,
+        op: u64,
+    },
+    /// Recovery, holder to master: what was under way when the view changed.
+    Again(Report),
     Range(RangeRecord),
     Waits(WaitRecord),
 }
@@ -280,6 +316,36 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
     Ok(Report { key, lock, pid, party, op, granted, token, lvb, pending })
 }
 
+fn write_parts(w: &mut Writer, parts: &[Part]) {
+    w.u8(u8::try_from(parts.len()).unwrap_or(u8::MAX));
+    for part in parts {
+        w.u8(u8::try_from(part.len()).unwrap_or(u8::MAX));
+        for condition in part {
+            write_life(w, &condition.home);
+            w.u8(u8::try_from(condition.members.len()).unwrap_or(u8::MAX));
+            for member in &condition.members {
+                write_life(w, member);
+            }
+        }
+    }
+}
+
+fn read_parts(r: &mut Reader<'_>) -> Result<Vec<Part>, DecodeError> {
+    let mut parts = Vec::new();
+    for _ in 0..r.u8()? {
+        let mut part = Vec::new();
+        for _ in 0..r.u8()? {
+            let (home, mut members) = (read_life(r)?, Vec::new());
+            for _ in 0..r.u8()? {
+                members.push(read_life(r)?);
+            }
+            part.push(Condition { members, home });
+        }
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
 fn write_result(w: &mut Writer, result: &OpResult) {
     w.u64(result.op).u8(result.status.number());
     write_mode(w, result.mode);
@@ -321,29 +387,15 @@ pub fn rewrite_message(message: &[u8]) -> Result<Vec<u8>, DecodeError> {
 }
 
 impl Record {
-    /// Part of the rebuild: taken while recovery runs.
-    pub(crate) fn is_recovery(&self) -> bool {
-        matches!(
-            self,
-            Self::JoinedBy { .. }
-                | Self::Claim { .. }
-                | Self::Report(_)
-                | Self::HomeEnd
-                | Self::Take { .. }
-                | Self::Forward { .. }
-                | Self::MasterEnd
-        ) || matches!(self, Self::Range(record) if record.is_recovery())
-    }
-
     /// Appends the record to a message.
     pub(crate) fn append(&self, message: Vec<u8>) -> Vec<u8> {
         let mut w = Writer(message);
         match self {
-            Self::Request { key, lock, pid, party, op, mode, flags, is_lookup } => {
+            Self::Request { key, lock, pid, party, op, mode, flags, is_lookup, is_retry } => {
                 write_key(w.u8(1), key);
                 w.u32(*lock).u32(*pid);
                 write_party(&mut w, *party);
-                w.u64(*op).u8(mode.number()).u32(flags.0).u8((*is_lookup).into());
+                w.u64(*op).u8(mode.number()).u32(flags.0).u8((*is_lookup).into()).u8((*is_retry).into());
             }
             Self::Convert { lock, op, mode, flags, lvb } => {
                 w.u8(2).u32(*lock).u64(*op).u8(mode.number()).u32(flags.0);
@@ -360,14 +412,14 @@ impl Record {
             Self::Blocking { lock, mode } => {
                 w.u8(6).u32(*lock).u8(mode.number());
             }
-            Self::MasterIs { key, master, counter, is_taken } => {
+            Self::MasterIs { key, master, counter, stamp, is_taken, is_asked } => {
                 write_key(w.u8(7), key);
                 write_life(&mut w, master);
-                w.u64(*counter).u8((*is_taken).into());
+                w.u64(*counter).u32(*stamp).u8((*is_taken).into()).u8((*is_asked).into());
             }
-            Self::Released { key, counter } => {
+            Self::Released { key, counter, stamp } => {
                 write_key(w.u8(8), key);
-                w.u64(*counter);
+                w.u64(*counter).u32(*stamp);
             }
             Self::NotMaster { lock, op } => {
                 w.u8(9).u32(*lock).u64(*op);
@@ -408,29 +460,40 @@ impl Record {
 
     fn append_recovery(&self, w: &mut Writer) {
         match self {
-            Self::JoinedBy { life, lockspaces } => {
-                write_life(w.u8(13), life);
-                w.u32(u32::try_from(lockspaces.len()).unwrap_or(u32::MAX));
-                for lockspace in lockspaces {
-                    w.u32(*lockspace);
-                }
+            Self::Standing { gathered } => {
+                w.u8(60).u64(*gathered);
             }
-            Self::Claim { key, firm } => {
-                write_key(w.u8(14), key);
-                w.u64(*firm);
+            Self::Claim { key, stamp } => {
+                write_key(w.u8(61), key);
+                w.u32(*stamp);
             }
-            Self::Report(report) => write_report(w.u8(15), report),
-            Self::Take { key } => write_key(w.u8(17), key),
+            Self::Appointed { key, master, stamp } => {
+                write_key(w.u8(62), key);
+                write_life(w, master);
+                w.u32(*stamp);
+            }
+            Self::Share { parts } => write_parts(w.u8(63), parts),
+            Self::Report(report) => write_report(w.u8(64), report),
+            Self::Take { key, counter, stamp } => {
+                write_key(w.u8(66), key);
+                w.u64(*counter).u32(*stamp);
+            }
             Self::Forward { origin, report } => {
-                write_life(w.u8(18), origin);
+                write_life(w.u8(67), origin);
                 write_report(w, report);
             }
-            Self::MasterEnd => {
-                w.u8(19);
+            Self::TakeEnd { key } => write_key(w.u8(68), key),
+            Self::Taken { key } => write_key(w.u8(69), key),
+            Self::Have { lock, op } => {
+                w.u8(70).u32(*lock).u64(*op);
             }
-            // Only `HomeEnd` is left: the others are written by `append`.
+            Self::Again(report) => write_report(w.u8(71), report),
+            Self::ReleasesSeen { count } => {
+                w.u8(72).u32(*count);
+            }
+            // Only `AnswersEnd` is left: the others are written by `append`.
             _ => {
-                w.u8(16);
+                w.u8(65);
             }
         }
     }
@@ -447,40 +510,46 @@ impl Record {
                 mode: some_mode(r)?,
                 flags: Flags(r.u32()?),
                 is_lookup: r.bool("is_lookup")?,
+                is_retry: r.bool("is_retry")?,
             },
             2 => Self::Convert { lock: r.u32()?, op: r.u64()?, mode: some_mode(r)?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
             3 => Self::Unlock { lock: r.u32()?, op: r.u64()?, flags: Flags(r.u32()?), lvb: read_lvb(r)? },
             4 => Self::Cancel { lock: r.u32()?, op: r.u64()? },
             5 => Self::Completed { lock: r.u32()?, result: read_result(r)? },
             6 => Self::Blocking { lock: r.u32()?, mode: some_mode(r)? },
-            7 => Self::MasterIs { key: read_key(r)?, master: read_life(r)?, counter: r.u64()?, is_taken: r.bool("is_taken")? },
-            8 => Self::Released { key: read_key(r)?, counter: r.u64()? },
+            7 => Self::MasterIs {
+                key: read_key(r)?,
+                master: read_life(r)?,
+                counter: r.u64()?,
+                stamp: r.u32()?,
+                is_taken: r.bool("is_taken")?,
+                is_asked: r.bool("is_asked")?,
+            },
+            8 => Self::Released { key: read_key(r)?, counter: r.u64()?, stamp: r.u32()? },
             9 => Self::NotMaster { lock: r.u32()?, op: r.u64()? },
             10 => Self::Join { announcement: r.u64()?, name: r.name("lockspace name length", LOCKSPACE_BYTES_MAX)?.to_vec() },
             11 => Self::JoinAnswer { lockspace: r.u32()?, announcement: r.u64()?, is_refused: r.bool("is_refused")? },
             12 => Self::Leave { lockspace: r.u32()? },
-            13 => {
-                let life = read_life(r)?;
-                let count = r.u32()?;
-                let mut lockspaces = Vec::new();
-                for _ in 0..count {
-                    lockspaces.push(r.u32()?);
-                }
-                Self::JoinedBy { life, lockspaces }
-            }
-            14 => Self::Claim { key: read_key(r)?, firm: r.u64()? },
-            15 => Self::Report(read_report(r)?),
-            16 => Self::HomeEnd,
-            17 => Self::Take { key: read_key(r)? },
-            18 => Self::Forward { origin: read_life(r)?, report: read_report(r)? },
-            19 => Self::MasterEnd,
             20 => Self::Whose { lock: r.u32()?, pid: r.u32()?, party: read_party(r)? },
             21 => Self::Query { key: read_key(r)?, request: r.u64()?, asker: read_life(r)? },
             22 => Self::Queried { request: r.u64()?, lvb: read_copy(r)?, left_out: r.u32()?, locks: read_locks(r)? },
             23 => Self::Purge { request: r.u64()?, lockspace: r.u32()?, pid: r.u32()? },
             24 => Self::Purged { request: r.u64()? },
-            kind @ 40..=47 => Self::Range(RangeRecord::read(kind, r)?),
+            kind @ 40..=48 => Self::Range(RangeRecord::read(kind, r)?),
             kind @ 50..=55 => Self::Waits(WaitRecord::read(kind, r)?),
+            60 => Self::Standing { gathered: r.u64()? },
+            61 => Self::Claim { key: read_key(r)?, stamp: r.u32()? },
+            62 => Self::Appointed { key: read_key(r)?, master: read_life(r)?, stamp: r.u32()? },
+            63 => Self::Share { parts: read_parts(r)? },
+            64 => Self::Report(read_report(r)?),
+            65 => Self::AnswersEnd,
+            66 => Self::Take { key: read_key(r)?, counter: r.u64()?, stamp: r.u32()? },
+            67 => Self::Forward { origin: read_life(r)?, report: read_report(r)? },
+            68 => Self::TakeEnd { key: read_key(r)? },
+            69 => Self::Taken { key: read_key(r)? },
+            70 => Self::Have { lock: r.u32()?, op: r.u64()? },
+            71 => Self::Again(read_report(r)?),
+            72 => Self::ReleasesSeen { count: r.u32()? },
             kind => return Err(DecodeError::UnknownKind { kind }),
         })
     }
@@ -525,27 +594,33 @@ mod tests {
         };
         let queried = QueriedLock { slot: 1, pid: 2, lock: 3, owner: 4, granted: Some(mode), wanted: None, age_ms: 5 };
         vec![
-            Record::Request { key, lock: 1, pid: 2, party: Party::Session(8), op: 3, mode, flags, is_lookup: true },
+            Record::Request { key, lock: 1, pid: 2, party: Party::Session(8), op: 3, mode, flags, is_lookup: true, is_retry: false },
             Record::Convert { lock: 1, op: 2, mode, flags, lvb },
             Record::Unlock { lock: 1, op: 2, flags, lvb: None },
             Record::Unlock { lock: 1, op: 2, flags, lvb },
             Record::Cancel { lock: 1, op: 2 },
             Record::Completed { lock: 1, result },
             Record::Blocking { lock: 1, mode },
-            Record::MasterIs { key, master: life(3), counter: 9, is_taken: true },
-            Record::Released { key, counter: 9 },
+            Record::MasterIs { key, master: life(3), counter: 9, stamp: 1, is_taken: true, is_asked: false },
+            Record::Released { key, counter: 9, stamp: 1 },
             Record::NotMaster { lock: 1, op: 2 },
             Record::Join { announcement: 8, name: b"space".to_vec() },
             Record::JoinAnswer { lockspace: 1, announcement: 8, is_refused: true },
             Record::Leave { lockspace: 1 },
-            Record::JoinedBy { life: life(1), lockspaces: vec![1, 2, 3] },
-            Record::Claim { key, firm: 7 },
+            Record::Standing { gathered: 7 },
+            Record::Claim { key, stamp: 7 },
+            Record::Appointed { key, master: life(1), stamp: 7 },
+            Record::Share { parts: vec![vec![Condition { members: vec![life(2)], home: life(2) }]] },
             Record::Report(report(None)),
             Record::Report(report(Some(OpKind::New))),
-            Record::HomeEnd,
-            Record::Take { key },
+            Record::AnswersEnd,
+            Record::Take { key, counter: 8, stamp: 9 },
             Record::Forward { origin: life(2), report: report(Some(OpKind::Unlock)) },
-            Record::MasterEnd,
+            Record::TakeEnd { key },
+            Record::Taken { key },
+            Record::Have { lock: 1, op: 2 },
+            Record::Again(report(Some(OpKind::Convert))),
+            Record::ReleasesSeen { count: 3 },
             Record::Whose { lock: 1, pid: 2, party: Party::Transaction(8) },
             Record::Query { key, request: 1, asker: life(1) },
             Record::Queried { request: 1, lvb: copy, left_out: 2, locks: vec![queried; 3] },

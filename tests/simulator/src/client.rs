@@ -7,9 +7,13 @@
 
 mod answer;
 mod choice;
+mod more;
 
 use crate::{
-    check::locks::Written,
+    check::{
+        locks::{Unanswered, Written},
+        ranges::Pieces,
+    },
     io::{Answer, Operation, Owner, Work},
     machine::{Pid, Process},
     world::{Event, World},
@@ -18,13 +22,18 @@ use deadbolt_cluster::node::NodeInput;
 use deadbolt_disk_format::Life;
 use deadbolt_dlm_core::{
     ClientReply, ClientRequest, Flags, Mode, ResourceName,
-    client::{CLIENT_VERSION, LVB_BYTES, Lvb},
+    client::{CLIENT_VERSION, LVB_BYTES, Lvb, RangeKind},
     service::{Input, SessionInfo},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Pause after a refusal, and before a client that ended is started again.
 const RETRY_US: u64 = 100_000;
+
+/// Numbers of transactions begin behind this one; owners of ranges are below.
+const TRANSACTIONS: u64 = 1 << 32;
+/// Transactions that clients of several nodes have in common.
+const SHARED_TRANSACTIONS: u64 = 3;
 
 /// What was asked and is not answered yet.
 #[derive(Clone, Debug)]
@@ -35,6 +44,10 @@ pub(crate) enum What {
     Convert { lock: u32, resource: usize, before: Mode, mode: Mode, flags: Flags, written: Option<Written> },
     Unlock { resource: usize, written: Option<Written> },
     Cancel,
+    Range { lock: u32, resource: usize, owner: u64, kind: RangeKind, pieces: Pieces, flags: Flags },
+    Many { items: Vec<(usize, Mode)>, flags: Flags },
+    Adopt { resource: usize, mode: Mode },
+    Purge { space: usize },
 }
 
 /// A request without an answer.
@@ -46,6 +59,10 @@ pub(crate) struct Asked {
     floor: u64,
     /// It may end as cancelled.
     is_cancelled: bool,
+    /// Longest wait; 0: for ever.
+    pub(crate) timeout_ms: u32,
+    /// It was told of the deadlock that it is the victim of.
+    has_cycle: bool,
 }
 
 /// A lock that the client believes to hold.
@@ -65,6 +82,8 @@ struct Lock {
     seen: Option<u64>,
     /// Disk operations that it is still good for.
     uses: u64,
+    /// Owners of ranges for whom a request is under way.
+    ranging: BTreeSet<u64>,
 }
 
 /// A client process.
@@ -82,6 +101,12 @@ pub struct Client {
     outstanding: usize,
     /// It gives back what others want.
     is_obedient: bool,
+    /// Number of the transaction that all its locks are for, which gives nothing back while it waits; 0: none.
+    transaction: u64,
+    /// Many locks at once were not granted; those of them that it never heard of may still be on their way back.
+    has_failed_many: bool,
+    /// When it has sent a purge last.
+    purged_us: u64,
     /// The socket to the daemon is closed.
     is_cut_off: bool,
     is_killed: bool,
@@ -93,6 +118,11 @@ pub struct Client {
 }
 
 impl Client {
+    /// Nobody will answer it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_cut_off || self.is_killed
+    }
+
     /// For fingerprints.
     pub(crate) fn number(&self) -> u64 {
         let held = self.locks.values().map(|lock| u64::from(lock.mode.number()) << 1 | u64::from(lock.is_busy));
@@ -100,6 +130,8 @@ impl Client {
             What::Join { .. } | What::Leave { .. } => 16,
             What::Lock { mode, .. } | What::Convert { mode, .. } => 17 + u64::from(mode.number()),
             What::Unlock { .. } | What::Cancel => 24,
+            What::Range { kind, .. } => 25 + u64::from(kind.number()),
+            What::Many { .. } | What::Adopt { .. } | What::Purge { .. } => 28,
         });
         held.chain(waiting).fold(u64::from(self.is_killed), |sum, part| sum.wrapping_mul(29).wrapping_add(part))
     }
@@ -142,6 +174,9 @@ impl World {
                 serial: 0,
                 outstanding: 0,
                 is_obedient: !self.random.chance(self.options.disobey),
+                transaction: self.some_transaction(pid),
+                has_failed_many: false,
+                purged_us: 0,
                 is_cut_off: false,
                 is_killed: false,
                 turn_at_us: 0,
@@ -149,7 +184,10 @@ impl World {
                 read_us: 0,
             };
             self.machines[machine].clients.insert(pid, client);
-            self.node_give(machine, NodeInput::Locks(Input::SessionOpened { session: pid, info: SessionInfo { pid: 1 } }));
+            self.node_give(
+                machine,
+                NodeInput::Locks(Input::SessionOpened { session: pid, info: SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }),
+            );
             self.send_request(machine, pid, ClientRequest::Hello { version: CLIENT_VERSION, is_unprotected: false });
             self.plan_client(machine, pid, 1);
         }
@@ -171,6 +209,11 @@ impl World {
 
     /// Sends a request that will be answered.
     fn ask(&mut self, machine: usize, pid: Pid, what: What, request: impl FnOnce(u64) -> ClientRequest) {
+        self.ask_timed(machine, pid, what, 0, request);
+    }
+
+    /// The same, for what waits no longer than this; 0: for ever.
+    fn ask_timed(&mut self, machine: usize, pid: Pid, what: What, timeout_ms: u32, request: impl FnOnce(u64) -> ClientRequest) {
         let since_us = self.queue.now_us();
         let floor = match what {
             What::Lock { resource, .. } | What::Convert { resource, .. } => self.facts.locks.floor(resource),
@@ -178,8 +221,9 @@ impl World {
         };
         let Some(client) = self.client(machine, pid) else { return };
         client.serial += 1;
-        let serial = client.serial;
-        client.asked.insert(serial, Asked { since_us, what, floor, is_cancelled: false });
+        let (serial, waits) = (client.serial, what.waits());
+        client.asked.insert(serial, Asked { since_us, what, floor, is_cancelled: false, timeout_ms, has_cycle: false });
+        self.facts.waits.begun(since_us, pid, serial, waits);
         self.send_request(machine, pid, request(serial));
     }
 
@@ -290,6 +334,7 @@ impl World {
 
     /// The daemon is gone, or its incarnation: so are all sessions.
     pub(crate) fn close_sessions(&mut self, machine: usize) {
+        self.facts.locks.daemon_ended(machine);
         let pids: Vec<Pid> = self.machines[machine].clients.keys().copied().collect();
         for pid in pids {
             self.cut_off(machine, pid);
@@ -311,11 +356,13 @@ impl World {
         }
         let now_us = self.queue.now_us();
         let Some(client) = self.machines[machine].clients.remove(&pid) else { return };
-        let asked = client.asked.values().filter_map(|asked| match asked.what {
-            What::Lock { resource, .. } | What::Convert { resource, .. } => Some(resource),
-            _ => None,
-        });
-        self.facts.locks.ended(now_us, pid, asked);
+        self.facts.waits.client_gone(now_us, pid);
+        let asked: Vec<Unanswered> = client.asked.values().flat_map(|asked| asked.what.unanswered()).collect();
+        if client.is_cut_off {
+            self.facts.locks.ended(now_us, pid, asked.iter().map(|asked| asked.resource));
+        } else {
+            self.facts.locks.left_behind(now_us, pid, machine, &asked);
+        }
         if !client.is_cut_off {
             self.queue.at(client.sent_us.max(now_us + 10), Event::SessionEnds { machine, session: pid });
         }
@@ -328,6 +375,7 @@ impl World {
         if self.machines[machine].is_stopped(Process::Daemon) {
             return self.defer(machine, Process::Daemon, Event::SessionEnds { machine, session });
         }
+        self.facts.locks.end_seen(self.queue.now_us(), session);
         self.node_give(machine, NodeInput::Locks(Input::SessionClosed { session }));
     }
 }

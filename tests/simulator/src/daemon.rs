@@ -359,8 +359,7 @@ impl World {
 
     /// A grant leaves only while the lease runs.
     fn reply(&mut self, machine: usize, session: u64, reply: ClientReply) {
-        let is_grant = matches!(reply, ClientReply::Completed { mode: Some(_), .. });
-        if !is_grant || self.local_ms(machine) < self.machines[machine].page.lease_end_ms {
+        if !reply.is_grant() || self.local_ms(machine) < self.machines[machine].page.lease_end_ms {
             self.send_reply(machine, session, reply);
         }
     }

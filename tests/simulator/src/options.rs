@@ -179,6 +179,11 @@ options! {
     unfair_late_landing: "permille", 0..=1000, Fixed(0), "Unfair: writes that land later than D after their machine's reset.";
     unfair_watchdog: "permille", 0..=1000, Fixed(0), "Unfair: watchdogs that fire later than their driver's table says.";
     rest_ms: "ms", 0..=60_000, One(&[200, 1000, 3000]), "Rest of all clients between two spells of work.";
+    ranges: "weight", 0..=100, Rarely(200, 1, 30), "How readily clients take, change and give back byte ranges of what they have locks on.";
+    persistent: "permille", 0..=1000, Rarely(200, 50, 500), "Locks that outlive their clients; then clients adopt and purge orphans, too.";
+    transactions: "permille", 0..=1000, Rarely(200, 100, 1000), "Clients that give nothing back while they wait, so that they come into deadlocks.";
+    timeouts: "permille", 0..=1000, Rarely(200, 50, 500), "Requests that wait no longer than a while.";
+    many: "weight", 0..=100, Rarely(200, 1, 30), "How readily clients ask for several locks at once.";
 }
 
 impl Options {

@@ -58,7 +58,7 @@ pub const MISTAKES: &[Planted] = &[
     locks(Locks::KeepDeadLvb),
     locks(Locks::TokenReset),
     locks(Locks::ForgetWaiter),
-    locks(Locks::UnknownIsNothing),
+    locks(Locks::LostIsFree),
     Planted::Shell(Shell::FeedToTheEnd),
     Planted::Shell(Shell::RestartWithoutRecord),
     register(Register::BodyAfterBallot),

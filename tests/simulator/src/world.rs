@@ -446,6 +446,7 @@ impl World {
         let boot = self.machines[machine].boot_number;
         self.facts.locks.machine_ended(now_us, machine, boot);
         let place = &mut self.machines[machine];
+        place.clients.keys().for_each(|client| self.facts.waits.client_gone(now_us, *client));
         place.is_on = false;
         place.ended_us = now_us;
         place.sbd = None;

@@ -221,6 +221,16 @@ impl ClientReply {
         self.answers().is_some()
     }
 
+    /// A client may rely on something by this: it has it, or keeps it.
+    #[must_use]
+    pub fn is_grant(&self) -> bool {
+        match self {
+            Self::Completed { mode, .. } => mode.is_some(),
+            Self::ManyCompleted { locks, .. } => !locks.is_empty(),
+            _ => false,
+        }
+    }
+
     /// The serial of the request that this ends; none for what is no answer.
     #[must_use]
     pub fn answers(&self) -> Option<u64> {

@@ -162,16 +162,6 @@ impl Line {
         }
     }
 
-    pub(super) fn retain(&mut self, is_kept: impl Fn(&Entry) -> bool) {
-        if let Self::Few(entries) = self {
-            return entries.retain(is_kept);
-        }
-        let gone: Vec<Owner> = self.iter().filter(|entry| !is_kept(entry)).map(|entry| entry.owner).collect();
-        for owner in gone {
-            self.take(owner);
-        }
-    }
-
     /// Does any of them ignore the order?
     pub(super) fn has_disorder(&self) -> bool {
         match self {

@@ -6,6 +6,7 @@
 
 use super::{Entry, Gate, Notice, Notices, Owner, Resource};
 use crate::mode::LockStatus;
+use crate::peers::ME;
 use crate::ranges::{RangeMode, RangeOwner, RangeResult, RangeWait, Ranges, Span};
 use crate::wire::RangeReport;
 use alloc::boxed::Box;
@@ -84,7 +85,15 @@ impl Resource {
         for (number, op) in ranges.waits_of(owner).into_iter().filter(|(_, op)| !reported.contains(op)) {
             ranges.end(RangeOwner { owner, number }, op, LockStatus::Cancelled, &mut Vec::new());
         }
+        ranges.thaw(owner);
         tell(results, out);
+    }
+
+    /// A view begins: what waits for others than this node is reported anew.
+    pub(super) fn freeze_ranges(&mut self) {
+        if let Some(ranges) = &mut self.ranges {
+            ranges.freeze(|owner| owner.peer != ME);
+        }
     }
 
     pub(super) fn settle_ranges(&mut self, gate: Gate, out: &mut Notices) {

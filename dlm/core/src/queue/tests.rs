@@ -54,7 +54,7 @@ fn what_only_the_lost_master_can_have_granted_is_granted_even_when_cancelled() {
         for is_cancelled in [true, false] {
             let reports = [report(0, from, converting(wanted, flags, is_cancelled)), report(1, granted, None)];
             let mut out = Vec::new();
-            let mut resource = Resource::rebuild(&reports, CLOSED, &mut out);
+            let mut resource = Resource::rebuild(&reports, 0, CLOSED, &mut out);
             resource.cancel(owner(0), 2, CLOSED, &mut out);
             assert_eq!(told(&out, owner(0)), Some((LockStatus::Success, Some(granted))), "{from} {wanted} {is_cancelled}");
             assert!(are_compatible(&resource));
@@ -69,7 +69,7 @@ fn a_conversion_that_an_owed_node_may_rely_on_is_not_taken_back_before_the_gate_
     for is_reported in [true, false] {
         // The owed node may have CW since the lost master granted CW here.
         let mut out = Vec::new();
-        let mut resource = Resource::rebuild(&[report(0, Mode::Pr, converting(Mode::Cw, Flags::NONE, is_reported))], CLOSED, &mut out);
+        let mut resource = Resource::rebuild(&[report(0, Mode::Pr, converting(Mode::Cw, Flags::NONE, is_reported))], 0, CLOSED, &mut out);
         if !is_reported {
             resource.cancel(owner(0), 2, CLOSED, &mut out);
         }
@@ -88,14 +88,14 @@ fn two_conversions_that_cross_are_decided_one_way() {
         let reports =
             [report(0, Mode::Pr, converting(Mode::Cw, Flags::NONE, first)), report(1, Mode::Cw, converting(Mode::Pr, Flags::NONE, second))];
         let mut out = Vec::new();
-        let mut resource = Resource::rebuild(&reports, CLOSED, &mut out);
+        let mut resource = Resource::rebuild(&reports, 0, CLOSED, &mut out);
         assert!(told(&out, owner(0)).is_none() && told(&out, owner(1)).is_none(), "either may be so: an owed node may know");
         resource.settle(OPEN, &mut out);
         assert!(are_compatible(&resource), "{:?}", resource.entries().map(|entry| entry.granted).collect::<Vec<_>>());
         // A third holder decides it at once.
         let reports = [reports[0], reports[1], report(2, Mode::Pr, None)];
         let mut out = Vec::new();
-        let resource = Resource::rebuild(&reports, CLOSED, &mut out);
+        let resource = Resource::rebuild(&reports, 0, CLOSED, &mut out);
         assert_eq!((told(&out, owner(0)), told(&out, owner(1))), (None, Some((LockStatus::Success, Some(Mode::Pr)))));
         assert!(are_compatible(&resource));
     }
@@ -124,7 +124,7 @@ fn a_write_that_is_said_again_goes_by_its_own_number() {
     resource.unlock(owner(1), 2, (Flags::VALBLK, Some([2; 32])), OPEN, &mut out);
     let pending = ReportOp { kind: OpKind::Convert, mode: Mode::Nl, flags: Flags::VALBLK, lvb: Some([1; 32]), is_cancelled: false };
     let (origin, report) = report(0, Mode::Ex, Some(pending));
-    resource.begin_recovery();
+    resource.begin_view(|_| true);
     resource.reconcile(origin, &report, CLOSED, &mut out);
     assert_eq!(told_lvb(&out, owner(0)), Some(LvbCopy { sequence: 1, is_invalid: true, value: None }));
 }
@@ -136,7 +136,7 @@ fn a_write_that_a_lost_master_took_gets_no_number_of_another_value() {
         let mut reader = report(1, Mode::Pr, None);
         reader.1.lvb = LvbCopy { sequence: 2, is_invalid: false, value: Some(other) };
         let mut out = Vec::new();
-        let resource = Resource::rebuild(&[report(0, Mode::Ex, Some(pending)), reader], CLOSED, &mut out);
+        let resource = Resource::rebuild(&[report(0, Mode::Ex, Some(pending)), reader], 0, CLOSED, &mut out);
         assert_eq!(resource.lvb, reader.1.lvb);
         assert_eq!(told_lvb(&out, owner(0)).map(|lvb| (lvb.sequence, lvb.value)), Some((wanted, None)));
     }

@@ -38,10 +38,17 @@ struct Ask {
 pub(super) struct Asks {
     last: u64,
     open: BTreeMap<u64, Ask>,
+    /// As home: questions about resources of which too little is known yet.
+    parked: Vec<(Key, u64, Life)>,
 }
 
-#[cfg(test)]
 impl Asks {
+    /// In a new view each is asked again.
+    pub(super) fn forget_parked(&mut self) {
+        self.parked.clear();
+    }
+
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
@@ -136,21 +143,33 @@ impl LockService {
         if place.is_some_and(Place::is_master) {
             return self.me;
         }
-        place.and_then(|place| place.master).and_then(|master| self.peers.life(master)).unwrap_or_else(|| self.home(key))
+        let master = place.and_then(|place| place.master).and_then(|master| self.peers.life(master));
+        master.filter(|life| self.is_member(life)).unwrap_or_else(|| self.home(key))
     }
 
     /// The master answers. Anybody else hands the question on to the home, and the home to the master: a master that has just given the
     /// resource back said so on the same link before.
+    pub(super) fn answer_parked(&mut self) {
+        for (key, request, asker) in core::mem::take(&mut self.asks.parked) {
+            self.handle_query(key, request, asker);
+        }
+    }
+
     pub(super) fn handle_query(&mut self, key: Key, request: u64, asker: Life) {
         let number = self.places.find(&key);
         let place = number.and_then(|number| self.places.get(number));
         let home = self.home(&key);
-        let appointed = place.and_then(|place| place.appointed).and_then(|master| self.peers.life(master)).filter(|life| *life != self.me);
+        let appointed = place.and_then(|place| place.appointed).and_then(|master| self.peers.life(master));
+        let appointed = appointed.filter(|life| *life != self.me && self.is_member(life));
         let (lvb, left_out, locks) = match place {
             Some(place) if place.is_master() => self.list_locks(place),
             _ if home != self.me => return self.send(home, Record::Query { key, request, asker }),
             _ => match appointed {
                 Some(master) => return self.send(master, Record::Query { key, request, asker }),
+                None if !self.is_free(number.unwrap_or(0), &key) => {
+                    // What is lost is listed when it was rebuilt.
+                    return self.asks.parked.push((key, request, asker));
+                }
                 // Nobody has or wants it.
                 None => (LvbCopy::default(), 0, Vec::new()),
             },

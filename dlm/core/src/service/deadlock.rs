@@ -155,7 +155,7 @@ impl LockService {
         for place in &self.deadlocks.waiting {
             let Some(resource) = self.places.get(*place).and_then(|place| self.mastered.get(place.mastered)) else { continue };
             let Some(name) = self.place_name(*place) else { continue };
-            let may_grant = self.places.get(*place).is_some_and(|place| self.gate(place.lockspace).may_grant);
+            let may_grant = self.places.get(*place).is_some() && self.gate().may_grant;
             if !may_grant {
                 // Whoever waits here waits for the gate.
                 continue;
@@ -235,7 +235,7 @@ impl LockService {
     fn fail_wait(&mut self, id: &WaitId, cycle: Cycle) {
         let Some(owner) = self.peers.find(&id.life).map(|peer| Owner { peer, lock: id.lock }) else { return };
         let Some(place) = self.place_of(&owner).and_then(|place| self.places.get(place)) else { return };
-        let may_grant = self.gate(place.lockspace).may_grant;
+        let may_grant = self.gate().may_grant;
         let is_waiting = self.mastered.get(place.mastered).is_some_and(|it| it.waiting_part(owner, id.op, id.is_range).is_some());
         if may_grant && is_waiting {
             let (lock, op, is_range) = (id.lock, id.op, id.is_range);

@@ -4,8 +4,8 @@
 //! Does not: decide grants.
 //! Called by: `service`, its sessions and its recovery.
 
-use super::LockService;
 use super::locks::{LockList, Near};
+use super::{LockService, authority};
 use crate::client::{ClientReply, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
 use crate::name::Key;
@@ -26,6 +26,20 @@ pub(super) enum Sent {
     ToMaster,
 }
 
+/// Locks of a resource that wait to hear who is master.
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    /// The one that has asked the home; 0: none.
+    asking: u32,
+    waiting: Vec<u32>,
+}
+
+impl Lookups {
+    pub(super) fn locks(self) -> impl Iterator<Item = u32> {
+        [self.asking].into_iter().filter(|id| *id != 0).chain(self.waiting)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub(super) kind: OpKind,
@@ -41,6 +55,8 @@ pub(super) struct Pending {
     pub(super) ends_as: LockStatus,
     /// When it is taken back; 0: never.
     pub(super) deadline_ms: u64,
+    /// The master that it was told of was none.
+    pub(super) is_retry: bool,
     /// Cancel requests to answer when the operation has ended.
     pub(super) cancels: Vec<u64>,
 }
@@ -60,6 +76,7 @@ impl Pending {
             is_cancel_sent: false,
             ends_as,
             deadline_ms: 0,
+            is_retry: false,
             cancels: Vec::new(),
         }
     }
@@ -88,6 +105,8 @@ pub(super) struct LocalLock {
     pub(super) is_persistent: bool,
     /// Its master knows it under another process or owner.
     pub(super) is_renamed: bool,
+    /// It was converted down since it was reported.
+    pub(super) is_lowered: bool,
     /// It was asked for with others, and its session has not been told of it.
     pub(super) is_in_many: bool,
     pub(super) round: u8,
@@ -112,6 +131,7 @@ impl LocalLock {
             since_ms: now_ms,
             is_persistent: false,
             is_renamed: false,
+            is_lowered: false,
             is_in_many: false,
             round: 0,
             near: Near::default(),
@@ -130,6 +150,16 @@ impl LocalLock {
         if self.owner == 0 { Party::Session(self.session) } else { Party::Transaction(self.owner) }
     }
 
+    /// A home, or a new master, may have its report.
+    fn is_reported(&self) -> bool {
+        self.at.is_none() && self.pending.as_ref().is_some_and(|pending| pending.sent == Sent::ToMaster)
+    }
+
+    /// Its client is done with it; only its next master is still to hear that.
+    fn is_left(&self) -> bool {
+        self.session == NO_SESSION && self.granted.is_none() && self.is_reported()
+    }
+
     /// What only gives up is as good as done: it is never taken back.
     fn is_giving_up(&self) -> bool {
         let pending = self.pending.as_ref().filter(|pending| pending.kind == OpKind::Convert);
@@ -141,9 +171,11 @@ impl LockService {
     /// Sends what can be sent of a lock's operation.
     pub(super) fn advance(&mut self, id: u32) {
         if !self.is_running() {
-            return;
+            return self.stalled.push(id);
         }
         self.tell_name(id);
+        let (peers, members) = (&self.peers, &self.view.members);
+        let is_member = |peer: &PeerId| peers.life(*peer).is_some_and(|life| members.contains(&life));
         let Some(lock) = self.locks.get_mut(id) else { return };
         let (op, pid, party) = (lock.op, lock.pid, lock.party());
         let Some(pending) = &mut lock.pending else { return };
@@ -152,9 +184,12 @@ impl LockService {
         if place.is_master() {
             place.master = Some(ME);
         }
-        let request = |is_lookup| Record::Request { key, lock: id, pid, party, op, mode: pending.mode, flags: pending.flags, is_lookup };
+        let (mode, flags, is_retry) = (pending.mode, pending.flags, pending.is_retry);
+        let request = |is_lookup| Record::Request { key, lock: id, pid, party, op, mode, flags, is_lookup, is_retry };
         let mut records = Vec::new();
-        let to = match (lock.at.or(place.master), pending.sent) {
+        // What is held belongs to the master that has it, and to nobody else that may be named.
+        let named = place.master.filter(|_| lock.granted.is_none());
+        let to = match (lock.at.or(named).filter(is_member), pending.sent) {
             (Some(master), Sent::Unsent) => {
                 pending.sent = Sent::ToMaster;
                 records.push(match pending.kind {
@@ -162,47 +197,51 @@ impl LockService {
                     OpKind::Convert => Record::Convert { lock: id, op, mode: pending.mode, flags: pending.flags, lvb: pending.lvb },
                     OpKind::Unlock => Record::Unlock { lock: id, op, flags: pending.flags, lvb: pending.lvb },
                 });
-                lock.at = Some(master);
                 master
             }
-            (Some(master), Sent::ToMaster) => master,
-            (None, Sent::Unsent) if pending.kind == OpKind::New && !place.is_looking => {
-                let request = request(true);
+            (Some(to), Sent::ToMaster | Sent::ToHome) if lock.at == Some(to) => to,
+            (None, Sent::Unsent)
+                if pending.kind == OpKind::New && lock.at.is_none() && self.lookups.entry(lock.place).or_default().asking == 0 =>
+            {
+                let Some(home) = authority::home_among(members, &key).and_then(|home| self.peers.find(&home)) else { return };
+                records.push(request(true));
                 pending.sent = Sent::ToHome;
-                place.is_looking = true;
-                self.lookups.entry(lock.place).or_default().push(id);
-                return self.send(self.home(&key), request);
+                self.lookups.entry(lock.place).or_default().asking = id;
+                home
             }
-            (None, _) | (Some(_), Sent::ToHome) => {
-                self.lookups.entry(lock.place).or_default().push(id);
-                return;
-            }
+            (None, Sent::Unsent) if lock.at.is_none() => return self.lookups.entry(lock.place).or_default().waiting.push(id),
+            // Its master is lost: the slice of the answers that meets it reports it; or it was reported.
+            _ => return,
         };
+        lock.at = Some(to);
         if pending.is_cancelled && !pending.is_cancel_sent && pending.kind != OpKind::Unlock {
             pending.is_cancel_sent = true;
             records.push(Record::Cancel { lock: id, op });
         }
-        let Some(to) = self.peers.life(to) else { return };
+        if to != ME || pending.sent == Sent::ToHome {
+            self.underway.insert(id);
+        }
         for record in records {
-            self.send(to, record);
+            self.send_to(to, record);
         }
     }
 
     /// Tells the master that a granted lock has changed hands.
-    fn tell_name(&mut self, id: u32) {
+    pub(super) fn tell_name(&mut self, id: u32) {
         let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_renamed && lock.granted.is_some()) else { return };
         let near = self.places.get(lock.place).and_then(|place| if place.is_master() { Some(ME) } else { place.master });
         let master = lock.at.or(near);
         let Some(master) = master.and_then(|master| self.peers.life(master)) else { return };
         lock.is_renamed = false;
+        self.renamed.insert(id);
         let record = Record::Whose { lock: id, pid: lock.pid, party: lock.party() };
         self.send(master, record);
     }
 
     /// The home says who is master.
-    pub(super) fn handle_master_is(&mut self, key: Key, master: Life, counter: u64, is_taken: bool) {
+    pub(super) fn handle_master_is(&mut self, key: Key, master: Life, (counter, stamp): (u64, u32), is_taken: bool) {
         if master == self.me && self.is_running() {
-            self.become_master(&key, counter);
+            self.become_master(&key, counter, stamp);
         }
         let master = self.peers.id(master);
         let Some(number) = self.places.find(&key) else { return };
@@ -210,12 +249,11 @@ impl LockService {
             && place.locks != 0
         {
             place.master = Some(master);
-            place.is_looking = false;
-            for id in self.lookups.remove(&number).unwrap_or_default() {
+            for id in self.lookups.remove(&number).unwrap_or_default().locks() {
                 self.learn_master(id, is_taken.then_some(master));
             }
         }
-        // When the requests that this sent have arrived: before them there is nothing on it.
+        // When this turn's requests have arrived: before them there is nothing on it.
         self.release_later.push(number);
     }
 
@@ -224,10 +262,13 @@ impl LockService {
         let is_new = lock.granted.is_none();
         let Some(pending) = &mut lock.pending else { return };
         if pending.sent == Sent::ToHome {
-            // A forced unlock follows the request that was taken; without that there is nothing to unlock.
             lock.at = taken_by;
-            pending.sent = if taken_by.is_some() && pending.kind == OpKind::New { Sent::ToMaster } else { Sent::Unsent };
-            if taken_by.is_none() && is_new && (pending.is_cancelled || pending.kind == OpKind::Unlock) {
+            pending.is_cancel_sent = false;
+            pending.sent = if taken_by.is_some() { Sent::ToMaster } else { Sent::Unsent };
+            if taken_by.is_none_or(|master| master == ME) {
+                self.underway.remove(&id);
+            }
+            if taken_by.is_none() && is_new && pending.is_cancelled {
                 return self.end_unsent(id);
             }
         }
@@ -238,38 +279,81 @@ impl LockService {
     pub(super) fn end_unsent(&mut self, id: u32) {
         let Some(lock) = self.locks.get(id) else { return };
         let Some(pending) = &lock.pending else { return };
-        let status = if pending.kind == OpKind::Unlock { LockStatus::Unlocked } else { LockStatus::Cancelled };
+        let (status, mode) = match pending.kind {
+            OpKind::Unlock => (LockStatus::Unlocked, None),
+            OpKind::New | OpKind::Convert => (LockStatus::Cancelled, lock.granted),
+        };
+        let is_reported = lock.is_reported();
+        let left = if pending.kind == OpKind::Unlock { pending.flags.with(Flags::FORCEUNLOCK) } else { Flags::FORCEUNLOCK };
         let flags = ResultFlags::default();
         let lvb = LvbCopy { value: None, ..lock.lvb() };
-        let result = OpResult { op: lock.op, status, mode: lock.granted, flags, token: Token::default(), lvb };
-        self.handle_completed(id, &result);
+        let result = OpResult { op: lock.op, status, mode, flags, token: Token::default(), lvb };
+        if is_reported && mode.is_none() {
+            self.conclude(id, &result);
+            self.leave_word(id, left);
+        } else {
+            self.handle_completed(id, &result);
+        }
+    }
+
+    /// Its client is done with it, and the report that is on its way may yet become a lock at a master: that one hears that it is given back.
+    fn leave_word(&mut self, id: u32, flags: Flags) {
+        let op = self.locks.next_op();
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        let mut unlock = Pending::new(OpKind::Unlock, None, Mode::Nl, flags, None);
+        unlock.sent = Sent::ToMaster;
+        (lock.op, lock.pending) = (op, Some(Box::new(unlock)));
+        let (place, session) = (lock.place, core::mem::replace(&mut lock.session, NO_SESSION));
+        self.locks.unlink(id, self.sessions.get_mut(&session).map(|session| &mut session.locks));
+        self.orphans.remove(place, id);
+    }
+
+    /// A down-conversion of a lock whose master is lost.
+    pub(super) fn end_given_up(&mut self, id: u32, mode: Mode) {
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        lock.is_lowered = true;
+        let lvb = LvbCopy { value: None, ..lock.lvb() };
+        let (op, token, flags) = (lock.op, lock.token, ResultFlags::default());
+        self.handle_completed(id, &OpResult { op, status: LockStatus::Success, mode: Some(mode), flags, token, lvb });
     }
 
     pub(super) fn handle_not_master(&mut self, id: u32, op: u64) {
         let Some(lock) = self.locks.get_mut(id) else { return };
+        if lock.is_left() {
+            return self.remove_lock(id);
+        }
         let Some(pending) = &mut lock.pending else { return };
         if lock.op != op || pending.kind != OpKind::New || pending.sent != Sent::ToMaster {
             return;
         }
         pending.sent = Sent::Unsent;
-        pending.is_cancel_sent = false;
+        (pending.is_cancel_sent, pending.is_retry) = (false, true);
         lock.at = None;
+        self.underway.remove(&id);
         if pending.is_cancelled {
             return self.end_unsent(id);
         }
         if let Some(place) = self.places.get_mut(lock.place) {
             place.master = None;
         }
+        let number = lock.place;
+        if let Some(lookups) = self.lookups.get_mut(&number).filter(|lookups| lookups.asking == id) {
+            lookups.asking = 0;
+        }
         self.advance(id);
     }
 
     /// The master's answer.
     pub(super) fn handle_completed(&mut self, id: u32, result: &OpResult) {
-        let Some(lock) = self.locks.get_mut(id) else { return };
-        if lock.op != result.op {
-            return;
+        if self.conclude(id, result) && result.mode.is_none() {
+            self.remove_lock(id);
         }
-        let Some(pending) = lock.pending.take() else { return };
+    }
+
+    /// An operation has ended; was it under way?
+    fn conclude(&mut self, id: u32, result: &OpResult) -> bool {
+        let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.op == result.op) else { return false };
+        let Some(pending) = lock.pending.take() else { return false };
         #[cfg(any(test, feature = "planted"))]
         let is_kept = self.mistake == Some(super::Mistake::KeepDeadline);
         #[cfg(not(any(test, feature = "planted")))]
@@ -277,6 +361,7 @@ impl LockService {
         if !is_kept {
             self.deadlines.remove(pending.deadline_ms, lock.op, id);
         }
+        self.underway.remove(&id);
         let granted = lock.granted;
         let status = if result.status == LockStatus::Cancelled { pending.ends_as } else { result.status };
         let is_success = result.status == LockStatus::Success;
@@ -315,9 +400,7 @@ impl LockService {
             let reply = Self::simple_reply(serial, id, LockStatus::Success, result.mode);
             self.reply_about(session, id, false, reply);
         }
-        if result.mode.is_none() {
-            self.remove_lock(id);
-        }
+        true
     }
 
     pub(super) fn simple_reply(serial: u64, lock: u32, status: LockStatus, mode: Option<Mode>) -> ClientReply {
@@ -327,17 +410,19 @@ impl LockService {
     pub(super) fn remove_lock(&mut self, id: u32) {
         let session = self.locks.get(id).and_then(|lock| self.sessions.get_mut(&lock.session));
         let Some(lock) = self.locks.remove(id, session.map(|session| &mut session.locks)) else { return };
+        self.look_up_for_others(id, lock.place);
         let Some(place) = self.places.get_mut(lock.place) else { return };
         place.locks = place.locks.saturating_sub(1);
         if place.locks == 0 {
-            (place.master, place.is_looking) = (None, false);
+            place.master = None;
             self.lookups.remove(&lock.place);
         }
         let lockspace = place.lockspace;
+        self.renamed.remove(&id);
         if lock.session == NO_SESSION {
             self.orphans.remove(lock.place, id);
         }
-        self.places.forget_if_unused(lock.place);
+        self.forget_place(lock.place);
         self.uses_fewer(lockspace);
     }
 
@@ -345,18 +430,29 @@ impl LockService {
     pub(super) fn take_back(&mut self, id: u32, status: LockStatus) {
         let Some(lock) = self.locks.get_mut(id) else { return };
         let is_giving_up = lock.is_giving_up();
+        // With a lost master it is as good as nowhere, unless something is held that it may have changed.
+        let is_nowhere = lock.granted.is_none() && lock.at.is_none();
         let Some(pending) = lock.pending.as_mut().filter(|pending| pending.kind != OpKind::Unlock) else { return };
         if pending.is_cancelled || is_giving_up {
             return;
         }
         (pending.is_cancelled, pending.ends_as) = (true, status);
-        let is_here = pending.sent == Sent::Unsent;
+        let is_here = pending.sent == Sent::Unsent || is_nowhere;
         #[cfg(any(test, feature = "planted"))]
         let is_here = is_here || self.mistake == Some(super::Mistake::CancelHere);
         if is_here {
             self.end_unsent(id);
         } else {
             self.advance(id);
+        }
+    }
+
+    /// The lock that asked the home is gone without an answer: another one asks.
+    fn look_up_for_others(&mut self, id: u32, place: u32) {
+        if self.lookups.get(&place).is_some_and(|lookups| lookups.asking == id) {
+            for other in self.lookups.remove(&place).unwrap_or_default().waiting {
+                self.advance(other);
+            }
         }
     }
 
@@ -400,20 +496,24 @@ impl LockService {
         let (session, granted) = (lock.session, lock.granted);
         let mut unlock = Pending::new(OpKind::Unlock, serial, Mode::Nl, flags, lvb);
         let previous = lock.pending.take();
-        if let Some(previous) = &previous {
-            if previous.kind == OpKind::Unlock {
-                lock.pending = Some(previous.clone());
-                return;
-            }
-            if previous.sent == Sent::ToHome {
-                unlock.sent = Sent::ToHome;
-            }
+        if previous.as_ref().is_some_and(|previous| previous.kind == OpKind::Unlock) {
+            lock.pending = previous;
+            return;
         }
         let op = self.locks.next_op();
+        let (peers, members) = (&self.peers, &self.view.members);
+        let is_member = |at| peers.life(at).is_some_and(|life| members.contains(&life));
         let Some(lock) = self.locks.get_mut(id) else { return };
         self.deadlines.remove(previous.as_ref().map_or(0, |previous| previous.deadline_ms), lock.op, id);
-        let is_nowhere = granted.is_none() && previous.as_ref().is_some_and(|previous| previous.sent == Sent::Unsent);
+        // With a lost master it is as good as nowhere: a new one that has heard of it hears that it is given back.
+        let is_lost = lock.at.is_none_or(|at| self.view.is_member && !is_member(at));
+        let is_nowhere = is_lost && (granted.is_none() || !flags.has(Flags::VALBLK));
         lock.op = op;
+        let was_sent = previous.as_ref().is_some_and(|previous| previous.sent == Sent::ToMaster);
+        if lock.at.is_none() && (granted.is_some() || was_sent) {
+            // It was reported.
+            unlock.sent = Sent::ToMaster;
+        }
         lock.pending = Some(Box::new(unlock));
         if let Some(previous) = previous {
             if let Some(serial) = previous.serial {

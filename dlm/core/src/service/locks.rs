@@ -146,9 +146,4 @@ impl Locks {
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &LocalLock)> {
         self.slab.iter().map(|(place, lock)| (Self::id(place, lock), lock))
     }
-
-    /// By place.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut LocalLock)> {
-        self.slab.iter_mut().map(|(place, lock)| (Self::id(place, lock), lock))
-    }
 }

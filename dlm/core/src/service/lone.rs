@@ -42,8 +42,9 @@ impl LockService {
         (mode, flags): (Mode, Flags),
         mut lock: LocalLock,
     ) -> Result<(), LocalLock> {
-        let is_free = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none() && !place.is_looking;
-        if !self.places.get(place).is_some_and(is_free) || !self.gate(key.lockspace).may_grant || self.home(key) != self.me {
+        let is_free = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none();
+        if !self.places.get(place).is_some_and(is_free) || !self.gate().may_grant || self.home(key) != self.me || !self.is_free(place, key)
+        {
             return Err(lock);
         }
         self.counter = self.counter.max(self.share_counter) + 1;
@@ -91,8 +92,7 @@ impl LockService {
         let (view, op, now_ms) = (self.view.number, self.locks.next_op(), self.now_ms);
         let Some(lock) = self.locks.get(id) else { return false };
         let is_given_up = lock.granted.is_some_and(|granted| mode < granted && granted.is_down(mode));
-        let lockspace = self.places.get(lock.place).map_or(0, |place| place.lockspace);
-        if !is_given_up && !self.gate(lockspace).may_grant {
+        if !is_given_up && !self.gate().may_grant {
             return false;
         }
         self.counter += u64::from(!is_given_up);
@@ -125,13 +125,19 @@ impl LockService {
     /// Nothing is left here: the home may make somebody else master.
     pub(super) fn give_mastery_back(&mut self, number: u32, key: &Key, counter: u64) {
         let home = self.home(key);
+        let stamp = self.places.get(number).map_or(0, |place| place.stamp);
         if home == self.me {
-            // At once: a request of this turn must not meet the old directory, nor its token the old counter.
-            self.handle_released(ME, number, counter);
+            // At once: a request of this turn must not meet the old appointment, nor its token the old counter.
+            self.handle_released(ME, number, counter, stamp);
         } else {
-            self.send(home, Record::Released { key: *key, counter });
+            if let Some(place) = self.places.get_mut(number).filter(|place| place.appointed == Some(ME)) {
+                // It was home, too, until this view.
+                place.appointed = None;
+            }
+            self.releases.entry(home).or_default().push_back((*key, counter, stamp));
+            self.send(home, Record::Released { key: *key, counter, stamp });
         }
-        self.places.forget_if_unused(number);
+        self.forget_place(number);
         self.uses_fewer(key.lockspace);
     }
 }

@@ -1,14 +1,16 @@
 //! What: a node's lock service: sessions on one side, the other nodes' services on the other.
 //! Owns: the node's locks, the resources it is master of, its share of the directory, what it knows of joined lockspaces.
-//! Invariants: nothing new is granted outside membership, during recovery, without a permit, or in a lockspace that an owed node may have
-//! joined; a grant reaches a client only while the permit holds and "holds" is published; messages of older views are dropped.
+//! Invariants: nothing new is granted outside membership or without a permit; a resource has one master, which lives or is rebuilt when
+//! everybody has answered and nobody is owed; a grant reaches a client only while the permit holds and "holds" is published; messages of older views are dropped.
 //! Does not: open, sleep, read a clock; decide membership or evidence.
 //! Called by: the daemon's loop, the simulator.
 
 mod asks;
+mod authority;
 mod deadlines;
 mod deadlock;
 mod holder;
+mod home;
 mod listing;
 mod locks;
 mod lone;
@@ -25,15 +27,16 @@ mod tests;
 
 use crate::client::{ClientReply, ClientRequest};
 use crate::name::Key;
-use crate::peers::Peers;
+use crate::peers::{PeerId, Peers};
 use crate::queue::{Gate, Owner, Resource};
 use crate::slab::Slab;
-use crate::wire::{self, Record};
+use crate::wire::{self, Record, Report};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use asks::Asks;
+use authority::Authority;
 use deadbolt_disk_format::types::{Life, Owed, ViewNumber};
 use deadlines::Deadlines;
 use foldhash::fast::FixedState;
@@ -42,6 +45,7 @@ use many::Manies;
 use orphans::Orphans;
 use places::Places;
 
+pub(crate) use authority::{Condition, Part};
 pub use listing::{
     Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot, WaitsFor, Who,
 };
@@ -199,7 +203,7 @@ struct Holds {
 #[cfg(any(test, feature = "planted"))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mistake {
-    /// Grants in a lockspace that an owed node had joined.
+    /// Rebuilds before the owed are gone.
     GrantBeforeGone,
     /// Takes messages of an older view.
     AcceptOldView,
@@ -209,18 +213,18 @@ pub enum Mistake {
     TokenReset,
     /// Keeps a value block valid that a dead writer may have written.
     KeepDeadLvb,
-    /// Grants before every member has reported.
+    /// Rebuilds before every member has answered.
     GrantWithoutRebuild,
     /// Calls every rebuilt value block valid.
     TrustRebuiltLvb,
-    /// Takes a member that has said nothing for one that joined nothing.
-    UnknownIsNothing,
+    /// Takes a resource whose master is lost for a free one.
+    LostIsFree,
     /// Lets the home answer with the asker instead of the master.
     TwoMasters,
     /// Lets the home judge requests that another node masters.
     HomeJudgesAll,
-    /// Takes an answer of a node that was not asked.
-    TakeAnyAnswer,
+    /// A home keeps the authority that it has handed over.
+    KeepAuthority,
     /// Reports no orphans to a new master.
     ForgetOrphan,
     /// Keeps the end of a wait when the operation has ended.
@@ -241,14 +245,50 @@ pub struct LockService {
     is_stopped: bool,
     is_lost: bool,
     holds: Holds,
-    recovery: Option<recovery::Recovery>,
-    /// Messages of this view that came before recovery was finished here.
-    deferred: VecDeque<(Life, Record)>,
+    history: recovery::History,
+    answers: recovery::Answers,
+    /// The view in which every member's answers were gathered here last; 0: what was gathered is forgotten.
+    gathered_in: u64,
+    /// As home: members that have answered in this view.
+    ended: BTreeSet<Life>,
+    /// As home: everybody has answered in this view and nobody is owed: all is known.
+    is_complete: bool,
+    authority: Authority,
+    /// As home: locks of this view's lost resources, by place.
+    reports: BTreeMap<u32, Vec<(PeerId, Report)>>,
+    /// As home: rebuilt resources whose new master has not said that it has them.
+    unconfirmed: BTreeSet<u32>,
+    /// As home: lookups that wait until somebody may be made master.
+    parked: BTreeMap<u32, Vec<home::Lookup>>,
+    /// As home: appointments that somebody doubts, until the master has said.
+    verifying: BTreeSet<u32>,
+    /// Places of which a former home alone has said who is master.
+    hearsay: BTreeSet<u32>,
+    /// As home: number of the last appointment.
+    last_stamp: u32,
+    /// As home: counters that came early: mastery given back by a master of which the former home has not told yet.
+    returned: BTreeMap<Key, (PeerId, u32)>,
+    /// As former master: what was given back and may not have arrived.
+    releases: BTreeMap<Life, VecDeque<(Key, u64, u32)>>,
+    /// As home: returns of mastery in the present message.
+    released_seen: u32,
+    /// Ranges of locks that are reported in this view.
+    range_reports: ranges::Reports,
+    /// As new master: resources whose locks are still coming.
+    taking: BTreeMap<Key, home::Taking>,
+    /// As holder: locks with an operation under way at another node.
+    underway: BTreeSet<u32>,
+    /// As holder: locks of which the master was told that they have changed hands.
+    renamed: BTreeSet<u32>,
+    /// As holder: locks with an operation that nobody was told of for want of membership.
+    stalled: Vec<u32>,
+    /// As master: resources on which somebody waits.
+    contended: BTreeSet<u32>,
     /// Messages of views not learned yet.
     future: VecDeque<(Life, u64, Vec<u8>)>,
     sessions: BTreeMap<u64, Session>,
     lockspaces: BTreeMap<u32, Lockspace>,
-    /// What each life has joined. An entry is complete: whoever uses a lockspace has had our confirmation first.
+    /// What each member has joined, for people.
     joins: BTreeMap<Life, BTreeSet<u32>>,
     names: BTreeMap<u32, Vec<u8>>,
     last_announcement: u64,
@@ -260,13 +300,11 @@ pub struct LockService {
     asks: Asks,
     manies: Manies,
     /// Locks of a place that wait to hear who is master.
-    lookups: BTreeMap<u32, Vec<u32>>,
+    lookups: BTreeMap<u32, holder::Lookups>,
     /// Queues of the resources of which this node is master.
     mastered: Slab<Resource>,
     /// Places of the locks of other nodes at this master.
     owners: HashMap<Owner, u32, FixedState>,
-    /// The last view in which recovery was finished here: mastery stands since then.
-    firm: u64,
     /// Highest token counter that this node has given as master in this view.
     counter: u64,
     /// Highest token counter that came back to this home in this view.
@@ -279,6 +317,8 @@ pub struct LockService {
     loopback: VecDeque<Record>,
     /// Places of which mastery may be given back when the loopback is empty.
     release_later: Vec<u32>,
+    /// Homes that asked whether this node is master, to be answered then.
+    answer_later: Vec<(Key, Life, u32)>,
     outbox: BTreeMap<Life, Vec<u8>>,
     outputs: VecDeque<Output>,
     #[cfg(any(test, feature = "planted"))]
@@ -299,8 +339,27 @@ impl LockService {
             is_stopped: false,
             is_lost: false,
             holds: Holds::default(),
-            recovery: None,
-            deferred: VecDeque::new(),
+            history: recovery::History::default(),
+            answers: recovery::Answers::default(),
+            gathered_in: 0,
+            ended: BTreeSet::new(),
+            is_complete: false,
+            authority: Authority::default(),
+            reports: BTreeMap::new(),
+            unconfirmed: BTreeSet::new(),
+            parked: BTreeMap::new(),
+            verifying: BTreeSet::new(),
+            hearsay: BTreeSet::new(),
+            last_stamp: 0,
+            returned: BTreeMap::new(),
+            releases: BTreeMap::new(),
+            released_seen: 0,
+            range_reports: ranges::Reports::default(),
+            taking: BTreeMap::new(),
+            underway: BTreeSet::new(),
+            renamed: BTreeSet::new(),
+            stalled: Vec::new(),
+            contended: BTreeSet::new(),
             future: VecDeque::new(),
             sessions: BTreeMap::new(),
             lockspaces: BTreeMap::new(),
@@ -317,7 +376,6 @@ impl LockService {
             lookups: BTreeMap::new(),
             mastered: Slab::default(),
             owners: HashMap::with_hasher(FixedState::with_seed(seed)),
-            firm: 0,
             counter: 0,
             share_counter: 0,
             held: VecDeque::new(),
@@ -325,6 +383,7 @@ impl LockService {
             deadlocks: deadlock::Deadlocks::default(),
             loopback: VecDeque::new(),
             release_later: Vec::new(),
+            answer_later: Vec::new(),
             outbox: BTreeMap::new(),
             outputs: VecDeque::new(),
             #[cfg(any(test, feature = "planted"))]
@@ -345,6 +404,8 @@ impl LockService {
             return;
         }
         self.end_waits();
+        // What that said to this node itself belongs to the view in which it was said.
+        self.pump();
         match input {
             Input::View { number, members, owed, is_member } => self.handle_view(View { number: number.0, members, owed, is_member }),
             Input::Permit { may_grant } => self.handle_permit(may_grant),
@@ -358,6 +419,9 @@ impl LockService {
             Input::Stop => self.is_stopped = true,
             Input::Lose { reason } => self.lose(&reason),
             Input::Tick => {}
+        }
+        if self.has_work() {
+            self.work();
         }
         self.pump();
         self.expire_ranges();
@@ -376,10 +440,12 @@ impl LockService {
         self.outbox.pop_first().map(|(to, message)| Output::Send { to, message })
     }
 
-    /// When a `Tick` is needed at the latest: the end of the first wait that has one, or a look for deadlocks.
+    /// When a [`Input::Tick`] is wanted: at the end of the first wait that has one, for a look for deadlocks, or at once while there is work
+    /// that was put off so that others need not wait.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        [self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()].into_iter().flatten().min()
+        let work = self.has_work().then_some(self.now_ms);
+        [work, self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()].into_iter().flatten().min()
     }
 
     fn log(&mut self, text: String) {
@@ -392,6 +458,8 @@ impl LockService {
                 self.handle_record(self.me, record);
             } else if let Some(place) = self.release_later.pop() {
                 self.release_if_empty(place);
+            } else if let Some((key, home, stamp)) = self.answer_later.pop() {
+                self.answer_home(key, home, stamp);
             } else {
                 return;
             }
@@ -426,44 +494,24 @@ impl LockService {
         self.view.members.contains(life)
     }
 
-    /// Member, and recovery in this view is finished here.
     fn is_running(&self) -> bool {
-        self.view.is_member && self.recovery.is_none()
+        self.view.is_member
     }
 
-    /// The first in the rendezvous order among the members. While an owed node comes before it, the share of that node is served only in
-    /// lockspaces that it has certainly not joined (`gated_by`), and every member has told this view's home what it knows: so a home
-    /// needs no memory of an earlier one.
+    /// The first in the rendezvous order among the members.
     fn home(&self, key: &Key) -> Life {
-        if let [alone] = self.view.members.as_slice() {
-            return *alone;
-        }
-        self.view.members.iter().copied().max_by_key(|life| (key.weight(life.slot), life.slot)).unwrap_or(self.me)
+        authority::home_among(&self.view.members, key).unwrap_or(self.me)
     }
 
-    /// Owed lives that may have joined the lockspace: while there is one, nothing new is granted in it.
-    fn gated_by(&self, lockspace: u32) -> impl Iterator<Item = Life> + '_ {
-        self.view.owed.iter().map(|owed| owed.life).filter(move |life| match self.joins.get(life) {
-            Some(joined) => joined.contains(&lockspace),
-            #[cfg(any(test, feature = "planted"))]
-            None if self.mistake == Some(Mistake::UnknownIsNothing) => false,
-            None => true,
-        })
-    }
-
-    fn gate(&self, lockspace: u32) -> Gate {
-        let is_gated = self.gated_by(lockspace).next().is_some();
-        #[cfg(any(test, feature = "planted"))]
-        let is_gated = is_gated && self.mistake != Some(Mistake::GrantBeforeGone);
-        let may_grant = self.is_running() && self.may_grant && !is_gated;
-        Gate { now_ms: self.now_ms, view: self.view.number, may_grant }
+    fn gate(&self) -> Gate {
+        Gate { now_ms: self.now_ms, view: self.view.number, may_grant: self.view.is_member && self.may_grant }
     }
 
     fn handle_permit(&mut self, may_grant: bool) {
         let is_new = may_grant && !self.may_grant;
         self.may_grant = may_grant;
         if is_new && self.is_running() {
-            for place in self.mastered_places() {
+            for place in self.contended.clone() {
                 self.settle(place);
             }
         }
@@ -486,21 +534,15 @@ impl LockService {
         match Record::read_all(bytes) {
             Ok(records) => {
                 for record in records {
-                    self.take_record(from, record);
+                    self.handle_record(from, record);
                     self.pump();
                 }
             }
             Err(error) => self.log(format!("message of slot {} refused: {error}", from.slot)),
         }
-    }
-
-    /// A record of the present view: now, or when recovery is finished.
-    fn take_record(&mut self, from: Life, record: Record) {
-        let is_early = self.recovery.is_some() && !record.is_recovery() && !matches!(record, Record::MasterIs { .. });
-        if is_early {
-            self.deferred.push_back((from, record));
-        } else {
-            self.handle_record(from, record);
+        let count = core::mem::take(&mut self.released_seen);
+        if count > 0 {
+            self.send(from, Record::ReleasesSeen { count });
         }
     }
 
@@ -508,8 +550,8 @@ impl LockService {
         let peer = self.peers.id(from);
         let owner = |lock| Owner { peer, lock };
         match record {
-            Record::Request { key, lock, pid, party, op, mode, flags, is_lookup } => {
-                self.handle_lock_request(owner(lock), key, (pid, party), (op, mode, flags), is_lookup);
+            Record::Request { key, lock, pid, party, op, mode, flags, is_lookup, is_retry } => {
+                self.handle_lock_request(owner(lock), key, (pid, party), (op, mode, flags), is_lookup.then_some(is_retry));
             }
             Record::Convert { lock, op, mode, flags, lvb } => {
                 self.operate(owner(lock), |resource, owner, gate, out| {
@@ -518,23 +560,31 @@ impl LockService {
             }
             Record::Unlock { lock, op, flags, lvb } => self.handle_unlock(owner(lock), op, (flags, lvb)),
             Record::Cancel { lock, op } => {
-                self.operate(owner(lock), |resource, owner, gate, out| resource.cancel(owner, op, gate, out));
+                self.handle_cancel(owner(lock), op);
             }
             Record::Completed { lock, result } => {
-                if let Some(lock) = self.locks.get_mut(lock) {
-                    lock.at = Some(peer);
+                if let Some(known) = self.locks.get_mut(lock) {
+                    known.at = Some(peer);
+                    self.handle_completed(lock, &result);
+                } else if result.mode.is_some() {
+                    self.give_stray_back(peer, lock, result.op);
                 }
-                self.handle_completed(lock, &result);
             }
             Record::Whose { lock, pid, party } => {
                 self.operate(owner(lock), |resource, owner, gate, out| resource.rename(owner, (pid, party), gate, out));
             }
             Record::Blocking { lock, mode } => self.handle_blocking(lock, mode),
-            Record::MasterIs { key, master, counter, is_taken } => self.handle_master_is(key, master, counter, is_taken),
-            Record::Released { key, counter } => {
-                let place = self.places.find(&key).unwrap_or(0);
-                self.handle_released(peer, place, counter);
+            Record::MasterIs { key, master, counter, stamp, is_taken, is_asked } => {
+                self.handle_master_is(key, master, (counter, stamp), is_taken);
+                if is_asked {
+                    self.answer_later.push((key, from, stamp));
+                }
             }
+            Record::Released { key, counter, stamp } => {
+                self.released_seen += 1;
+                self.handle_returned(peer, &key, counter, stamp);
+            }
+            Record::ReleasesSeen { count } => self.forget_releases(from, count),
             Record::NotMaster { lock, op } => self.handle_not_master(lock, op),
             Record::Join { announcement, name } => self.handle_join(from, announcement, name),
             Record::JoinAnswer { lockspace, announcement, is_refused } => {
@@ -550,7 +600,7 @@ impl LockService {
             Record::Queried { request, lvb, left_out, locks } => self.handle_queried(request, (lvb, left_out, locks)),
             Record::Purge { request, lockspace, pid } => self.handle_purge(from, request, lockspace, pid),
             Record::Purged { request } => self.handle_purged(from, request),
-            Record::Range(record) if !record.is_recovery() => self.handle_range(peer, record),
+            Record::Range(record) => self.handle_range(peer, record),
             Record::Waits(record) => self.handle_waits(from, record),
             recovery => self.handle_recovery(from, recovery),
         }

@@ -24,12 +24,12 @@ pub(super) struct Place {
     name: [u8; SHORT],
     /// Over [`SHORT`]: the name stands in `Places::long`.
     length: u8,
-    /// The home was asked who is master.
-    pub(super) is_looking: bool,
     /// As holder: the master, where it is known.
     pub(super) master: Option<PeerId>,
     /// As home: whom it made master.
     pub(super) appointed: Option<PeerId>,
+    /// Number of the last appointment: at the home its last, at the master the one it goes by.
+    pub(super) stamp: u32,
     /// As holder: locks of this node's sessions.
     pub(super) locks: u32,
     /// As master: the queues; 0: not master, or there is only the lock `lone`.
@@ -100,9 +100,9 @@ impl Places {
             lockspace: key.lockspace,
             name,
             length: u8::try_from(bytes.len()).unwrap_or(u8::MAX),
-            is_looking: false,
             master: None,
             appointed: None,
+            stamp: 0,
             locks: 0,
             mastered: 0,
             lone: 0,
@@ -135,13 +135,8 @@ impl Places {
         Key::new(place.lockspace, name_of(&self.long, number, place))
     }
 
-    /// By number.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Place)> {
         self.slab.iter()
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Place)> {
-        self.slab.iter_mut()
     }
 
     /// The numbers in use among the `count` from `first` on, and where to go on; 0: that was the end.

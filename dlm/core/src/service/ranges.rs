@@ -11,7 +11,7 @@ mod shown;
 use super::{LockService, OPERATION_CANCELS_MAX};
 use crate::client::{ClientReply, ClientRequest, RangeHolder, RangeKind};
 use crate::mode::{Flags, LockStatus};
-use crate::peers::{ME, PeerId};
+use crate::peers::PeerId;
 use crate::queue::Owner;
 use crate::ranges::{Change, RangeMode, RangeOwner, RangeWait, Span, Spans};
 use crate::wire::{OpKind, RangeRecord, Record};
@@ -225,9 +225,10 @@ impl LockService {
             return;
         }
         let Some(lock) = self.locks.get(id) else { return };
-        let place = self.places.get(lock.place);
-        let at_home = place.filter(|place| place.is_master()).map(|_| ME);
-        let Some(to) = lock.at.or(at_home).or(place.and_then(|place| place.master)).and_then(|peer| self.peers.life(peer)) else { return };
+        // With a lost master it waits: it is reported, or sent when there is a new one.
+        let Some(to) = lock.at.filter(|at| self.is_peer_member(*at)).and_then(|at| self.peers.life(at)) else {
+            return self.answer_lowered(id, op);
+        };
         let Some(what) = self.ranges.op_mut(id, op) else { return };
         let number = what.number;
         let mut records = Vec::new();
@@ -244,6 +245,17 @@ impl LockService {
         }
         for record in records {
             self.send(to, Record::Range(record));
+        }
+    }
+
+    /// What only gives up need not wait for a new master, which hears of it later.
+    fn answer_lowered(&mut self, id: u32, op: u64) {
+        let granted = self.locks.get(id).and_then(|lock| lock.granted);
+        let Some(what) = self.ranges.op_mut(id, op).filter(|what| matches!(what.step, Step::Lower { .. })) else { return };
+        let (session, serial) = (what.session, core::mem::take(&mut what.serial));
+        if serial != 0 {
+            self.ranges.serials.remove(&(session, serial));
+            self.reply_about(session, id, false, Self::simple_reply(serial, id, LockStatus::Success, granted));
         }
     }
 
@@ -298,11 +310,13 @@ impl LockService {
         }
         self.ranges.forget_if_unused(id);
         let is_grant = status == LockStatus::Success && matches!(what.step, Step::Ask(_));
-        let reply = match what.step {
-            Step::Query(_) => ClientReply::RangeConflict { serial: what.serial, status, conflict: None },
-            _ => Self::simple_reply(what.serial, id, status, granted),
-        };
-        self.reply_about(session, id, is_grant, reply);
+        match what.step {
+            Step::Query(_) => {
+                self.reply_about(session, id, false, ClientReply::RangeConflict { serial: what.serial, status, conflict: None });
+            }
+            _ if what.serial == 0 => {}
+            _ => self.reply_about(session, id, is_grant, Self::simple_reply(what.serial, id, status, granted)),
+        }
         self.answer_range_cancels(session, id, what.cancels);
     }
 
@@ -323,7 +337,7 @@ impl LockService {
 
     /// Does a request of this session for a range of this lock wait for its answer?
     pub(super) fn has_range_ops(&self, session: u64, id: u32) -> bool {
-        self.ranges.locks.get(&id).is_some_and(|ranges| ranges.ops.values().any(|what| what.session == session))
+        self.ranges.locks.get(&id).is_some_and(|ranges| ranges.ops.values().any(|what| what.session == session && what.serial != 0))
     }
 
     /// The lock is on its way back, and its ranges with it.
@@ -407,7 +421,7 @@ impl LockService {
             }
             RangeRecord::RangeEnded { lock, op, status } => self.finish_range(lock, op, status),
             RangeRecord::RangeFound { lock, op, conflict } => self.finish_query(lock, op, conflict),
-            RangeRecord::ReportRange { .. } | RangeRecord::ForwardRange { .. } => {}
+            report => self.take_range_report(peer, report),
         }
     }
 }

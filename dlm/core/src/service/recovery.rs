@@ -1,60 +1,69 @@
-//! What: what happens when a view is learned: everybody tells each home what it is master of and what it holds; the homes tell the masters.
-//! Owns: the two rounds (to the homes, to the masters), the knowledge of who had joined what.
-//! Invariants: nothing new is granted here before every member has sent both rounds in this view; a master that continues keeps its queues;
-//! locks of removed lives stay until their evidence is decided; a rebuilt resource exists only from the end of the recovery that rebuilt it.
-//! Does not: fence, or judge evidence.
+//! What: what a node tells the others when a view is learned: operations under way to living masters, locks of lost masters to the homes,
+//!   what it is master of and what it knew as home to new homes.
+//! Owns: the answers of the present view, given in slices so that nobody's locks wait for all of them.
+//! Invariants: a master that lives goes on; what it was sent and what it answered in an older view is said again; nothing of an older view
+//!   is taken; the answers end only when all of them were sent.
+//! Does not: fence, or judge evidence; appoint masters (`home` does).
 //! Called by: `service`.
 
+use super::authority::{Part, home_among};
 use super::deadlock::Deadlocks;
 use super::holder::Sent;
-use super::places::Place;
-use super::ranges::Reports;
 use super::{LockService, Output, View};
+use crate::mode::Flags;
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
-use crate::queue::{Gate, Owner, Resource};
-use crate::wire::{Record, Report, ReportOp};
-use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::format;
+use crate::queue::Owner;
+use crate::wire::{OpKind, Record, Report, ReportOp};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use deadbolt_disk_format::types::{Life, ViewNumber};
+use deadbolt_disk_format::types::Life;
 
-/// Most lockspaces in one record (chosen: an eighth of a message).
-const JOINED_BY_MAX: usize = 1024;
+/// Locks or resources that one turn looks at (chosen: well below a millisecond; few in the small worlds of the tests).
+const SLICE: u32 = if cfg!(test) { 2 } else { 1024 };
+/// Views whose members are remembered, to know which homes stayed (chosen: more than change while one recovery runs).
+const VIEWS_MAX: usize = 8;
 
-/// A recovery under way in the present view.
+/// The answers of the present view, as far as they were given.
 #[derive(Debug, Default)]
-pub(super) struct Recovery {
-    /// Members whose first round (to this home) is complete.
-    homes_ended: BTreeSet<Life>,
-    /// Members whose second round (to this master) is complete.
-    masters_ended: BTreeSet<Life>,
-    /// What each member says that itself and the owed have joined; taken when it has said all of it.
-    joined: BTreeMap<Life, BTreeMap<Life, BTreeSet<u32>>>,
-    /// As home: who says it is master, since which view.
-    claims: BTreeMap<Key, (u64, Life)>,
-    /// As home: all locks of this share.
-    reports: BTreeMap<Key, Vec<(Life, Report)>>,
-    /// As master: what to be or stay master of, with all its locks.
-    taken: BTreeMap<Key, Vec<(PeerId, Report)>>,
-    ranges: Reports,
+pub(super) struct Answers {
+    /// In which view each member has gathered all answers last: what it was told until then it knows.
+    standing: BTreeMap<Life, u64>,
+    /// Authority to hand over, and to whom.
+    handing: Vec<(Life, Vec<Part>)>,
+    next_lock: u32,
+    next_place: u32,
+    /// As home, when all is known: resources of masters that are gone and of which nobody has anything.
+    pub(super) next_lost: u32,
+    is_ended: bool,
+    /// As master: what ended in this view, and may be on its way here once more from those that did not know the view yet.
+    refused: BTreeSet<(Owner, u64)>,
+    /// The view after whose answers nothing was known here as home but what is true: answers that a view interrupts leave doubts.
+    told_in: u64,
+    /// Somebody is gone: what it had is dropped.
+    is_purging: bool,
 }
 
-/// A list as records that fit in a message; at least one, for an empty list is said too.
-fn joined_by(life: Life, lockspaces: &BTreeSet<u32>) -> Vec<Record> {
-    let lockspaces: Vec<u32> = lockspaces.iter().copied().collect();
-    let parts = lockspaces.chunks(JOINED_BY_MAX).map(|part| Record::JoinedBy { life, lockspaces: part.to_vec() });
-    let mut records: Vec<Record> = parts.collect();
-    if records.is_empty() {
-        records.push(Record::JoinedBy { life, lockspaces });
+/// Views and their members, newest last, without a gap.
+#[derive(Debug, Default)]
+pub(super) struct History(VecDeque<(u64, Vec<Life>)>);
+
+impl History {
+    fn learn(&mut self, number: u64, members: &[Life]) {
+        if self.0.back().is_some_and(|(last, _)| last + 1 != number) {
+            self.0.clear();
+        }
+        self.0.push_back((number, members.to_vec()));
+        if self.0.len() > VIEWS_MAX {
+            self.0.pop_front();
+        }
     }
-    records
-}
 
-impl Recovery {
-    /// Members that have not sent both rounds.
-    pub(super) fn awaited(&self, members: &[Life]) -> Vec<Life> {
-        members.iter().copied().filter(|life| !self.homes_ended.contains(life) || !self.masters_ended.contains(life)).collect()
+    /// Has this node been the resource's home in every view since `from`? Unknown is no.
+    fn was_home_since(&self, from: u64, key: &Key, home: Life) -> bool {
+        let is_known = self.0.front().is_some_and(|(first, _)| *first <= from);
+        let mut since = self.0.iter().filter(|(number, _)| *number >= from);
+        is_known && since.all(|(_, members)| home_among(members, key) == Some(home))
     }
 }
 
@@ -68,50 +77,24 @@ impl LockService {
             self.outputs.push_back(Output::Send { to, message });
         }
         let last = core::mem::replace(&mut self.view, view);
-        self.forget_joins(&last);
-        self.deferred.clear();
         self.deadlocks = Deadlocks::default();
-        self.counter = 0;
-        self.share_counter = 0;
-        self.drop_gone(&last);
-        self.recovery = None;
+        self.history.learn(self.view.number, &self.view.members);
+        // What the last view began to drop may not all be dropped.
+        let is_purging = self.answers.next_place != 0;
+        let told_in = if self.answers.is_ended && self.hearsay.is_empty() { last.number } else { self.answers.told_in };
+        self.answers = Answers { is_purging, told_in, ..Answers::default() };
+        self.taking.clear();
+        self.range_reports = super::ranges::Reports::default();
+        self.forget_gathered();
+        let members = &self.view.members;
+        self.joins.retain(|life, _| members.contains(life));
         if self.view.is_member {
-            self.begin_recovery();
+            self.begin_answers(&last);
+        } else {
+            self.authority = super::authority::Authority::default();
+            self.gathered_in = 0;
         }
         self.replay_future();
-    }
-
-    /// Keeps what is certainly complete. A life removed at the latest in the view after our last could join nothing behind our back; a
-    /// member tells its own list again.
-    fn forget_joins(&mut self, last: &View) {
-        let is_next = last.is_member && self.view.number == last.number + 1;
-        let (me, view) = (self.me, &self.view);
-        self.joins.retain(|life, _| {
-            let is_owed_known = view.owed.iter().any(|owed| owed.life == *life && last.is_member && owed.removed_in.0 <= last.number + 1);
-            *life == me || (is_next && view.members.contains(life)) || is_owed_known
-        });
-    }
-
-    /// Locks of lives that are neither members nor owed are dropped: the view that left them out names their evidence.
-    fn drop_gone(&mut self, last: &View) {
-        let view = &self.view;
-        let is_kept = |life: &Life| view.members.contains(life) || view.owed.iter().any(|owed| owed.life == *life);
-        // Somebody else may have been master in views that this life was not in.
-        let may_be_stale = last.number != 0 && (view.number != last.number + 1 || !last.is_member);
-        let peers = &self.peers;
-        let is_kept = |peer: PeerId| peers.life(peer).is_some_and(|life| is_kept(&life));
-        self.owners.retain(|owner, _| is_kept(owner.peer));
-        for (_, resource) in self.mastered.iter_mut() {
-            #[cfg(any(test, feature = "planted"))]
-            let was_invalid = resource.lvb.is_invalid;
-            resource.retain_lives(is_kept);
-            resource.lvb.is_invalid |= may_be_stale;
-            resource.begin_recovery();
-            #[cfg(any(test, feature = "planted"))]
-            if self.mistake == Some(super::Mistake::KeepDeadLvb) {
-                resource.lvb.is_invalid = was_invalid;
-            }
-        }
     }
 
     fn replay_future(&mut self) {
@@ -125,243 +108,405 @@ impl LockService {
         }
     }
 
-    fn begin_recovery(&mut self) {
-        self.recovery = Some(Recovery::default());
-        let members = self.view.members.clone();
-        for lockspace in self.lockspaces.values_mut() {
-            lockspace.announced_in = Some(self.view.number);
-        }
-        let owed: Vec<Life> = self.view.owed.iter().map(|owed| owed.life).collect();
-        let known: Vec<Record> = self
-            .joins
-            .iter()
-            .filter(|(life, _)| **life == self.me || owed.contains(life))
-            .flat_map(|(life, lockspaces)| joined_by(*life, lockspaces))
-            .collect();
-        for record in known {
-            self.send_others(&record);
-        }
-        let claims: Vec<Key> = self.mastered_places().into_iter().filter_map(|place| self.places.key(place)).collect();
-        for key in claims {
-            self.send(self.home(&key), Record::Claim { key, firm: self.firm });
-        }
-        for report in self.reports() {
-            self.send(self.home(&report.key), Record::Report(report));
-        }
-        self.report_ranges();
-        for member in members {
-            self.send(member, Record::HomeEnd);
-        }
+    pub(super) fn is_kept(&self, peer: PeerId) -> bool {
+        let is_kept = |life: Life| self.view.members.contains(&life) || self.view.owed.iter().any(|owed| owed.life == life);
+        self.peers.life(peer).is_some_and(is_kept)
     }
 
-    /// Every lock of this node, with its operation under way; from now on it is the new master's matter.
-    fn reports(&mut self) -> Vec<Report> {
-        self.lookups.clear();
-        let mut unused = Vec::new();
-        for (number, place) in self.places.iter_mut() {
-            (place.master, place.is_looking, place.appointed) = (None, false, None);
-            if place.locks == 0 && !place.is_master() {
-                unused.push(number);
-            }
+    pub(super) fn is_peer_member(&self, peer: PeerId) -> bool {
+        self.peers.life(peer).is_some_and(|life| self.view.members.contains(&life))
+    }
+
+    fn begin_answers(&mut self, last: &View) {
+        let (members, me) = (self.view.members.clone(), self.me);
+        for member in &members {
+            self.peers.id(*member);
         }
-        for number in unused {
-            self.places.forget_if_unused(number);
-        }
-        let mut reports = Vec::new();
-        for (id, lock) in self.locks.iter_mut() {
-            let Some(key) = self.places.key(lock.place) else { continue };
-            #[cfg(any(test, feature = "planted"))]
-            if self.mistake == Some(super::Mistake::ForgetOrphan) && lock.session == crate::wire::NO_SESSION {
-                continue;
+        let others = self.others();
+        for other in &others {
+            let parts = self.authority.parts_for(other);
+            if !parts.is_empty() {
+                self.answers.handing.push((*other, parts));
             }
-            (lock.at, lock.is_renamed) = (None, false);
-            if let Some(pending) = &mut lock.pending {
-                pending.sent = Sent::ToMaster;
-                pending.is_cancel_sent = pending.is_cancelled;
-            }
-            let pending = lock.pending.as_ref().map(|pending| ReportOp {
-                kind: pending.kind,
-                mode: pending.mode,
-                flags: pending.flags,
-                lvb: pending.lvb,
-                is_cancelled: pending.is_cancelled,
-            });
-            let (pid, party, op, granted, token, lvb) = (lock.pid, lock.party(), lock.op, lock.granted, lock.token, lock.lvb());
-            reports.push(Report { key, lock: id, pid, party, op, granted, token, lvb, pending });
         }
         #[cfg(any(test, feature = "planted"))]
-        if self.mistake == Some(super::Mistake::ForgetWaiter) {
-            reports.retain(|report| report.granted.is_some());
+        let (kept, is_kept) = (self.authority.clone(), self.mistake == Some(super::Mistake::KeepAuthority));
+        self.authority.narrow(&members, me);
+        #[cfg(any(test, feature = "planted"))]
+        if is_kept {
+            self.authority = kept;
         }
-        reports
+        self.answers.standing.insert(me, self.gathered_in);
+        let is_kept = |life: &Life| self.view.members.contains(life) || self.view.owed.iter().any(|owed| owed.life == *life);
+        let was_known = last.members.iter().chain(last.owed.iter().map(|owed| &owed.life));
+        self.answers.is_purging |= last.number + 1 != self.view.number || !was_known.into_iter().all(is_kept);
+        (self.answers.next_lock, self.answers.next_place) = (1, 1);
+        for other in others {
+            self.send(other, Record::Standing { gathered: self.gathered_in });
+        }
+        self.announce_lockspaces(last);
+        self.give_back_again();
+        for place in self.contended.clone() {
+            self.begin_view_at(place);
+        }
+        self.say_underway_again();
+        for id in core::mem::take(&mut self.stalled) {
+            self.advance(id);
+        }
+        for id in self.renamed.clone() {
+            if let Some(lock) = self.locks.get_mut(id) {
+                lock.is_renamed = true;
+                self.tell_name(id);
+            }
+        }
+        self.ask_again();
+        self.say_ranges_again();
     }
 
-    pub(super) fn handle_recovery(&mut self, from: Life, record: Record) {
-        let Some(recovery) = &mut self.recovery else { return };
-        match record {
-            Record::JoinedBy { life, lockspaces } => {
-                recovery.joined.entry(from).or_default().entry(life).or_default().extend(lockspaces);
+    /// Newcomers hear which lockspaces this node uses; lockspaces that were being joined are announced to the new members.
+    fn announce_lockspaces(&mut self, last: &View) {
+        let newcomers: Vec<Life> = self.others().into_iter().filter(|life| !last.members.contains(life)).collect();
+        let used: Vec<Vec<u8>> = self.lockspaces.values().filter(|space| space.is_joined).map(|space| space.name.clone()).collect();
+        for newcomer in newcomers {
+            for name in &used {
+                self.send(newcomer, Record::Join { announcement: 0, name: name.clone() });
             }
-            Record::Claim { key, firm } => {
-                let claim = recovery.claims.entry(key).or_insert((firm, from));
-                if claim.0 < firm {
-                    *claim = (firm, from);
+        }
+        let numbers: Vec<u32> = self.lockspaces.keys().copied().collect();
+        for number in numbers {
+            self.announce(number);
+            self.finish_join(number);
+        }
+    }
+
+    /// What was under way at others when the view changed may be lost, or its answer; a lookup too, which its home may have taken as master.
+    fn say_underway_again(&mut self) {
+        for id in core::mem::take(&mut self.underway) {
+            let Some(at) = self.locks.get(id).and_then(|lock| lock.at) else { continue };
+            let life = self.peers.life(at).filter(|life| self.view.members.contains(life));
+            if let (Some(report), Some(life)) = (self.report(id), life) {
+                self.note_reported(id);
+                self.underway.insert(id);
+                self.send(life, Record::Again(report));
+            }
+        }
+        for lookups in core::mem::take(&mut self.lookups).into_values() {
+            for id in lookups.locks() {
+                self.begin_anew(id);
+            }
+        }
+    }
+
+    /// An operation that went to a home that is lost, or nowhere yet.
+    fn begin_anew(&mut self, id: u32) {
+        let is_asked_lost = self.locks.get(id).and_then(|lock| lock.at).is_none_or(|at| !self.is_peer_member(at));
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        let Some(pending) = lock.pending.as_mut().filter(|pending| pending.sent != Sent::ToMaster) else { return };
+        if pending.sent == Sent::ToHome && is_asked_lost {
+            (pending.sent, pending.is_cancel_sent) = (Sent::Unsent, false);
+            lock.at = None;
+            if pending.is_cancelled {
+                return self.end_unsent(id);
+            }
+        }
+        self.advance(id);
+    }
+
+    /// A lock with its operation under way.
+    pub(super) fn report(&self, id: u32) -> Option<Report> {
+        let lock = self.locks.get(id)?;
+        let pending = lock.pending.as_ref().map(|pending| ReportOp {
+            kind: pending.kind,
+            mode: pending.mode,
+            flags: pending.flags,
+            lvb: pending.lvb,
+            is_cancelled: pending.is_cancelled,
+        });
+        let (key, pid, op, granted, token, lvb) = (self.places.key(lock.place)?, lock.pid, lock.op, lock.granted, lock.token, lock.lvb());
+        Some(Report { key, lock: id, pid, party: lock.party(), op, granted, token, lvb, pending })
+    }
+
+    fn note_reported(&mut self, id: u32) {
+        if let Some(pending) = self.locks.get_mut(id).and_then(|lock| lock.pending.as_mut()) {
+            (pending.sent, pending.is_cancel_sent) = (Sent::ToMaster, pending.is_cancelled);
+        }
+    }
+
+    /// Is there something to be done as soon as there is time?
+    pub(super) fn has_work(&self) -> bool {
+        let is_telling = self.answers.next_place != 0 && self.have_all_stood();
+        self.view.is_member && (self.answers.next_lock != 0 || is_telling || self.answers.next_lost != 0 || self.has_rebuilding())
+    }
+
+    fn have_all_stood(&self) -> bool {
+        self.view.members.iter().all(|life| self.answers.standing.contains_key(life))
+    }
+
+    /// A slice of what a view asks for.
+    pub(super) fn work(&mut self) {
+        if !self.view.is_member {
+            return;
+        }
+        self.report_lost();
+        if self.have_all_stood() {
+            self.tell_homes();
+        }
+        if !self.answers.is_ended && self.answers.next_lock == 0 && self.answers.next_place == 0 {
+            self.answers.is_ended = true;
+            for (newcomer, parts) in core::mem::take(&mut self.answers.handing) {
+                self.send(newcomer, Record::Share { parts });
+            }
+            for member in self.view.members.clone() {
+                self.send(member, Record::AnswersEnd);
+            }
+        }
+        self.rebuild_some(SLICE);
+        self.free_lost();
+    }
+
+    fn free_lost(&mut self) {
+        if self.answers.next_lost == 0 || self.has_rebuilding() {
+            return;
+        }
+        let (numbers, next) = self.places.slice(self.answers.next_lost, SLICE);
+        self.answers.next_lost = next;
+        for number in numbers {
+            let appointed = self.places.get(number).and_then(|place| place.appointed);
+            if appointed.is_some_and(|master| !self.is_peer_member(master)) {
+                if let Some(place) = self.places.get_mut(number) {
+                    place.appointed = None;
                 }
+                self.forget_place(number);
             }
-            Record::Report(report) => recovery.reports.entry(report.key).or_default().push((from, report)),
-            Record::HomeEnd => {
-                recovery.homes_ended.insert(from);
-                // Not before: a list that is cut short by the next view must not pass for a whole one.
-                for (life, lockspaces) in recovery.joined.remove(&from).unwrap_or_default() {
-                    if life == from {
-                        self.joins.insert(life, lockspaces);
-                    } else if self.view.owed.iter().any(|owed| owed.life == life) {
-                        self.joins.entry(life).or_default().extend(lockspaces);
-                    }
-                }
-                if self.view.members.iter().all(|life| recovery.homes_ended.contains(life)) {
-                    self.appoint_masters();
-                }
+        }
+    }
+
+    /// Locks whose master is lost, to their homes.
+    fn report_lost(&mut self) {
+        if self.answers.next_lock == 0 {
+            return;
+        }
+        let (ids, next) = self.locks.slice(self.answers.next_lock, SLICE);
+        self.answers.next_lock = next;
+        for id in ids {
+            let Some(lock) = self.locks.get(id) else { continue };
+            let is_lost = match lock.at {
+                Some(at) => !self.is_peer_member(at),
+                None => lock.granted.is_some() || lock.pending.as_ref().is_some_and(|pending| pending.sent == Sent::ToMaster),
+            };
+            if is_lost {
+                self.report_to_home(id);
             }
-            Record::Take { key } => {
-                recovery.taken.entry(key).or_default();
-            }
-            Record::Forward { origin, report } => {
-                let origin = self.peers.id(origin);
-                recovery.taken.entry(report.key).or_default().push((origin, report));
-            }
-            Record::Range(record) => recovery.ranges.take(from, record, |life| self.peers.id(life)),
-            Record::MasterEnd => {
-                recovery.masters_ended.insert(from);
-                let is_done = |life: &Life| recovery.masters_ended.contains(life);
-                #[cfg(any(test, feature = "planted"))]
-                let is_done = |life: &Life| is_done(life) || self.mistake == Some(super::Mistake::GrantWithoutRebuild);
-                if self.view.members.iter().all(is_done) {
-                    self.finish_recovery();
-                }
-            }
+        }
+    }
+
+    /// What only gives up need not wait for a new master.
+    fn end_what_gives_up(&mut self, id: u32) {
+        let Some(lock) = self.locks.get(id) else { return };
+        let (granted, Some(pending)) = (lock.granted, lock.pending.as_ref()) else { return };
+        // Of what was reported before somebody may have heard.
+        let is_first = lock.at.is_some();
+        let is_silent = !pending.flags.has(Flags::VALBLK) && (pending.kind == OpKind::Unlock || !pending.flags.has(Flags::IVVALBLK));
+        let mode = pending.mode;
+        match (pending.kind, granted) {
+            (OpKind::New, _) if is_first && pending.is_cancelled => self.end_unsent(id),
+            (OpKind::Unlock, _) if is_first && (is_silent || granted.is_none()) => self.end_unsent(id),
+            (OpKind::Convert, Some(from)) if is_silent && mode < from && from.is_down(mode) => self.end_given_up(id, mode),
             _ => {}
         }
     }
 
-    /// As home: every member has told what it has. A master that lives stays; else a holder, so that its own locks are near.
-    fn appoint_masters(&mut self) {
-        let Some(recovery) = &mut self.recovery else { return };
-        let claims = core::mem::take(&mut recovery.claims);
-        let mut reports = core::mem::take(&mut recovery.reports);
-        let mut ranges = core::mem::take(&mut recovery.ranges.at_home);
-        let keys: BTreeSet<Key> = claims.keys().chain(reports.keys()).copied().collect();
-        for key in keys {
-            let mut locks = reports.remove(&key).unwrap_or_default();
-            // Reports of one node come in the order of its requests; the nodes' order among each other is not known.
-            locks.sort_by_key(|(life, _)| life.slot);
-            let holder = locks.iter().find(|(_, report)| report.granted.is_some()).or(locks.first()).map(|(life, _)| *life);
-            let Some(master) = claims.get(&key).map(|(_, life)| *life).or(holder) else { continue };
-            let appointed = self.peers.id(master);
-            self.appoint(&key, appointed);
-            self.send(master, Record::Take { key });
-            let origins: BTreeSet<Life> = locks.iter().map(|(life, _)| *life).collect();
-            for (origin, report) in locks {
-                self.send(master, Record::Forward { origin, report });
-            }
-            self.forward_ranges(master, key, ranges.remove(&key).unwrap_or_default());
-            for origin in origins {
-                self.send(origin, Record::MasterIs { key, master, counter: 0, is_taken: false });
-            }
-        }
-        for member in self.view.members.clone() {
-            self.send(member, Record::MasterEnd);
-        }
-    }
-
-    /// Every home has told every master: the lock service of this view begins here.
-    fn finish_recovery(&mut self) {
-        let Some(recovery) = self.recovery.take() else { return };
-        let (number, taken, mut ranges) = (self.view.number, recovery.taken, recovery.ranges);
-        let known: Vec<u32> = self.names.keys().copied().collect();
-        for name in known {
-            self.forget_name(name);
-        }
-        for number in self.mastered_places() {
-            if self.places.key(number).is_some_and(|key| !taken.contains_key(&key)) {
-                self.unmaster(number);
-            }
-        }
-        // Reports name every lock of the members; of the owed only masters know.
-        let (peers, places, members) = (&self.peers, &self.places, &self.view.members);
-        self.owners.retain(|owner, place| {
-            places.get(*place).is_some_and(Place::is_master) && peers.life(owner.peer).is_some_and(|life| !members.contains(&life))
-        });
-        self.firm = number;
-        let (resources, locks) = (taken.len(), taken.values().map(Vec::len).sum::<usize>());
-        let keys: Vec<Key> = taken.keys().copied().collect();
-        for (key, reports) in taken {
-            self.take_over(key, &reports);
-            self.take_over_ranges(&key, &reports, &mut ranges);
-        }
-        self.log(format!("view {number}: recovered {resources} resources with {locks} locks of members"));
-        self.outputs.push_back(Output::Recovered(ViewNumber(number)));
-        let spaces: Vec<u32> = self.lockspaces.keys().copied().collect();
-        for space in spaces {
-            // What stood in this life's list is confirmed by the second round of every member, which came after its first.
-            if let Some(lockspace) = self.lockspaces.get_mut(&space)
-                && lockspace.announced_in == Some(number)
-            {
-                lockspace.confirmed.extend(self.view.members.iter().copied());
-            }
-            self.announce(space);
-            self.finish_join(space);
-        }
-        for key in keys {
-            if let Some(place) = self.places.find(&key) {
-                self.settle(place);
-            }
-        }
-        let ids: Vec<u32> = self.locks.iter().filter(|(_, lock)| lock.pending.is_some()).map(|(id, _)| id).collect();
-        for id in ids {
-            self.advance(id);
-        }
-        self.ask_again();
-        self.advance_ranges();
-        self.pump();
-        while let Some((from, record)) = self.deferred.pop_front() {
-            self.handle_record(from, record);
-            self.pump();
-        }
-    }
-
-    #[cfg(any(test, feature = "planted"))]
-    fn mistaken(&self, mut resource: Resource) -> Resource {
-        resource.lvb.is_invalid &= self.mistake != Some(super::Mistake::TrustRebuiltLvb);
-        resource
-    }
-
-    fn take_over(&mut self, key: Key, reports: &[(PeerId, Report)]) {
-        // Judged only when all are in: `settle` follows.
-        let gate = Gate { may_grant: false, ..self.gate(key.lockspace) };
-        let mut out = Vec::new();
-        let number = self.places.intern(&key);
-        let is_lone = |lone: u32| matches!(reports, [(ME, report)] if report.lock == lone && report.pending.is_none());
-        if self.places.get(number).is_some_and(|place| place.lone != 0 && is_lone(place.lone)) {
+    fn report_to_home(&mut self, id: u32) {
+        self.end_what_gives_up(id);
+        #[cfg(any(test, feature = "planted"))]
+        let is_orphan = self.locks.get(id).is_some_and(|lock| lock.session == crate::wire::NO_SESSION);
+        #[cfg(any(test, feature = "planted"))]
+        if self.mistake == Some(super::Mistake::ForgetOrphan) && is_orphan {
             return;
         }
-        self.unfold(number);
-        for (life, report) in reports {
-            self.remember_owner(&Owner { peer: *life, lock: report.lock }, number);
+        let Some(report) = self.report(id) else { return };
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        (lock.at, lock.is_lowered) = (None, false);
+        let number = lock.place;
+        let master = self.places.get(number).and_then(|place| place.master);
+        if let Some(place) = self.places.get_mut(number).filter(|_| master.is_some()) {
+            place.master = None;
         }
-        let queues = self.places.get(number).map_or(0, |place| place.mastered);
-        if let Some(resource) = self.mastered.get_mut(queues) {
-            for (life, report) in reports {
-                resource.reconcile(*life, report, gate, &mut out);
+        self.note_reported(id);
+        #[cfg(any(test, feature = "planted"))]
+        if self.mistake == Some(super::Mistake::ForgetWaiter) && report.granted.is_none() {
+            return;
+        }
+        let home = self.home(&report.key);
+        self.report_ranges(home, id, true);
+        self.send(home, Record::Report(report));
+    }
+
+    /// What this node is master of, to homes that may not know it; what it knew as home, to the new homes.
+    fn tell_homes(&mut self) {
+        if self.answers.next_place == 0 {
+            return;
+        }
+        let (numbers, next) = self.places.slice(self.answers.next_place, SLICE);
+        self.answers.next_place = next;
+        for number in numbers {
+            let (Some(key), Some(place)) = (self.places.key(number), self.places.get(number)) else { continue };
+            let (is_master, appointed, stamp, home) = (place.is_master(), place.appointed, place.stamp, self.home(&key));
+            if is_master {
+                if self.answers.is_purging {
+                    self.drop_gone_at(number);
+                }
+                self.claim(number, &key, home, stamp);
             }
-            let (peers, members) = (&self.peers, &self.view.members);
-            resource.drop_unconfirmed(|peer| peers.life(peer).is_some_and(|life| members.contains(&life)));
-        } else {
-            let resource = Resource::rebuild(reports, gate, &mut out);
-            #[cfg(any(test, feature = "planted"))]
-            let resource = self.mistaken(resource);
-            self.master(number, resource);
+            if appointed.is_some() && home == self.me && !self.history.was_home_since(self.answers.told_in, &key, home) {
+                self.hearsay.insert(number);
+            }
+            if let (Some(master), true) = (appointed, home != self.me) {
+                if let Some(place) = self.places.get_mut(number) {
+                    place.appointed = None;
+                }
+                let is_handed = self.answers.handing.iter().any(|(newcomer, _)| *newcomer == home);
+                if let Some(master) = self.peers.life(master).filter(|_| is_handed) {
+                    self.send(home, Record::Appointed { key, master, stamp });
+                }
+                self.forget_place(number);
+            }
         }
-        self.tell(out);
+    }
+
+    fn claim(&mut self, number: u32, key: &Key, home: Life, stamp: u32) {
+        if !self.places.get(number).is_some_and(super::places::Place::is_master) {
+            return;
+        }
+        if home == self.me {
+            return self.learn_own(number);
+        }
+        let gathered = self.answers.standing.get(&home).copied().unwrap_or(0);
+        if !self.history.was_home_since(gathered, key, home) {
+            self.send(home, Record::Claim { key: *key, stamp });
+        }
+    }
+
+    pub(super) fn handle_recovery(&mut self, from: Life, record: Record) {
+        let peer = self.peers.id(from);
+        match record {
+            Record::Standing { gathered } => {
+                self.answers.standing.insert(from, gathered);
+            }
+            Record::Claim { key, stamp } => {
+                self.learn_claim(&key, peer, stamp);
+                if let Some(place) = self.places.find(&key) {
+                    self.hearsay.remove(&place);
+                }
+            }
+            Record::Appointed { key, master, stamp } => {
+                let master = self.peers.id(master);
+                self.learn_claim(&key, master, stamp);
+                self.hearsay.extend(self.places.find(&key));
+            }
+            Record::Share { parts } => {
+                let (members, me) = (self.view.members.clone(), self.me);
+                self.authority.take(parts, &members, me);
+                self.serve_parked();
+            }
+            Record::Report(report) => self.handle_report(peer, report),
+            Record::AnswersEnd => {
+                self.answers.refused.retain(|(owner, _)| owner.peer != peer);
+                self.handle_answers_end(from);
+            }
+            Record::Take { key, counter, stamp } => {
+                self.taking.insert(key, super::home::Taking { counter, stamp, reports: Vec::new() });
+            }
+            Record::Forward { origin, report } => self.handle_forward(origin, report),
+            Record::TakeEnd { key } => self.handle_take_end(from, &key),
+            Record::Taken { key } => {
+                if let Some(place) = self.places.find(&key) {
+                    self.unconfirmed.remove(&place);
+                }
+            }
+            Record::Have { lock, op } => self.handle_have(peer, lock, op),
+            Record::Again(report) => self.handle_again(peer, &report),
+            _ => {}
+        }
+    }
+
+    /// A master has a lock that ended here: what was said again crossed the answer.
+    pub(super) fn give_stray_back(&mut self, master: PeerId, id: u32, op: u64) {
+        let (op, flags, lvb) = (op.saturating_add(1), Flags::FORCEUNLOCK, None);
+        self.send_to(master, Record::Unlock { lock: id, op, flags, lvb });
+    }
+
+    /// A new master has this lock, as of operation `op`.
+    fn handle_have(&mut self, from: PeerId, id: u32, op: u64) {
+        let Some(lock) = self.locks.get_mut(id) else { return self.give_stray_back(from, id, op) };
+        lock.at = Some(from);
+        let is_newer = lock.op != op;
+        let lower = lock.granted.filter(|_| core::mem::take(&mut lock.is_lowered));
+        // The number of an operation that nobody waits for.
+        let lowered_by = if lock.pending.is_some() { lock.op.saturating_sub(1) } else { lock.op };
+        if let Some(pending) = lock.pending.as_mut() {
+            pending.sent = if is_newer { Sent::Unsent } else { Sent::ToMaster };
+            pending.is_cancel_sent = false;
+        }
+        let number = lock.place;
+        if lock.pending.is_some() && !is_newer && from != ME {
+            self.underway.insert(id);
+        }
+        if let Some(place) = self.places.get_mut(number) {
+            place.master = Some(from);
+        }
+        if let Some(mode) = lower {
+            let (flags, lvb) = (Flags::NONE, None);
+            self.send_to(from, Record::Convert { lock: id, op: lowered_by, mode, flags, lvb });
+        }
+        self.advance(id);
+        self.advance_ranges(id);
+    }
+
+    /// As master: a request has ended without a lock.
+    pub(super) fn note_refused(&mut self, owner: Owner, op: u64) {
+        let has_stood = |life| self.answers.standing.contains_key(&life);
+        if owner.peer != ME && !self.peers.life(owner.peer).is_some_and(has_stood) {
+            self.answers.refused.insert((owner, op));
+        }
+    }
+
+    /// As master: an operation under way when the view changed.
+    fn handle_again(&mut self, from: PeerId, report: &Report) {
+        let owner = Owner { peer: from, lock: report.lock };
+        if self.answers.refused.contains(&(owner, report.op)) {
+            // Its holder hears the answer, which is of this view.
+            return;
+        }
+        let place = self.place_of(&owner).or_else(|| {
+            let is_new = report.pending.is_some_and(|pending| pending.kind == OpKind::New);
+            let place = self.places.find(&report.key).filter(|_| is_new)?;
+            self.places.get(place).filter(|place| place.is_master()).map(|_| place)
+        });
+        let Some(place) = place else {
+            self.doubt_appointment(from, &report.key);
+            let record = match report.pending.map(|pending| pending.kind) {
+                Some(OpKind::Unlock) => Self::unlocked_record(report.lock, report.op),
+                _ => Record::NotMaster { lock: report.lock, op: report.op },
+            };
+            return self.send_to(from, record);
+        };
+        self.unfold(place);
+        self.remember_owner(&owner, place);
+        self.operate_at(place, |resource, gate, out| resource.reconcile(from, report, gate, out));
+        if report.pending.is_none() {
+            self.take_over_ranges(place, owner);
+            self.send_to(from, Record::Have { lock: report.lock, op: report.op });
+            self.settle(place);
+        }
+    }
+
+    /// Members whose answers this node, as home, waits for.
+    pub(super) fn awaited(&self) -> Vec<Life> {
+        let ended: &BTreeSet<Life> = &self.ended;
+        if !self.view.is_member {
+            return Vec::new();
+        }
+        self.view.members.iter().copied().filter(|life| !ended.contains(life)).collect()
     }
 }

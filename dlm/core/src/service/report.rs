@@ -5,15 +5,16 @@
 //! Called by: `deadbolt status`, tests.
 
 use super::LockService;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{Life, ViewNumber};
 
-/// A lockspace that grants nothing new, and why.
+/// A lockspace in which somebody waits for resources whose master or home is lost, and why.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GatedLockspace {
     /// Its name.
     pub lockspace: Vec<u8>,
-    /// Removed lives that may have joined it and are not gone yet.
+    /// Removed lives that may have been master of them and are not gone yet.
     pub by: Vec<Life>,
 }
 
@@ -26,9 +27,9 @@ pub struct ServiceStatus {
     pub is_member: bool,
     /// Grants may leave.
     pub may_grant: bool,
-    /// Members that recovery waits for; empty when it is finished.
+    /// Members whose answers this node waits for as home; empty when all have come.
     pub awaited: Vec<Life>,
-    /// Lockspaces of this node that wait for owed nodes.
+    /// Lockspaces with resources of this node's share that wait for owed nodes.
     pub gated: Vec<GatedLockspace>,
     /// The daemon was last told that something is held.
     pub holds: bool,
@@ -43,18 +44,16 @@ pub struct ServiceStatus {
 }
 
 impl LockService {
-    /// Members that recovery waits for.
-    pub(super) fn awaited(&self) -> Vec<Life> {
-        self.recovery.as_ref().map(|recovery| recovery.awaited(&self.view.members)).unwrap_or_default()
-    }
-
-    /// Lockspaces in which something is not granted because of nodes that are not gone yet.
+    /// Lockspaces in which somebody waits for what only nodes that are not gone yet may have.
     pub(super) fn gated(&self) -> Vec<GatedLockspace> {
-        let gated = self.lockspaces.iter().filter_map(|(number, lockspace)| {
-            let by: Vec<Life> = self.gated_by(*number).collect();
-            if by.is_empty() { None } else { Some(GatedLockspace { lockspace: lockspace.name.clone(), by }) }
-        });
-        gated.collect()
+        let by: Vec<Life> = self.view.owed.iter().map(|owed| owed.life).collect();
+        if by.is_empty() {
+            return Vec::new();
+        }
+        let waiting = self.parked.keys().chain(self.reports.keys()).filter_map(|number| self.places.get(*number));
+        let waiting: BTreeSet<u32> = waiting.map(|place| place.lockspace).collect();
+        let name = |lockspace: u32| self.names.get(&lockspace).cloned().unwrap_or_default();
+        waiting.into_iter().map(|lockspace| GatedLockspace { lockspace: name(lockspace), by: by.clone() }).collect()
     }
 
     /// Where the service stands.

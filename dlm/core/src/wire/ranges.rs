@@ -40,7 +40,9 @@ pub(crate) enum RangeRecord {
     RangeEnded { lock: u32, op: u64, status: LockStatus },
     /// Master to holder.
     RangeFound { lock: u32, op: u64, conflict: Option<RangeHolder> },
-    /// Recovery: holder to home.
+    /// Recovery, holder to a master that lives: all ranges of the lock follow, and `Again` behind them.
+    BeginRange { lock: u32, op: u64 },
+    /// Recovery: holder to home, or to the master after `BeginRange`.
     ReportRange { key: Key, report: RangeReport },
     /// Recovery: home to master.
     ForwardRange { origin: Life, key: Key, report: RangeReport },
@@ -75,11 +77,6 @@ fn read_report(r: &mut Reader<'_>) -> Result<(Key, RangeReport), DecodeError> {
 }
 
 impl RangeRecord {
-    /// Part of the rebuild.
-    pub(crate) fn is_recovery(&self) -> bool {
-        matches!(self, Self::ReportRange { .. } | Self::ForwardRange { .. })
-    }
-
     pub(super) fn write(&self, w: &mut Writer) {
         match self {
             Self::AskRange { lock, op, number, span, flags } => {
@@ -95,6 +92,9 @@ impl RangeRecord {
             Self::QueryRange { lock, op, number, span } => write_span(w.u8(43).u32(*lock).u64(*op).u64(*number), span),
             Self::RangeEnded { lock, op, status } => {
                 w.u8(44).u32(*lock).u64(*op).u8(status.number());
+            }
+            Self::BeginRange { lock, op } => {
+                w.u8(48).u32(*lock).u64(*op);
             }
             Self::RangeFound { lock, op, conflict } => write_holder(w.u8(45).u32(*lock).u64(*op), conflict.as_ref()),
             Self::ReportRange { key, report } => write_report(w.u8(46), key, report),
@@ -125,6 +125,7 @@ impl RangeRecord {
             43 => Self::QueryRange { lock, op, number: r.u64()?, span: read_span(r)? },
             44 => Self::RangeEnded { lock, op, status: LockStatus::from_number(r.u8()?)? },
             45 => Self::RangeFound { lock, op, conflict: read_holder(r)? },
+            48 => Self::BeginRange { lock, op },
             kind => return Err(DecodeError::UnknownKind { kind }),
         })
     }
@@ -144,5 +145,6 @@ pub(super) fn samples(key: Key, origin: Life) -> std::vec::Vec<RangeRecord> {
         RangeRecord::RangeFound { lock: 1, op: 2, conflict: Some(conflict) },
         RangeRecord::ReportRange { key, report },
         RangeRecord::ForwardRange { origin, key, report },
+        RangeRecord::BeginRange { lock: 1, op: 2 },
     ]
 }

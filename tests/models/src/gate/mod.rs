@@ -137,7 +137,7 @@ pub fn gate_mistakes() -> Vec<Case> {
 
 const RECOVERY: Recovery = Recovery { bounds: THREE, mistake: recovery::Mistake::None, only: None };
 
-/// The rules of the recovery that is built.
+/// The rules of the coarser recovery.
 #[must_use]
 pub fn recovery_rules() -> Vec<Case> {
     let holds = |name: &'static str, horizon: Horizon| {
@@ -162,7 +162,7 @@ pub fn recovery_rules() -> Vec<Case> {
     ]
 }
 
-/// The planted mistakes of the recovery that is built.
+/// The planted mistakes of the coarser recovery.
 #[must_use]
 pub fn recovery_mistakes() -> Vec<Case> {
     use recovery::Mistake as M;

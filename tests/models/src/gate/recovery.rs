@@ -1,4 +1,4 @@
-//! What: the recovery that is built: two rounds in every view, the whole lockspace closed while anybody is owed, the hash over members.
+//! What: a coarser recovery, which the code had first: two rounds in every view, the whole lockspace closed while anybody is owed, the hash over members.
 //! Owns: one resource with its home, master and holders; a second failure at any point of a recovery.
 //! Invariants: everybody tells the home when it learns a view; the home tells everybody when all have; nothing but these two rounds is
 //!   taken before a node has heard the second one. Messages are taken at any time after they were sent, or never.

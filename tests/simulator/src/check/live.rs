@@ -6,6 +6,7 @@
 
 use super::World;
 use crate::{
+    client::Asked,
     daemon::short,
     machine::{Daemon, SbdState, Stage},
 };
@@ -17,6 +18,9 @@ const STEP_US: u64 = 250_000;
 
 /// A disk operation that takes longer was delayed by a fault.
 const LATE_MS: u64 = 1000;
+
+/// A wait that has an end ends at the latest so long after it, where nothing goes wrong.
+const OVERTIME_US: u64 = 3_000_000;
 
 /// How a core did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,7 +60,9 @@ fn converge_ms(world: &World) -> u64 {
 fn answer_ms(world: &World) -> u64 {
     let options = &world.options;
     let locks = options.nodes * options.clients * options.locks;
-    10_000 + 2 * options.hold_ms + locks * (20 * options.net_us + 8 * options.disk_us) / 1000
+    // Deadlocks are found in a second, one after the other at the worst.
+    let deadlocks_ms = if options.transactions > 0 { 1000 * locks } else { 0 };
+    10_000 + deadlocks_ms + 2 * options.hold_ms + locks * (20 * options.net_us + 8 * options.disk_us) / 1000
 }
 
 impl World {
@@ -190,11 +196,12 @@ impl World {
     fn check_service(&mut self, core: &[usize]) {
         let (view, resets, pills) = (self.facts.newest.number, self.resets_of(core), self.facts.pills);
         let granted = self.facts.granted;
-        let bound_ms = answer_ms(self);
+        let (bound_ms, start_us) = (answer_ms(self), self.queue.now_us());
         let busy_end_us = self.queue.now_us() + 5_000_000 + 4 * (self.options.hold_ms + self.options.rest_ms) * 1000;
         while self.violations().is_empty() && self.queue.now_us() < busy_end_us {
             self.run_until(self.queue.now_us() + STEP_US);
             self.check_rest(core, view, &resets, pills);
+            self.check_timeouts(core, start_us);
         }
         if self.violations().is_empty() && self.options.clients > 0 && self.facts.granted == granted {
             let text = self.describe();
@@ -224,6 +231,18 @@ impl World {
         }
         if self.facts.pills != pills {
             self.add_violation("L4", "a pill is written after the core has converged".into());
+        }
+    }
+
+    /// L1: whoever waits no longer than a while has its answer then.
+    fn check_timeouts(&mut self, core: &[usize], start_us: u64) {
+        let now_us = self.queue.now_us();
+        let clients = core.iter().flat_map(|machine| self.machines[*machine].clients.values());
+        let mut asked = clients.filter(|client| !client.is_over()).flat_map(|client| client.asked.values());
+        let end_us = |asked: &Asked| asked.since_us.max(start_us) + u64::from(asked.timeout_ms) * 1020 + OVERTIME_US;
+        if let Some(late) = asked.find(|asked| asked.timeout_ms > 0 && now_us > end_us(asked)) {
+            let text = format!("{late:?} has no answer at {} ms", now_us / 1000);
+            self.add_violation("L1", text);
         }
     }
 

