@@ -103,8 +103,6 @@ pub struct Client {
     is_obedient: bool,
     /// Number of the transaction that all its locks are for, which gives nothing back while it waits; 0: none.
     transaction: u64,
-    /// Many locks at once were not granted; those of them that it never heard of may still be on their way back.
-    has_failed_many: bool,
     /// When it has sent a purge last.
     purged_us: u64,
     /// The socket to the daemon is closed.
@@ -175,7 +173,6 @@ impl World {
                 outstanding: 0,
                 is_obedient: !self.random.chance(self.options.disobey),
                 transaction: self.some_transaction(pid),
-                has_failed_many: false,
                 purged_us: 0,
                 is_cut_off: false,
                 is_killed: false,

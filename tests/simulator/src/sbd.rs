@@ -370,8 +370,10 @@ impl World {
 
     fn begin_reset(&mut self, machine: usize, command: ResetCommand) {
         let now_ms = self.local_ms(machine);
-        let fails = self.random.chance(self.options.reset_fails);
+        let is_drawn = self.random.chance(self.options.reset_fails);
         let place = &mut self.machines[machine];
+        // Where no watchdog is armed yet nothing else would ever end the machine.
+        let fails = is_drawn && place.watchdog.is_some();
         if let Some(feeder) = &mut place.feeder {
             feeder.lease_end_ms = 0;
         }

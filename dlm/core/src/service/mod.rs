@@ -54,6 +54,9 @@ pub use report::{GatedLockspace, ServiceStatus};
 
 /// A message to a peer is closed when it is longer than this, in bytes (chosen: far below any link's frame limit, large enough to batch).
 const MESSAGE_BYTES: usize = 32 * 1024;
+/// "Holds" stays said so long after the last lock, in milliseconds: who takes locks again and again waits for the disk once (chosen: a node
+/// whose daemon dies in that time is reset for nothing, so not long).
+const IDLE_MS: u64 = 1000;
 /// Most locks of one session (bounds memory; chosen, no strong reason).
 pub const SESSION_LOCKS_MAX: usize = 1 << 20;
 /// Most requests of one session that are not answered yet (bounds memory; chosen, no strong reason).
@@ -197,6 +200,8 @@ struct Lockspace {
 struct Holds {
     is_said: bool,
     is_published: bool,
+    /// Nothing is held, and "holds" stays said until then.
+    idle_until_ms: Option<u64>,
 }
 
 /// A planted mistake, so that the tests can prove that they would see it.
@@ -440,12 +445,16 @@ impl LockService {
         self.outbox.pop_first().map(|(to, message)| Output::Send { to, message })
     }
 
-    /// When a [`Input::Tick`] is wanted: at the end of the first wait that has one, for a look for deadlocks, or at once while there is work
+    /// When a [`Input::Tick`] is wanted: at the end of the first wait that has one, for a look for deadlocks, to say that nothing is held any
+    /// more, or at once while there is work
     /// that was put off so that others need not wait.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         let work = self.has_work().then_some(self.now_ms);
-        [work, self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()].into_iter().flatten().min()
+        [work, self.holds.idle_until_ms, self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn log(&mut self, text: String) {
@@ -607,12 +616,22 @@ impl LockService {
     }
 
     fn update_holds(&mut self) {
-        let is_held = !self.locks.is_empty();
-        if is_held && !self.holds.is_said {
-            self.holds = Holds { is_said: true, is_published: false };
-            self.outputs.push_back(Output::Holds(true));
-        } else if !is_held && self.holds.is_said && self.holds.is_published && !self.is_lost {
-            // Only after the answer to "true", so that this answer can never be taken for a later one.
+        if !self.locks.is_empty() {
+            self.holds.idle_until_ms = None;
+            if !self.holds.is_said {
+                self.holds = Holds { is_said: true, ..Holds::default() };
+                self.outputs.push_back(Output::Holds(true));
+            }
+            return;
+        }
+        // Only after the answer to "true", so that this answer can never be taken for a later one.
+        if !self.holds.is_said || !self.holds.is_published || self.is_lost {
+            return;
+        }
+        // A node that is to leave says so at once.
+        let is_leaving = self.is_stopped || !self.view.is_member;
+        let until_ms = *self.holds.idle_until_ms.get_or_insert(self.now_ms.saturating_add(IDLE_MS));
+        if is_leaving || self.now_ms >= until_ms {
             self.holds = Holds::default();
             self.outputs.push_back(Output::Holds(false));
         }

@@ -373,7 +373,12 @@ impl LockService {
     fn leave_lockspace(&mut self, session: u64, serial: u64, number: u32) {
         let Some(owner) = self.sessions.get_mut(&session) else { return };
         let places = &self.places;
-        let is_in = |id: u32| self.locks.get(id).and_then(|lock| places.get(lock.place)).is_some_and(|place| place.lockspace == number);
+        // What is on its way back is no use of it: its client may never have heard of it.
+        let is_kept = |lock: &&LocalLock| lock.pending.as_ref().is_none_or(|pending| pending.kind != OpKind::Unlock);
+        let is_in = |id: u32| {
+            let place = self.locks.get(id).filter(is_kept).and_then(|lock| places.get(lock.place));
+            place.is_some_and(|place| place.lockspace == number)
+        };
         if self.locks.list(&owner.locks).any(is_in) {
             return self.refuse(session, serial, LockStatus::Busy, "this session has locks in the lockspace; unlock them first");
         }

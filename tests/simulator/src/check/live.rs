@@ -56,13 +56,16 @@ fn converge_ms(world: &World) -> u64 {
     2 * observed_ms(wait_ms, timings.drift_ppm) + world.options.reboot_ms + 30_000
 }
 
+/// A node that has given its last lock back says so on the disk after this time (`service::IDLE_MS`).
+const IDLE_MS: u64 = 1000;
+
 /// L1: everybody holds what it has to the end, one after the other.
 fn answer_ms(world: &World) -> u64 {
     let options = &world.options;
     let locks = options.nodes * options.clients * options.locks;
     // Deadlocks are found in a second, one after the other at the worst.
     let deadlocks_ms = if options.transactions > 0 { 1000 * locks } else { 0 };
-    10_000 + deadlocks_ms + 2 * options.hold_ms + locks * (20 * options.net_us + 8 * options.disk_us) / 1000
+    10_000 + IDLE_MS + deadlocks_ms + 2 * options.hold_ms + locks * (20 * options.net_us + 8 * options.disk_us) / 1000
 }
 
 impl World {

@@ -68,13 +68,9 @@ impl World {
                 other => Some(format!("LockspaceLeft answers {other:?}")),
             },
             ClientReply::Refused { serial, status, reason } => {
-                let (asked, has_failed_many) = (client.asked.remove(&serial), client.has_failed_many);
+                let asked = client.asked.remove(&serial);
                 self.plan_client(machine, pid, super::RETRY_US);
-                let is_right = match asked.map(|asked| asked.what) {
-                    Some(What::Join { .. }) => status == LockStatus::Stopped,
-                    Some(What::Leave { .. }) => status == LockStatus::Busy && has_failed_many,
-                    _ => false,
-                };
+                let is_right = asked.is_some_and(|asked| matches!(asked.what, What::Join { .. })) && status == LockStatus::Stopped;
                 (!is_right).then(|| format!("a request is refused: {status:?}, {reason}"))
             }
             ClientReply::Completed { serial, lock, status, mode, flags, lvb, token } => match client.asked.remove(&serial) {
@@ -189,9 +185,6 @@ impl World {
             self.facts.locks.persists(LockKey { client: pid, lock: *lock }, flags.has(Flags::PERSISTENT));
         }
         let is_all = status == LockStatus::Success;
-        if let Some(client) = self.client(machine, pid) {
-            client.has_failed_many |= !is_all;
-        }
         let is_whole = locks.len() == if is_all { items.len() } else { 0 };
         let is_named = failed == NONE_FAILED || (!is_all && usize::from(failed) < items.len());
         let wrong = judge_wait(asked, status, now_us).or((!is_whole || !is_named).then_some("neither all nor none"));

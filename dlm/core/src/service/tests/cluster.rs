@@ -722,7 +722,7 @@ impl World {
     fn is_idle(&self) -> bool {
         let newest = u64::try_from(self.views.len()).unwrap() - 1;
         let is_done = |node: &Node| {
-            let is_quiet = node.publishing.is_empty() && !node.service.has_work();
+            let is_quiet = node.publishing.is_empty() && !node.service.has_work() && !node.service.status().holds;
             node.learned == newest && is_quiet && node.clients.values().all(|client| client.asked.is_empty())
         };
         self.is_purged() && self.held.is_empty() && self.nodes.values().all(is_done) && self.links.values().all(VecDeque::is_empty)

@@ -81,6 +81,7 @@ fn one_that_fails_gives_all_back() {
             stage.pass(20);
             assert_eq!(ended(&stage, asked), Some((status, 0, vec![])));
             assert!(free(&mut stage, b"a"));
+            stage.pass(super::super::IDLE_MS);
             assert_eq!(stage.nodes[&0].next_deadline(), None);
         }
     }
