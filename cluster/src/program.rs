@@ -10,7 +10,7 @@ use crate::{
     devices,
     supervisor::{self, BootContext, Namespaces, RestartPolicy, SupervisorOptions},
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use deadbolt_disk::{Access, Severity};
 use deadbolt_disk_format::{SlotIndex, WatchdogKind};
@@ -18,7 +18,7 @@ use std::{
     ffi::OsString,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 /// The node's daemon and its supervisor. `deadbolt start` runs it for you.
@@ -87,6 +87,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     let directory = NodeDirectory(std::path::absolute(&arguments.dir)?);
     let file = directory.read_node()?;
     directory.read_key()?;
+    check_sbd(program("sbd"))?;
     check_devices(&file)?;
     let devices = devices::open_for(&file, Access::ReadWrite)?;
     let (slot, _) = daemon::find_slot(&directory, &file, &devices)?;
@@ -107,6 +108,30 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     options.socket_group = file.group_number()?;
     options.parent = arguments.tied.then(|| nix::unistd::getppid().as_raw());
     Ok(supervisor::supervise(options))
+}
+
+/// Refuses a program that is not the sbd of this very version, e.g. the stock one beside an installed `deadboltd`: found here, it
+/// is an error in plain words; found later, a life that ends at once.
+fn check_sbd(mut sbd: Command) -> Result<()> {
+    let file = PathBuf::from(sbd.get_program());
+    let asked = sbd
+        .args(["run", "--version"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{} cannot be started as sbd", file.display()))?;
+    let said = [asked.stdout, asked.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let said = said.lines().next().unwrap_or_default();
+    if asked.status.success() && said == deadbolt_sbd::run::NAME_AND_VERSION {
+        return Ok(());
+    }
+    bail!(
+        "{} is not the sbd that belongs to this program: asked for its version it said {said:?} ({}), not {:?}; put Deadbolt's own sbd of \
+         the same version beside deadboltd, or start the node by `deadbolt start`: `deadbolt` is its own sbd",
+        file.display(),
+        asked.status,
+        deadbolt_sbd::run::NAME_AND_VERSION
+    )
 }
 
 /// Refuses devices that speak against themselves before anything is started on them.
@@ -165,4 +190,26 @@ pub fn program(name: &str) -> Command {
     let mut command = Command::new(own);
     command.arg0(name);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_sbd_is_taken() {
+        let mut own = Command::new("/bin/sh");
+        own.args(["-c", "[ \"$*\" = 'run --version' ] && echo \"$OWN\"", "sbd"]).env("OWN", deadbolt_sbd::run::NAME_AND_VERSION);
+        check_sbd(own).unwrap();
+        // A stranger that answers, one that fails, and, where it is installed, the stock one.
+        for (program, words) in [
+            ("/bin/echo", "\"run --version\""),
+            ("/bin/false", "exit status: 1"),
+            ("/nothing/sbd", "cannot be started"),
+            ("/usr/sbin/sbd", "sbd"),
+        ] {
+            let said = explain(&check_sbd(Command::new(program)).unwrap_err());
+            assert!(said.contains(program) && said.contains(words), "{said}");
+        }
+    }
 }

@@ -47,9 +47,12 @@ const PROCESS_SHORTEST_MS: u32 = 200;
 /// How long sbd beats on without a daemon, ms. Chosen: time for several restarts of a daemon, short enough that nobody forgets it.
 const ABSENCE_MS: u32 = 60_000;
 
+/// What `sbd run --version` answers: whoever starts `sbd run` sees by it that a file is neither the stock sbd nor another version.
+pub const NAME_AND_VERSION: &str = concat!("sbd run ", env!("CARGO_PKG_VERSION"));
+
 /// Keep a node of a Deadbolt cluster alive, or end it. Started by the node's supervisor.
 #[derive(Parser, Debug)]
-#[command(name = "sbd run", no_binary_name = true)]
+#[command(name = "sbd run", version, no_binary_name = true)]
 struct Options {
     /// Shared device; once per device of the cluster.
     #[arg(long = "device", required = true, value_name = "PATH")]
@@ -464,6 +467,13 @@ fn claim_name(options: &Options, path: &Path, device: &Device, superblock: &Supe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_is_the_one_that_starters_ask_for() {
+        let version = Options::try_parse_from(["--version"]).unwrap_err();
+        assert!(!version.use_stderr());
+        assert_eq!(version.to_string().trim_end(), NAME_AND_VERSION);
+    }
 
     #[test]
     fn boots_are_read_in_both_spellings() {
