@@ -43,8 +43,8 @@ fn transcripts_are_what_the_program_says() {
 const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("its supervisor is killed", "tests/process/lifecycle.rs"),
     ("a command under `deadbolt lock` loses its lock", "tests/process/lifecycle.rs"),
-    ("a pill for an earlier boot of it", "sbd/core/tests/lifeline.rs"),
-    ("an unsigned or forged pill of our form", "sbd/core/tests/lifeline.rs"),
+    ("a pill for an earlier boot of it", "sbd/core/tests/lifeline/mailbox.rs"),
+    ("an unsigned or forged pill of our form", "sbd/core/tests/lifeline/mailbox.rs"),
     ("its guest is paused, snapshotted or migrated by a hypervisor", "tests/simulator/tests/unfair.rs"),
     ("a copy of it starts (cloned disk or directory)", "tests/simulator/tests/unfair.rs"),
     (
@@ -52,10 +52,10 @@ const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
         "cluster/core/src/membership/tests.rs",
     ),
     ("a stranger sends anything", "cluster/src/seal.rs"),
-    ("one of three devices shows less than was completed on it", "sbd/core/tests/lifeline.rs"),
+    ("one of three devices shows less than was completed on it", "sbd/core/tests/lifeline/own_place.rs"),
     ("one of three devices has lost the newest view or its body when a node starts", "cluster/src/look.rs"),
     ("a node's reads come late, its writes do not", "cluster/core/src/membership/tests.rs"),
-    ("the only device shows less than was completed, or what nobody here wrote", "sbd/core/tests/lifeline.rs"),
+    ("the only device shows less than was completed, or what nobody here wrote", "sbd/core/tests/lifeline/own_place.rs"),
     ("stock `sbd create` over a live device", "tests/process/real_faults.rs"),
     ("`deadbolt format` over a live device", "tests/process/bad_input.rs"),
     ("format interrupted", "tests/parsers/tests"),
