@@ -44,7 +44,7 @@ const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("its supervisor is killed", "tests/process/lifecycle.rs"),
     ("a command under `deadbolt lock` loses its lock", "tests/process/lifecycle.rs"),
     ("a pill for an earlier boot of it", "sbd/core/tests/lifeline/mailbox.rs"),
-    ("an unsigned or forged pill of our form", "sbd/core/tests/lifeline/mailbox.rs"),
+    ("an unsigned or forged pill of our form", "sbd/core/src/mailbox.rs"),
     ("its guest is paused, snapshotted or migrated by a hypervisor", "tests/simulator/tests/unfair.rs"),
     ("a copy of it starts (cloned disk or directory)", "tests/simulator/tests/unfair.rs"),
     (
