@@ -194,6 +194,10 @@ pub enum NodeOutput {
     Log(String),
 }
 
+/// Longest time for which a node that is to leave hands over what it is master of, in milliseconds (chosen: far more than some ten thousand
+/// resources take, and short for whoever waits for the stop).
+const HAND_OVER_MS: u64 = 1000;
+
 /// A mistake that tests plant.
 #[cfg(feature = "planted")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,7 +232,8 @@ pub struct Node {
     beats: Vec<Units<Option<Beat>>>,
     is_abandoning: bool,
     is_leaving: bool,
-    said_leave: bool,
+    /// Until when what this node is master of may still go to others before it leaves the view.
+    hand_over_until_ms: Option<u64>,
     pills: pills::Pills,
     journal: journal::Journal,
     outputs: VecDeque<NodeOutput>,
@@ -286,7 +291,7 @@ impl Node {
             beats: setup.layouts.iter().map(|_| Units::default()).collect(),
             is_abandoning: false,
             is_leaving: false,
-            said_leave: false,
+            hand_over_until_ms: None,
             pills: pills::Pills::new(me, setup.cluster),
             journal: journal::Journal::new(me, setup.cluster, setup.wall_offset_ms),
             outputs: VecDeque::new(),
@@ -349,8 +354,11 @@ impl Node {
             NodeInput::Change(change) => self.membership.handle(now_ms, membership::Input::Change(change)),
             NodeInput::Fence(slot) => self.membership.handle(now_ms, membership::Input::Fence(slot)),
             NodeInput::OperatorConfirms(slot) => self.membership.handle(now_ms, membership::Input::OperatorConfirms(slot)),
-            NodeInput::Stop => self.membership.handle(now_ms, membership::Input::Stop),
-            NodeInput::Leave => self.is_leaving = true,
+            NodeInput::Stop => self.begin_stop(now_ms),
+            NodeInput::Leave => {
+                self.is_leaving = true;
+                self.begin_stop(now_ms);
+            }
         }
         self.settle(now_ms);
     }
@@ -690,15 +698,25 @@ impl Node {
     }
 
     /// Asks the other members to forget this node, then stops.
+    /// Nothing new is begun here, and others become master of what they have locks on, so that its value blocks stay good.
+    fn begin_stop(&mut self, now_ms: u64) {
+        self.hand_over_until_ms.get_or_insert(now_ms + HAND_OVER_MS);
+        self.locks.handle(now_ms, locks::Input::Stop);
+    }
+
     fn follow_leave(&mut self, now_ms: u64) {
-        if self.is_leaving && !self.said_leave {
-            self.said_leave = true;
+        let is_late = self.hand_over_until_ms.is_some_and(|until_ms| now_ms >= until_ms);
+        if self.hand_over_until_ms.is_none() || !(is_late || self.locks.has_handed_over()) {
+            return;
+        }
+        self.hand_over_until_ms = None;
+        if self.is_leaving {
             let slot = self.setup.membership.me.slot;
             for peer in self.peers() {
                 self.send(peer, &NodeMessage::RemoveNode { slot });
             }
-            self.membership.handle(now_ms, membership::Input::Stop);
         }
+        self.membership.handle(now_ms, membership::Input::Stop);
     }
 
     fn note(&mut self, now_ms: u64, text: String) {

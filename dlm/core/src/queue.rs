@@ -616,7 +616,14 @@ impl Resource {
             return self.settle(gate, out);
         };
         (entry.pid, entry.party) = (report.pid, report.party);
-        let Some(pending) = report.pending else { return };
+        let is_down = |(from, to): (Mode, Mode)| to < from && from.is_down(to);
+        let lowered = entry.granted.zip(report.granted).filter(|modes| entry.op < report.op && is_down(*modes));
+        if let Some((_, mode)) = lowered {
+            // It was content with less while its master was not known.
+            let op = report.op.saturating_sub(u64::from(report.pending.is_some()));
+            self.convert(owner, op, mode, (Flags::NONE, None), gate, out);
+        }
+        let (Some(entry), Some(pending)) = (self.find_mut(owner), report.pending) else { return };
         let data = (pending.flags, pending.lvb);
         if pending.kind == OpKind::Unlock {
             self.unlock(owner, report.op, data, gate, out);
@@ -705,6 +712,28 @@ impl Resource {
         resource.order_arrivals();
         resource.finish_lost_grants(false, gate, out);
         resource
+    }
+
+    /// A resource whose last master lives and has changed nothing since: its locks in the order of its queues, as their holders have them, and
+    /// then what these have under way.
+    pub(crate) fn take_over(reports: &[(PeerId, Report)], lvb: LvbCopy, counter: u64, gate: Gate, out: &mut Notices) -> Self {
+        let mut resource = Self { lvb, counter, ..Self::default() };
+        for (origin, report) in reports.iter().filter(|(_, report)| report.granted.is_some()) {
+            let op = report.op.saturating_sub(u64::from(report.pending.is_some()));
+            let held = Report { op, pending: None, ..*report };
+            resource.adopt(Owner { peer: *origin, lock: report.lock }, &held, gate, out);
+        }
+        for (origin, report) in reports.iter().filter(|(_, report)| report.pending.is_some()) {
+            resource.reconcile(*origin, report, gate, out);
+        }
+        resource
+    }
+
+    /// Can it go to another master: nobody converts, no byte range is locked, there are locks, but not more than this, of these holders alone?
+    pub(crate) fn is_movable(&self, locks_max: usize, is_known: impl Fn(Owner) -> bool) -> bool {
+        let is_quiet =
+            !self.is_empty() && self.converting.is_empty() && self.arrivals.is_empty() && !self.has_adopted && self.ranges.is_none();
+        is_quiet && self.granted.len() + self.waiting.len() <= locks_max && self.entries().all(|entry| is_known(entry.owner))
     }
 
     /// Two holders have what excludes each other: the lost master had granted a conversion of one of them before it let the other in, and

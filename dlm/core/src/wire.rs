@@ -4,6 +4,7 @@
 //! Does not: judge who sent a message or whether its view is the present one.
 //! Called by: `service`.
 
+mod moves;
 mod ranges;
 mod waits;
 
@@ -16,6 +17,7 @@ use crate::name::Key;
 use crate::service::{Condition, Part};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex};
+pub(crate) use moves::MoveRecord;
 pub(crate) use ranges::{RangeRecord, RangeReport, read_span, write_span};
 pub(crate) use waits::WaitRecord;
 
@@ -241,6 +243,7 @@ pub(crate) enum Record {
     Again(Report),
     Range(RangeRecord),
     Waits(WaitRecord),
+    Move(MoveRecord),
 }
 
 fn write_key(w: &mut Writer, key: &Key) {
@@ -453,6 +456,7 @@ impl Record {
             }
             Self::Range(record) => record.write(&mut w),
             Self::Waits(record) => record.write(&mut w),
+            Self::Move(record) => record.write(&mut w),
             recovery => recovery.append_recovery(&mut w),
         }
         w.0
@@ -550,6 +554,7 @@ impl Record {
             70 => Self::Have { lock: r.u32()?, op: r.u64()? },
             71 => Self::Again(read_report(r)?),
             72 => Self::ReleasesSeen { count: r.u32()? },
+            kind @ 80..=86 => Self::Move(MoveRecord::read(kind, r)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
         })
     }

@@ -105,7 +105,7 @@ pub(super) struct LocalLock {
     pub(super) is_persistent: bool,
     /// Its master knows it under another process or owner.
     pub(super) is_renamed: bool,
-    /// It was converted down since it was reported.
+    /// It was converted down since it was reported, and its master may not know that yet.
     pub(super) is_lowered: bool,
     /// It was asked for with others, and its session has not been told of it.
     pub(super) is_in_many: bool,
@@ -158,6 +158,13 @@ impl LocalLock {
     /// Its client is done with it; only its next master is still to hear that.
     fn is_left(&self) -> bool {
         self.session == NO_SESSION && self.granted.is_none() && self.is_reported()
+    }
+
+    /// The number under which its master hears that it was converted down while that master was not known: of an operation that nobody waits
+    /// for.
+    pub(super) fn lowered_by(&self) -> Option<u64> {
+        let op = if self.pending.is_some() { self.op.saturating_sub(1) } else { self.op };
+        self.is_lowered.then_some(op)
     }
 
     /// What only gives up is as good as done: it is never taken back.

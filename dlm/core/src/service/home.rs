@@ -10,7 +10,7 @@ use super::{LockService, Output};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::queue::{Gate, Owner, Resource};
-use crate::wire::{OpKind, Record, Report};
+use crate::wire::{LvbCopy, OpKind, Record, Report};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
@@ -37,6 +37,9 @@ impl LockService {
     /// Answers a lookup, or keeps it until it can be answered.
     pub(super) fn look_up(&mut self, key: &Key, lookup: Lookup) {
         let number = self.places.intern(key);
+        if self.moves.is_moving(number) {
+            return self.parked.entry(number).or_default().push(lookup);
+        }
         let Some(place) = self.places.get_mut(number) else { return };
         let appointed = place.appointed;
         if let Some(master) = appointed.filter(|master| self.is_peer_member(*master)) {
@@ -73,11 +76,17 @@ impl LockService {
 
     /// Makes somebody master of a resource without locks, or says so again: the word may be lost, and a return of mastery too.
     fn appoint(&mut self, number: u32, key: &Key, master: PeerId, is_asked: bool) {
+        let stamp = self.appoint_anew(number, master);
+        self.say_master(master, key, master, (stamp, is_asked));
+    }
+
+    /// Gives the number of the appointment.
+    pub(super) fn appoint_anew(&mut self, number: u32, master: PeerId) -> u32 {
         let stamp = self.next_stamp();
         if let Some(place) = self.places.get_mut(number) {
             (place.appointed, place.stamp) = (Some(master), stamp);
         }
-        self.say_master(master, key, master, (stamp, is_asked));
+        stamp
     }
 
     fn next_stamp(&mut self) -> u32 {
@@ -244,10 +253,7 @@ impl LockService {
             locks.sort_by_key(|(peer, _)| self.peers.life(*peer).map(|life| life.slot));
             let holder = locks.iter().find(|(_, report)| report.granted.is_some()).or(locks.first()).map(|(peer, _)| *peer);
             let Some(master) = holder else { continue };
-            let stamp = self.next_stamp();
-            if let Some(place) = self.places.get_mut(number) {
-                (place.appointed, place.stamp) = (Some(master), stamp);
-            }
+            let stamp = self.appoint_anew(number, master);
             self.unconfirmed.insert(number);
             self.send_to(master, Record::Take { key, counter: self.share_counter, stamp });
             self.forward_ranges(master, key);
@@ -270,7 +276,7 @@ impl LockService {
         }
     }
 
-    fn serve_parked_at(&mut self, number: u32) {
+    pub(super) fn serve_parked_at(&mut self, number: u32) {
         let (Some(lookups), Some(key)) = (self.parked.remove(&number), self.places.key(number)) else { return };
         for lookup in lookups {
             self.look_up(&key, lookup);
@@ -294,7 +300,10 @@ impl LockService {
 
     /// Forgets a place with which this node has nothing to do any more.
     pub(super) fn forget_place(&mut self, number: u32) {
-        let is_awaited = self.reports.contains_key(&number) || self.parked.contains_key(&number) || self.unconfirmed.contains(&number);
+        let is_awaited = self.reports.contains_key(&number)
+            || self.moves.is_moving(number)
+            || self.parked.contains_key(&number)
+            || self.unconfirmed.contains(&number);
         if !is_awaited {
             self.places.forget_if_unused(number);
         }
@@ -330,9 +339,15 @@ impl LockService {
 
     pub(super) fn handle_forward(&mut self, origin: Life, report: Report) {
         let peer = self.peers.id(origin);
-        if peer == ME && self.locks.get(report.lock).is_none() {
+        let here = self.locks.get(report.lock).filter(|_| peer == ME).map(|lock| (lock.at, lock.place));
+        if peer == ME && here.is_none() {
             // It ended here while its master was lost.
             return;
+        }
+        if let Some((Some(ME), place)) = here {
+            // What it is by now this master, which is this node, has from it already.
+            self.take_over_ranges(place, Owner { peer, lock: report.lock });
+            return self.settle(place);
         }
         if let Some(taking) = self.taking.get_mut(&report.key) {
             taking.reports.push((peer, report));
@@ -365,7 +380,8 @@ impl LockService {
     }
 
     /// All locks of a lost resource are here: its queues are built anew.
-    pub(super) fn handle_take_end(&mut self, home: Life, key: &Key) {
+    /// `moved`: the value block of a resource whose last master lives.
+    pub(super) fn handle_take_end(&mut self, home: Life, key: &Key, moved: Option<LvbCopy>) {
         let Some(taking) = self.taking.remove(key) else { return };
         let number = self.places.intern(key);
         self.unfold(number);
@@ -380,7 +396,11 @@ impl LockService {
                 resource.reconcile(*peer, report, gate, &mut out);
             }
         } else {
-            let resource = Resource::rebuild(&taking.reports, self.counter, gate, &mut out);
+            let resource = match moved {
+                Some(lvb) => Resource::take_over(&taking.reports, lvb, self.counter, gate, &mut out),
+                None => Resource::rebuild(&taking.reports, self.counter, gate, &mut out),
+            };
+            self.moves.count += u64::from(moved.is_some());
             #[cfg(any(test, feature = "planted"))]
             let resource = self.mistaken(resource);
             self.master(number, resource);

@@ -124,8 +124,14 @@ impl LockService {
 
     /// Nothing is left here: the home may make somebody else master.
     pub(super) fn give_mastery_back(&mut self, number: u32, key: &Key, counter: u64) {
-        let home = self.home(key);
         let stamp = self.places.get(number).map_or(0, |place| place.stamp);
+        self.return_mastery(number, key, (counter, stamp));
+        self.forget_place(number);
+        self.uses_fewer(key.lockspace);
+    }
+
+    pub(super) fn return_mastery(&mut self, number: u32, key: &Key, (counter, stamp): (u64, u32)) {
+        let home = self.home(key);
         if home == self.me {
             // At once: a request of this turn must not meet the old appointment, nor its token the old counter.
             self.handle_released(ME, number, counter, stamp);
@@ -137,7 +143,5 @@ impl LockService {
             self.releases.entry(home).or_default().push_back((*key, counter, stamp));
             self.send(home, Record::Released { key: *key, counter, stamp });
         }
-        self.forget_place(number);
-        self.uses_fewer(key.lockspace);
     }
 }

@@ -42,6 +42,7 @@ impl LockService {
                 self.send_to(owner.peer, Record::MasterIs { key, master, counter, stamp, is_taken: true, is_asked });
             }
             self.unfold(place);
+            self.note_load(place, owner.peer);
             self.remember_owner(&owner, place);
             let entry = Entry::new(owner, whose, op, mode, flags, self.now_ms);
             self.operate_at(place, |resource, gate, out| resource.request(entry, gate, out));
@@ -64,12 +65,13 @@ impl LockService {
     pub(super) fn operate(&mut self, owner: Owner, operation: impl FnOnce(&mut Resource, Owner, Gate, &mut Notices)) {
         if let Some(place) = self.place_of(&owner) {
             self.unfold(place);
+            self.note_load(place, owner.peer);
             self.operate_at(place, |resource, gate, out| operation(resource, owner, gate, out));
         }
     }
 
     pub(super) fn operate_at(&mut self, place: u32, operation: impl FnOnce(&mut Resource, Gate, &mut Notices)) {
-        let Some(found) = self.places.get(place) else { return };
+        let Some(found) = self.places.get(place).filter(|_| !self.moves.is_frozen(place)) else { return };
         let gate = self.gate();
         let mut out = Vec::new();
         if let Some(resource) = self.mastered.get_mut(found.mastered) {

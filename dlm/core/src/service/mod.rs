@@ -16,6 +16,7 @@ mod locks;
 mod lone;
 mod many;
 mod master;
+mod moves;
 mod orphans;
 mod places;
 mod ranges;
@@ -49,6 +50,7 @@ pub(crate) use authority::{Condition, Part};
 pub use listing::{
     Filter, InTheWay, LockSnapshot, LockState, LockspacePage, LockspaceSnapshot, Page, RangeSnapshot, ResourceSnapshot, WaitsFor, Who,
 };
+pub use moves::MoveRule;
 pub use ranges::SESSION_RANGES_MAX;
 pub use report::{GatedLockspace, ServiceStatus};
 
@@ -238,6 +240,10 @@ pub enum Mistake {
     CancelHere,
     /// Purges on its own node only.
     PurgeHere,
+    /// A master that has moved a resource goes on as its master.
+    KeepMoved,
+    /// A master gives a resource up before its holders have said all.
+    MoveEarly,
 }
 
 /// A node's lock service.
@@ -319,6 +325,7 @@ pub struct LockService {
     /// Byte ranges of this node's locks.
     ranges: ranges::RangeBook,
     deadlocks: deadlock::Deadlocks,
+    moves: moves::Moves,
     loopback: VecDeque<Record>,
     /// Places of which mastery may be given back when the loopback is empty.
     release_later: Vec<u32>,
@@ -386,6 +393,7 @@ impl LockService {
             held: VecDeque::new(),
             ranges: ranges::RangeBook::default(),
             deadlocks: deadlock::Deadlocks::default(),
+            moves: moves::Moves::default(),
             loopback: VecDeque::new(),
             release_later: Vec::new(),
             answer_later: Vec::new(),
@@ -421,7 +429,11 @@ impl LockService {
             Input::Request { session, request } => self.handle_request(session, request),
             Input::SessionClosed { session } => self.close_session(session),
             Input::HoldsPublished(is_held) => self.holds.is_published = is_held && self.holds.is_said,
-            Input::Stop => self.is_stopped = true,
+            Input::Stop if self.is_stopped => {}
+            Input::Stop => {
+                self.is_stopped = true;
+                self.begin_hand_over();
+            }
             Input::Lose { reason } => self.lose(&reason),
             Input::Tick => {}
         }
@@ -556,6 +568,9 @@ impl LockService {
     }
 
     fn handle_record(&mut self, from: Life, record: Record) {
+        if self.stash(from, &record) {
+            return;
+        }
         let peer = self.peers.id(from);
         let owner = |lock| Owner { peer, lock };
         match record {
@@ -571,14 +586,7 @@ impl LockService {
             Record::Cancel { lock, op } => {
                 self.handle_cancel(owner(lock), op);
             }
-            Record::Completed { lock, result } => {
-                if let Some(known) = self.locks.get_mut(lock) {
-                    known.at = Some(peer);
-                    self.handle_completed(lock, &result);
-                } else if result.mode.is_some() {
-                    self.give_stray_back(peer, lock, result.op);
-                }
-            }
+            Record::Completed { lock, result } => self.handle_answered(peer, lock, &result),
             Record::Whose { lock, pid, party } => {
                 self.operate(owner(lock), |resource, owner, gate, out| resource.rename(owner, (pid, party), gate, out));
             }
@@ -611,6 +619,7 @@ impl LockService {
             Record::Purged { request } => self.handle_purged(from, request),
             Record::Range(record) => self.handle_range(peer, record),
             Record::Waits(record) => self.handle_waits(from, record),
+            Record::Move(record) => self.handle_move(from, record),
             recovery => self.handle_recovery(from, recovery),
         }
     }

@@ -14,7 +14,7 @@ use crate::mode::Flags;
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
 use crate::queue::Owner;
-use crate::wire::{OpKind, Record, Report, ReportOp};
+use crate::wire::{OpKind, OpResult, Record, Report, ReportOp};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
@@ -85,11 +85,13 @@ impl LockService {
         self.answers = Answers { is_purging, told_in, ..Answers::default() };
         self.taking.clear();
         self.range_reports = super::ranges::Reports::default();
+        let own = self.end_moves();
         self.forget_gathered();
         let members = &self.view.members;
         self.joins.retain(|life, _| members.contains(life));
         if self.view.is_member {
             self.begin_answers(&last);
+            self.loopback.extend(own);
         } else {
             self.authority = super::authority::Authority::default();
             self.gathered_in = 0;
@@ -187,7 +189,12 @@ impl LockService {
             if let (Some(report), Some(life)) = (self.report(id), life) {
                 self.note_reported(id);
                 self.underway.insert(id);
-                self.send(life, Record::Again(report));
+                if let Some(lowered) = self.lowered_report(id) {
+                    self.send(life, Record::Again(lowered));
+                }
+                if report.pending.is_some() {
+                    self.send(life, Record::Again(report));
+                }
             }
         }
         for lookups in core::mem::take(&mut self.lookups).into_values() {
@@ -226,6 +233,14 @@ impl LockService {
         Some(Report { key, lock: id, pid, party: lock.party(), op, granted, token, lvb, pending })
     }
 
+    /// The conversion of a lock to a weaker mode that its master may not have heard of.
+    fn lowered_report(&self, id: u32) -> Option<Report> {
+        let (op, report) = (self.locks.get(id)?.lowered_by()?, self.report(id)?);
+        let mode = report.granted?;
+        let lowered = ReportOp { kind: OpKind::Convert, mode, flags: Flags::NONE, lvb: None, is_cancelled: false };
+        Some(Report { op, pending: Some(lowered), ..report })
+    }
+
     fn note_reported(&mut self, id: u32) {
         if let Some(pending) = self.locks.get_mut(id).and_then(|lock| lock.pending.as_mut()) {
             (pending.sent, pending.is_cancel_sent) = (Sent::ToMaster, pending.is_cancelled);
@@ -235,7 +250,8 @@ impl LockService {
     /// Is there something to be done as soon as there is time?
     pub(super) fn has_work(&self) -> bool {
         let is_telling = self.answers.next_place != 0 && self.have_all_stood();
-        self.view.is_member && (self.answers.next_lock != 0 || is_telling || self.answers.next_lost != 0 || self.has_rebuilding())
+        let is_recovering = self.answers.next_lock != 0 || is_telling || self.answers.next_lost != 0 || self.has_rebuilding();
+        self.view.is_member && (is_recovering || self.is_handing_over())
     }
 
     fn have_all_stood(&self) -> bool {
@@ -262,6 +278,7 @@ impl LockService {
         }
         self.rebuild_some(SLICE);
         self.free_lost();
+        self.hand_over_some();
     }
 
     fn free_lost(&mut self) {
@@ -324,15 +341,7 @@ impl LockService {
         if self.mistake == Some(super::Mistake::ForgetOrphan) && is_orphan {
             return;
         }
-        let Some(report) = self.report(id) else { return };
-        let Some(lock) = self.locks.get_mut(id) else { return };
-        (lock.at, lock.is_lowered) = (None, false);
-        let number = lock.place;
-        let master = self.places.get(number).and_then(|place| place.master);
-        if let Some(place) = self.places.get_mut(number).filter(|_| master.is_some()) {
-            place.master = None;
-        }
-        self.note_reported(id);
+        let Some(report) = self.unseat(id) else { return };
         #[cfg(any(test, feature = "planted"))]
         if self.mistake == Some(super::Mistake::ForgetWaiter) && report.granted.is_none() {
             return;
@@ -340,6 +349,18 @@ impl LockService {
         let home = self.home(&report.key);
         self.report_ranges(home, id, true);
         self.send(home, Record::Report(report));
+    }
+
+    /// A lock with its operation, to be reported; it is nowhere until a new master says that it has it.
+    pub(super) fn unseat(&mut self, id: u32) -> Option<Report> {
+        let report = self.report(id)?;
+        let lock = self.locks.get_mut(id)?;
+        (lock.at, lock.is_lowered) = (None, false);
+        if let Some(place) = self.places.get_mut(lock.place) {
+            place.master = None;
+        }
+        self.note_reported(id);
+        Some(report)
     }
 
     /// What this node is master of, to homes that may not know it; what it knew as home, to the new homes.
@@ -418,7 +439,7 @@ impl LockService {
                 self.taking.insert(key, super::home::Taking { counter, stamp, reports: Vec::new() });
             }
             Record::Forward { origin, report } => self.handle_forward(origin, report),
-            Record::TakeEnd { key } => self.handle_take_end(from, &key),
+            Record::TakeEnd { key } => self.handle_take_end(from, &key, None),
             Record::Taken { key } => {
                 if let Some(place) = self.places.find(&key) {
                     self.unconfirmed.remove(&place);
@@ -441,9 +462,7 @@ impl LockService {
         let Some(lock) = self.locks.get_mut(id) else { return self.give_stray_back(from, id, op) };
         lock.at = Some(from);
         let is_newer = lock.op != op;
-        let lower = lock.granted.filter(|_| core::mem::take(&mut lock.is_lowered));
-        // The number of an operation that nobody waits for.
-        let lowered_by = if lock.pending.is_some() { lock.op.saturating_sub(1) } else { lock.op };
+        let lower = lock.granted.zip(lock.lowered_by());
         if let Some(pending) = lock.pending.as_mut() {
             pending.sent = if is_newer { Sent::Unsent } else { Sent::ToMaster };
             pending.is_cancel_sent = false;
@@ -455,12 +474,32 @@ impl LockService {
         if let Some(place) = self.places.get_mut(number) {
             place.master = Some(from);
         }
-        if let Some(mode) = lower {
+        if let Some((mode, op)) = lower {
+            self.underway.insert(id);
             let (flags, lvb) = (Flags::NONE, None);
-            self.send_to(from, Record::Convert { lock: id, op: lowered_by, mode, flags, lvb });
+            self.send_to(from, Record::Convert { lock: id, op, mode, flags, lvb });
         }
         self.advance(id);
         self.advance_ranges(id);
+    }
+
+    /// An answer, which also says where the lock is: in recovery it may be the first word of that.
+    pub(super) fn handle_answered(&mut self, from: PeerId, id: u32, result: &OpResult) {
+        match self.locks.get_mut(id) {
+            Some(lock) if lock.at.is_none() && result.mode.is_some() => self.handle_have(from, id, result.op),
+            Some(lock) => {
+                lock.at = Some(from);
+                if lock.lowered_by().is_some_and(|op| op <= result.op) {
+                    lock.is_lowered = false;
+                    if lock.pending.is_none() {
+                        self.underway.remove(&id);
+                    }
+                }
+            }
+            None if result.mode.is_some() => return self.give_stray_back(from, id, result.op),
+            None => return,
+        }
+        self.handle_completed(id, result);
     }
 
     /// As master: a request has ended without a lock.

@@ -41,6 +41,8 @@ pub struct ServiceStatus {
     pub waiting: usize,
     /// Resources of which this node is master.
     pub mastered: usize,
+    /// Resources that came to this node because it works on them most, since it started.
+    pub moved: u64,
 }
 
 impl LockService {
@@ -70,6 +72,7 @@ impl LockService {
             locks: self.locks.len(),
             waiting: self.locks.iter().filter(|(_, lock)| lock.pending.is_some()).count(),
             mastered: self.places.iter().filter(|(_, place)| place.is_master()).count(),
+            moved: self.moves.count,
         }
     }
 }

@@ -15,6 +15,7 @@ mod cluster;
 mod deadlocks;
 mod listing;
 mod many;
+mod moves;
 mod orphans;
 mod ranges;
 mod scenes;

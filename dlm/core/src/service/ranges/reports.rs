@@ -102,6 +102,12 @@ impl LockService {
         }
     }
 
+    /// As holder: a master without ranges gives the lock away; what was asked of it meanwhile it has not taken.
+    pub(in crate::service) fn leave_ranges_unsaid(&mut self, id: u32) {
+        let ops = self.ranges.locks.get_mut(&id).into_iter().flat_map(|ranges| ranges.ops.values_mut());
+        ops.for_each(|what| what.is_sent = false);
+    }
+
     /// As master: what came before the lock.
     pub(in crate::service) fn take_over_ranges(&mut self, place: u32, owner: Owner) {
         let Some(ranges) = self.range_reports.taken.remove(&owner) else { return };
