@@ -55,7 +55,7 @@ impl Asks {
 }
 
 fn queried(entry: &Entry, slot: u16, now_ms: u64) -> QueriedLock {
-    let owner = if let Party::Transaction(number) = entry.party { number } else { 0 };
+    let owner = if let Party::Transaction(number) = entry.party() { number } else { 0 };
     let age_ms = now_ms.saturating_sub(entry.since_ms);
     let (pid, lock, granted, wanted) = (entry.pid, entry.owner.lock, entry.granted, entry.wanted);
     QueriedLock { slot, pid, lock, owner, granted, wanted, age_ms }
