@@ -201,7 +201,8 @@ pub(crate) struct Resource {
     /// Which modes were waited for when holders were last told.
     told: [bool; 6],
     ranges: Option<Box<Ranges>>,
-    pub(crate) lvb: LvbCopy,
+    /// None: never written.
+    lvb: Option<Box<LvbCopy>>,
     /// Last token counter given in the present view.
     pub(crate) counter: u64,
 }
@@ -313,9 +314,21 @@ impl Resource {
 
     fn write_lvb(&mut self, flags: Flags, lvb: Option<Lvb>) {
         if flags.has(Flags::IVVALBLK) {
-            self.lvb.is_invalid = true;
+            self.mark_lvb(true);
         } else if let (true, Some(value)) = (flags.has(Flags::VALBLK), lvb) {
-            self.lvb = LvbCopy { sequence: self.lvb.sequence.saturating_add(1), is_invalid: false, value: Some(value) };
+            let copy = self.lvb.get_or_insert_default();
+            **copy = LvbCopy { sequence: copy.sequence.saturating_add(1), is_invalid: false, value: Some(value) };
+        }
+    }
+
+    pub(crate) fn lvb(&self) -> LvbCopy {
+        self.lvb.as_deref().copied().unwrap_or_default()
+    }
+
+    /// May its value block not be the last one written?
+    pub(crate) fn mark_lvb(&mut self, is_invalid: bool) {
+        if self.lvb().is_invalid != is_invalid {
+            self.lvb.get_or_insert_default().is_invalid = is_invalid;
         }
     }
 
@@ -328,11 +341,11 @@ impl Resource {
     /// Grants `entry` in `mode` and tells its holder. The caller has taken it off its queue.
     fn grant(&mut self, mut entry: Entry, mode: Mode, is_alternative: bool, gate: Gate, out: &mut Notices) {
         let transfer = mode.lvb_transfer(entry.granted);
-        let before = self.lvb.sequence;
+        let before = self.lvb().sequence;
         if transfer == LvbTransfer::Write {
             self.write_lvb(entry.flags, entry.offered());
         }
-        entry.value = (self.lvb.sequence != before).then(|| Box::new(Value::Written(self.lvb.sequence)));
+        entry.value = (self.lvb().sequence != before).then(|| Box::new(Value::Written(self.lvb().sequence)));
         let is_given_up = entry.granted.is_some_and(|granted| mode < granted && !granted.is_middle(mode));
         if !is_given_up {
             entry.token = self.next_token(gate);
@@ -367,15 +380,15 @@ impl Resource {
     fn result_of(&self, entry: &Entry) -> OpResult {
         let mut flags = entry.result;
         let is_success = entry.status == LockStatus::Success;
-        if is_success && entry.flags.has(Flags::VALBLK) && self.lvb.is_invalid {
+        if is_success && entry.flags.has(Flags::VALBLK) && self.lvb().is_invalid {
             flags = flags.with(ResultFlags::VALNOTVALID);
         }
-        let value = if is_success && entry.is_read { self.lvb.value } else { None };
+        let value = if is_success && entry.is_read { self.lvb().value } else { None };
         let token = if is_success { entry.token } else { Token::default() };
         let lvb = match entry.written().filter(|_| is_success) {
             // Said again, others may have written since: what this holder wrote must not go by their number.
-            Some(sequence) => LvbCopy { sequence, is_invalid: self.lvb.is_invalid || self.lvb.sequence != sequence, value: None },
-            None => LvbCopy { value, ..self.lvb },
+            Some(sequence) => LvbCopy { sequence, is_invalid: self.lvb().is_invalid || self.lvb().sequence != sequence, value: None },
+            None => LvbCopy { value, ..self.lvb() },
         };
         OpResult { op: entry.op, status: entry.status, mode: entry.granted, flags, token, lvb }
     }
@@ -433,7 +446,7 @@ impl Resource {
     }
 
     fn unlocked(&self, op: u64) -> OpResult {
-        let lvb = LvbCopy { value: None, ..self.lvb };
+        let lvb = LvbCopy { value: None, ..self.lvb() };
         OpResult { op, status: LockStatus::Unlocked, mode: None, flags: ResultFlags::default(), token: Token::default(), lvb }
     }
 
@@ -640,7 +653,7 @@ impl Resource {
     /// Drops the locks of lives that are no more, and says which; a writer among them may have been about to write the value block.
     pub(crate) fn retain_peers(&mut self, is_kept: impl Fn(PeerId) -> bool) -> Vec<Owner> {
         let is_writer_gone = self.entries().any(|entry| !is_kept(entry.owner.peer) && entry.granted.is_some_and(Mode::is_writer));
-        self.lvb.is_invalid |= is_writer_gone;
+        self.mark_lvb(self.lvb().is_invalid || is_writer_gone);
         self.is_untold = true;
         self.retain(|entry| is_kept(entry.owner.peer))
     }
@@ -717,7 +730,7 @@ impl Resource {
             (OpKind::Convert, Some(granted)) if pending.mode < granted && granted.is_down(pending.mode) => {
                 entry.granted = Some(pending.mode);
                 if is_write(granted, &pending) {
-                    let sequence = if self.lvb.value == pending.lvb { self.lvb.sequence } else { 0 };
+                    let sequence = if self.lvb().value == pending.lvb { self.lvb().sequence } else { 0 };
                     entry.value = Some(Box::new(Value::Written(sequence)));
                 }
                 out.push((owner, Notice::Completed(self.result_of(&entry))));
@@ -746,7 +759,7 @@ impl Resource {
 
     /// A resource whose master is lost, from the reports of all its surviving holders.
     pub(crate) fn rebuild(reports: &[(PeerId, Report)], counter: u64, gate: Gate, out: &mut Notices) -> Self {
-        let mut resource = Self { lvb: rebuild_lvb(reports), counter, ..Self::default() };
+        let mut resource = Self { lvb: Some(Box::new(rebuild_lvb(reports))), counter, ..Self::default() };
         for (origin, report) in reports {
             resource.adopt(Owner { peer: *origin, lock: report.lock }, report, gate, out);
         }

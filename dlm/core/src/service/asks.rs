@@ -187,7 +187,7 @@ impl LockService {
         let slot = |entry: &Entry| self.peers.life(entry.owner.peer).map_or(0, |life| life.slot.0);
         let mut entries = resource.entries();
         let locks = entries.by_ref().take(QUERIED_LOCKS_MAX).map(|entry| queried(entry, slot(entry), self.now_ms)).collect();
-        (resource.lvb, u32::try_from(entries.count()).unwrap_or(u32::MAX), locks)
+        (resource.lvb(), u32::try_from(entries.count()).unwrap_or(u32::MAX), locks)
     }
 
     pub(super) fn handle_queried(&mut self, request: u64, answer: (LvbCopy, u32, Vec<QueriedLock>)) {

@@ -98,7 +98,9 @@ impl LockService {
         let Some(key) = Key::new(many.lockspace, name.as_bytes()) else { return };
         let place = self.places.intern(&key);
         let mut lock = LocalLock::new(id.0, place, pid.unwrap_or(0), self.now_ms);
-        (lock.owner, lock.is_persistent, lock.is_in_many) = (owner, flags.has(Flags::PERSISTENT), true);
+        lock.is_persistent = flags.has(Flags::PERSISTENT);
+        lock.set_owner(owner);
+        lock.set_in_many(true);
         let pending = Pending { deadline_ms, ..Pending::new(OpKind::New, Some(id.1), mode, flags, None) };
         match self.begin_new(lock, pending) {
             Ok(lock) => {
@@ -152,7 +154,7 @@ impl LockService {
             self.answer_cancels(id.0, many.cancels);
             for id in many.taken {
                 let Some(lock) = self.locks.get_mut(id) else { continue };
-                lock.is_in_many = false;
+                lock.set_in_many(false);
                 if let (session, Some(mode)) = (lock.session, lock.told) {
                     self.reply(session, ClientReply::Blocking { lock: id, mode });
                 }

@@ -122,7 +122,8 @@ impl LockService {
         }
         let place = self.places.intern(&key);
         let mut lock = LocalLock::new(session, place, pid, self.now_ms);
-        (lock.owner, lock.is_persistent) = (party, flags.has(Flags::PERSISTENT));
+        lock.is_persistent = flags.has(Flags::PERSISTENT);
+        lock.set_owner(party);
         let Err(lock) = self.grant_alone(place, &key, serial, (mode, flags), lock) else { return Ok(()) };
         let pending = Pending { deadline_ms, ..Pending::new(OpKind::New, Some(serial), mode, flags, None) };
         self.begin_new(lock, pending).map(|_| ())
@@ -143,7 +144,7 @@ impl LockService {
     }
 
     pub(super) fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
-        self.locks.get_mut(id).filter(|lock| lock.session == session && !lock.is_in_many).ok_or(LockStatus::NotFound)
+        self.locks.get_mut(id).filter(|lock| lock.session == session && !lock.is_in_many()).ok_or(LockStatus::NotFound)
     }
 
     fn convert(&mut self, session: u64, serial: u64, id: u32, wish: Wish, lvb: Option<Lvb>) -> Result<(), LockStatus> {
@@ -158,8 +159,9 @@ impl LockService {
         if serial == 0 && !is_down {
             return Err(LockStatus::Invalid);
         }
-        lock.is_renamed |= lock.owner != owner;
-        (lock.owner, lock.is_persistent) = (owner, flags.has(Flags::PERSISTENT));
+        lock.is_renamed |= lock.owner() != owner;
+        lock.is_persistent = flags.has(Flags::PERSISTENT);
+        lock.set_owner(owner);
         if self.convert_alone(id, answered(serial), mode, flags) {
             return Ok(());
         }
