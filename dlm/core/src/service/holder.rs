@@ -4,7 +4,7 @@
 //! Does not: decide grants.
 //! Called by: `service`, its sessions and its recovery.
 
-use super::locks::{LockList, Near};
+use super::locks::{LockList, NODE_LOCKS_MAX, Near};
 use super::{LockService, authority};
 use crate::client::{ClientReply, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
@@ -127,7 +127,7 @@ struct Rare {
 }
 
 impl LocalLock {
-    /// Not on its session's list yet, and without a number for its operation.
+    /// Not on its session's list yet, and without a number for itself or its operation.
     pub(super) fn new(session: u64, place: u32, pid: u32, now_ms: u64) -> Self {
         Self {
             session,
@@ -496,12 +496,15 @@ impl LockService {
         }
     }
 
-    /// Keeps a new lock of a session. Errors: the lock, when this node has too many.
-    pub(super) fn add_lock(&mut self, mut lock: LocalLock) -> Result<u32, LocalLock> {
-        lock.op = self.locks.next_op();
-        let (place, mut orphans) = (lock.place, LockList::default());
-        let list = self.sessions.get_mut(&lock.session).map_or(&mut orphans, |session| &mut session.locks);
-        let id = self.locks.add(lock, list)?;
+    /// A new lock of a session, not granted and not asked for.
+    pub(super) fn add_lock(&mut self, session: u64, place: u32, pid: u32) -> Result<u32, LockStatus> {
+        if place == 0 || self.locks.len() >= NODE_LOCKS_MAX {
+            self.places.forget_if_unused(place);
+            return Err(LockStatus::NoMemory);
+        }
+        let mut orphans = LockList::default();
+        let list = self.sessions.get_mut(&session).map_or(&mut orphans, |session| &mut session.locks);
+        let id = self.locks.add(LocalLock::new(session, place, pid, self.now_ms), list);
         if let Some(place) = self.places.get_mut(place) {
             place.locks += 1;
             let lockspace = place.lockspace;
@@ -568,6 +571,9 @@ impl LockService {
 
     /// Grants that the client was not told yet are never told: the lock is on its way back.
     fn cancel_held(&mut self, id: u32) {
+        if !self.held.iter().any(|(_, lock, _)| *lock == id) {
+            return;
+        }
         let (mine, others) = core::mem::take(&mut self.held).into_iter().partition(|(_, lock, _)| *lock == id);
         self.held = others;
         for (session, lock, reply) in mine {
