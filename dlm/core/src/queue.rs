@@ -59,48 +59,97 @@ pub(crate) type Notices = Vec<(Owner, Notice)>;
 pub(crate) struct Entry {
     pub(crate) owner: Owner,
     pub(crate) pid: u32,
-    pub(crate) party: Party,
-    pub(crate) op: u64,
+    /// Session or transaction: the number beside the flag takes half of what `Party` takes.
+    party: u64,
+    is_transaction: bool,
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Mode>,
-    pub(crate) flags: Flags,
-    pub(crate) lvb: Option<Box<Lvb>>,
-    pub(crate) token: Token,
-    pub(crate) since_ms: u64,
     /// How the last operation ended, to say it again after a view in which the answer was lost.
     status: LockStatus,
     result: ResultFlags,
     is_read: bool,
-    /// Number that the value block had by this lock's own last write; 0: it has none that its copy may go by.
-    written: Option<u64>,
     /// Strongest mode that the holder was told about since its grant.
     told: Option<Mode>,
-    /// A conversion that was under way at a lost master, which may have granted it.
-    is_adopted: bool,
+    adopted: Adopted,
+    pub(crate) op: u64,
+    pub(crate) flags: Flags,
+    pub(crate) token: Token,
+    pub(crate) since_ms: u64,
+    value: Option<Box<Value>>,
+}
+
+/// There are as many as locks.
+const _: () = assert!(size_of::<Entry>() == 72);
+
+/// What an operation has to do with the value block, where it has.
+#[derive(Clone, Debug)]
+enum Value {
+    /// Content that is to be written with the grant.
+    Offered(Lvb),
+    /// Number that the value block had by this lock's own last write; 0: it has none that its copy may go by.
+    Written(u64),
+}
+
+/// Is a conversion one that was under way at a lost master, which may have granted it?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Adopted {
+    No,
+    Yes,
     /// To be taken back once it is certain that the lost master had not granted it.
-    is_cancelled: bool,
+    Cancelled,
 }
 
 impl Entry {
-    pub(crate) fn new(owner: Owner, (pid, party): (u32, Party), op: u64, mode: Mode, flags: Flags, now_ms: u64) -> Self {
-        Self {
+    pub(crate) fn new(owner: Owner, whose: (u32, Party), op: u64, mode: Mode, flags: Flags, now_ms: u64) -> Self {
+        let mut entry = Self {
             owner,
-            pid,
-            party,
-            op,
+            pid: 0,
+            party: 0,
+            is_transaction: false,
             granted: None,
             wanted: Some(mode),
-            flags,
-            lvb: None,
-            token: Token::default(),
-            since_ms: now_ms,
             status: LockStatus::Success,
             result: ResultFlags::default(),
             is_read: false,
-            written: None,
             told: None,
-            is_adopted: false,
-            is_cancelled: false,
+            adopted: Adopted::No,
+            op,
+            flags,
+            token: Token::default(),
+            since_ms: now_ms,
+            value: None,
+        };
+        entry.rename(whose);
+        entry
+    }
+
+    pub(crate) fn party(&self) -> Party {
+        if self.is_transaction { Party::Transaction(self.party) } else { Party::Session(self.party) }
+    }
+
+    fn rename(&mut self, (pid, party): (u32, Party)) {
+        self.pid = pid;
+        (self.is_transaction, self.party) = match party {
+            Party::Session(session) => (false, session),
+            Party::Transaction(transaction) => (true, transaction),
+        };
+    }
+
+    fn offer(&mut self, lvb: Option<Lvb>) {
+        self.value = lvb.map(|lvb| Box::new(Value::Offered(lvb)));
+    }
+
+    fn offered(&self) -> Option<Lvb> {
+        match self.value.as_deref() {
+            Some(Value::Offered(lvb)) => Some(*lvb),
+            _ => None,
+        }
+    }
+
+    fn written(&self) -> Option<u64> {
+        match self.value.as_deref() {
+            Some(Value::Written(sequence)) => Some(*sequence),
+            _ => None,
         }
     }
 
@@ -116,7 +165,7 @@ impl Entry {
     /// The mode that the lost master may have granted and that lets others in which the mode known here keeps out. (At most one: of the
     /// wanted mode and the alternative one is stronger than the granted mode, or the alternative is the granted mode.)
     fn lost_mode(&self) -> Option<Mode> {
-        let granted = self.granted.filter(|_| self.is_adopted)?;
+        let granted = self.granted.filter(|_| self.adopted != Adopted::No)?;
         let lets_in = |mode: &Mode| MODES.into_iter().any(|other| other.is_compatible(*mode) && !other.is_compatible(granted));
         self.wanted.into_iter().chain(self.alternative()).find(lets_in)
     }
@@ -152,7 +201,8 @@ pub(crate) struct Resource {
     /// Which modes were waited for when holders were last told.
     told: [bool; 6],
     ranges: Option<Box<Ranges>>,
-    pub(crate) lvb: LvbCopy,
+    /// None: never written.
+    lvb: Option<Box<LvbCopy>>,
     /// Last token counter given in the present view.
     pub(crate) counter: u64,
 }
@@ -264,9 +314,21 @@ impl Resource {
 
     fn write_lvb(&mut self, flags: Flags, lvb: Option<Lvb>) {
         if flags.has(Flags::IVVALBLK) {
-            self.lvb.is_invalid = true;
+            self.mark_lvb(true);
         } else if let (true, Some(value)) = (flags.has(Flags::VALBLK), lvb) {
-            self.lvb = LvbCopy { sequence: self.lvb.sequence.saturating_add(1), is_invalid: false, value: Some(value) };
+            let copy = self.lvb.get_or_insert_default();
+            **copy = LvbCopy { sequence: copy.sequence.saturating_add(1), is_invalid: false, value: Some(value) };
+        }
+    }
+
+    pub(crate) fn lvb(&self) -> LvbCopy {
+        self.lvb.as_deref().copied().unwrap_or_default()
+    }
+
+    /// May its value block not be the last one written?
+    pub(crate) fn mark_lvb(&mut self, is_invalid: bool) {
+        if self.lvb().is_invalid != is_invalid {
+            self.lvb.get_or_insert_default().is_invalid = is_invalid;
         }
     }
 
@@ -279,11 +341,11 @@ impl Resource {
     /// Grants `entry` in `mode` and tells its holder. The caller has taken it off its queue.
     fn grant(&mut self, mut entry: Entry, mode: Mode, is_alternative: bool, gate: Gate, out: &mut Notices) {
         let transfer = mode.lvb_transfer(entry.granted);
-        let before = self.lvb.sequence;
+        let before = self.lvb().sequence;
         if transfer == LvbTransfer::Write {
-            self.write_lvb(entry.flags, entry.lvb.take().map(|lvb| *lvb));
+            self.write_lvb(entry.flags, entry.offered());
         }
-        entry.written = Some(self.lvb.sequence).filter(|sequence| *sequence != before);
+        entry.value = (self.lvb().sequence != before).then(|| Box::new(Value::Written(self.lvb().sequence)));
         let is_given_up = entry.granted.is_some_and(|granted| mode < granted && !granted.is_middle(mode));
         if !is_given_up {
             entry.token = self.next_token(gate);
@@ -318,15 +380,15 @@ impl Resource {
     fn result_of(&self, entry: &Entry) -> OpResult {
         let mut flags = entry.result;
         let is_success = entry.status == LockStatus::Success;
-        if is_success && entry.flags.has(Flags::VALBLK) && self.lvb.is_invalid {
+        if is_success && entry.flags.has(Flags::VALBLK) && self.lvb().is_invalid {
             flags = flags.with(ResultFlags::VALNOTVALID);
         }
-        let value = if is_success && entry.is_read { self.lvb.value } else { None };
+        let value = if is_success && entry.is_read { self.lvb().value } else { None };
         let token = if is_success { entry.token } else { Token::default() };
-        let lvb = match entry.written.filter(|_| is_success) {
+        let lvb = match entry.written().filter(|_| is_success) {
             // Said again, others may have written since: what this holder wrote must not go by their number.
-            Some(sequence) => LvbCopy { sequence, is_invalid: self.lvb.is_invalid || self.lvb.sequence != sequence, value: None },
-            None => LvbCopy { value, ..self.lvb },
+            Some(sequence) => LvbCopy { sequence, is_invalid: self.lvb().is_invalid || self.lvb().sequence != sequence, value: None },
+            None => LvbCopy { value, ..self.lvb() },
         };
         OpResult { op: entry.op, status: entry.status, mode: entry.granted, flags, token, lvb }
     }
@@ -336,7 +398,7 @@ impl Resource {
         entry.status = status;
         entry.wanted = None;
         // They were about this operation; the lock's next one is another matter.
-        (entry.is_adopted, entry.is_cancelled) = (false, false);
+        entry.adopted = Adopted::No;
         out.push((entry.owner, Notice::Completed(self.result_of(&entry))));
         if entry.granted.is_some() {
             self.put_granted(entry);
@@ -359,7 +421,7 @@ impl Resource {
         entry.op = op;
         entry.wanted = Some(mode);
         entry.flags = flags;
-        entry.lvb = lvb.map(Box::new);
+        entry.offer(lvb);
         entry.result = ResultFlags::default();
         entry.since_ms = gate.now_ms;
         if entry.granted.is_some_and(|granted| mode < granted && granted.is_down(mode)) {
@@ -384,7 +446,7 @@ impl Resource {
     }
 
     fn unlocked(&self, op: u64) -> OpResult {
-        let lvb = LvbCopy { value: None, ..self.lvb };
+        let lvb = LvbCopy { value: None, ..self.lvb() };
         OpResult { op, status: LockStatus::Unlocked, mode: None, flags: ResultFlags::default(), token: Token::default(), lvb }
     }
 
@@ -398,7 +460,7 @@ impl Resource {
             && entry.lost_mode().is_some()
         {
             // A node that is owed may have been let in by a grant of which nobody else knows.
-            entry.is_cancelled = true;
+            entry.adopted = Adopted::Cancelled;
             return;
         }
         if let Some(entry) = self.take(owner) {
@@ -420,6 +482,8 @@ impl Resource {
                 Arrival::Convert(owner) => self.judge_convert(owner, gate, out),
             }
         }
+        // Empty as long as the gate is open: no memory is kept for it.
+        self.arrivals = VecDeque::new();
         self.has_adopted = false;
         self.settle_ranges(gate, out);
         self.tell_blockers(out);
@@ -447,8 +511,7 @@ impl Resource {
 
     fn judge_convert(&mut self, owner: Owner, gate: Gate, out: &mut Notices) {
         let Some(mut entry) = self.granted.take(owner) else { return };
-        entry.is_adopted = false;
-        if entry.is_cancelled {
+        if core::mem::replace(&mut entry.adopted, Adopted::No) == Adopted::Cancelled {
             self.fail(entry, LockStatus::Cancelled, out);
             return;
         }
@@ -498,14 +561,12 @@ impl Resource {
     }
 
     /// A lock has changed hands; who has it now hears anew whom it keeps out.
-    pub(crate) fn rename(&mut self, owner: Owner, (pid, party): (u32, Party), gate: Gate, out: &mut Notices) {
+    pub(crate) fn rename(&mut self, owner: Owner, whose: (u32, Party), gate: Gate, out: &mut Notices) {
         let Some(entry) = self.find_mut(owner) else { return };
-        if (entry.pid, entry.party) != (pid, party) {
+        if (entry.pid, entry.party()) != whose {
+            entry.rename(whose);
             entry.told = None;
             self.is_untold = true;
-        }
-        if let Some(entry) = self.find_mut(owner) {
-            (entry.pid, entry.party) = (pid, party);
         }
         self.settle(gate, out);
     }
@@ -592,7 +653,7 @@ impl Resource {
     /// Drops the locks of lives that are no more, and says which; a writer among them may have been about to write the value block.
     pub(crate) fn retain_peers(&mut self, is_kept: impl Fn(PeerId) -> bool) -> Vec<Owner> {
         let is_writer_gone = self.entries().any(|entry| !is_kept(entry.owner.peer) && entry.granted.is_some_and(Mode::is_writer));
-        self.lvb.is_invalid |= is_writer_gone;
+        self.mark_lvb(self.lvb().is_invalid || is_writer_gone);
         self.is_untold = true;
         self.retain(|entry| is_kept(entry.owner.peer))
     }
@@ -615,7 +676,7 @@ impl Resource {
             self.adopt(owner, report, gate, out);
             return self.settle(gate, out);
         };
-        (entry.pid, entry.party) = (report.pid, report.party);
+        entry.rename((report.pid, report.party));
         let is_down = |(from, to): (Mode, Mode)| to < from && from.is_down(to);
         let lowered = entry.granted.zip(report.granted).filter(|modes| entry.op < report.op && is_down(*modes));
         if let Some((_, mode)) = lowered {
@@ -676,7 +737,8 @@ impl Resource {
             (OpKind::Convert, Some(granted)) if pending.mode < granted && granted.is_down(pending.mode) => {
                 entry.granted = Some(pending.mode);
                 if is_write(granted, &pending) {
-                    entry.written = Some(if self.lvb.value == pending.lvb { self.lvb.sequence } else { 0 });
+                    let sequence = if self.lvb().value == pending.lvb { self.lvb().sequence } else { 0 };
+                    entry.value = Some(Box::new(Value::Written(sequence)));
                 }
                 out.push((owner, Notice::Completed(self.result_of(&entry))));
                 self.put_granted(entry);
@@ -688,13 +750,12 @@ impl Resource {
                     entry.result = ResultFlags::DEMOTED;
                 }
                 entry.wanted = Some(pending.mode);
-                entry.is_adopted = true;
+                entry.adopted = if pending.is_cancelled { Adopted::Cancelled } else { Adopted::Yes };
                 self.has_adopted = true;
-                entry.is_cancelled = pending.is_cancelled;
                 if pending.is_cancelled && entry.lost_mode().is_none() {
                     self.fail(entry, LockStatus::Cancelled, out);
                 } else {
-                    entry.lvb = pending.lvb.map(Box::new);
+                    entry.offer(pending.lvb);
                     self.put_granted(entry);
                     self.arrivals.push_back(Arrival::Convert(owner));
                 }
@@ -705,7 +766,7 @@ impl Resource {
 
     /// A resource whose master is lost, from the reports of all its surviving holders.
     pub(crate) fn rebuild(reports: &[(PeerId, Report)], counter: u64, gate: Gate, out: &mut Notices) -> Self {
-        let mut resource = Self { lvb: rebuild_lvb(reports), counter, ..Self::default() };
+        let mut resource = Self { lvb: Some(Box::new(rebuild_lvb(reports))), counter, ..Self::default() };
         for (origin, report) in reports {
             resource.adopt(Owner { peer: *origin, lock: report.lock }, report, gate, out);
         }
@@ -717,7 +778,7 @@ impl Resource {
     /// A resource whose last master lives and has changed nothing since: its locks in the order of its queues, as their holders have them, and
     /// then what these have under way.
     pub(crate) fn take_over(reports: &[(PeerId, Report)], lvb: LvbCopy, counter: u64, gate: Gate, out: &mut Notices) -> Self {
-        let mut resource = Self { lvb, counter, ..Self::default() };
+        let mut resource = Self { lvb: Some(Box::new(lvb)), counter, ..Self::default() };
         for (origin, report) in reports.iter().filter(|(_, report)| report.granted.is_some()) {
             let op = report.op.saturating_sub(u64::from(report.pending.is_some()));
             let held = Report { op, pending: None, ..*report };
@@ -751,7 +812,7 @@ impl Resource {
             }
             for (owner, mode) in lost {
                 let Some(mut entry) = self.take(owner) else { continue };
-                (entry.is_adopted, entry.is_cancelled) = (false, false);
+                entry.adopted = Adopted::No;
                 let is_alternative = entry.wanted != Some(mode);
                 self.grant(entry, mode, is_alternative, gate, out);
             }

@@ -68,7 +68,8 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Keeps the entry and gives its number; 0 when there is no number left.
+    /// Keeps the entry and gives its number; 0 when there is no number left. Inline: entries are made where they stay.
+    #[inline]
     pub(crate) fn insert(&mut self, entry: T) -> u32 {
         let vacant = self.vacant;
         if let Some(slot) = self.slot_mut(vacant) {

@@ -136,7 +136,8 @@ impl Line {
         let Self::Few(entries) = self else { return };
         entries.retain(|entry| entry.owner != newcomer);
         if entries.len() < FEW_MAX {
-            return;
+            // Not by doubling: there are a million of such vectors, and most of them have one entry.
+            return entries.reserve_exact(1);
         }
         let mut tree = Box::new(Tree::default());
         for entry in core::mem::take(entries) {

@@ -137,7 +137,7 @@ fn a_write_that_a_lost_master_took_gets_no_number_of_another_value() {
         reader.1.lvb = LvbCopy { sequence: 2, is_invalid: false, value: Some(other) };
         let mut out = Vec::new();
         let resource = Resource::rebuild(&[report(0, Mode::Ex, Some(pending)), reader], 0, CLOSED, &mut out);
-        assert_eq!(resource.lvb, reader.1.lvb);
+        assert_eq!(resource.lvb(), reader.1.lvb);
         assert_eq!(told_lvb(&out, owner(0)).map(|lvb| (lvb.sequence, lvb.value)), Some((wanted, None)));
     }
 }

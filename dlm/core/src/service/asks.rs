@@ -55,7 +55,7 @@ impl Asks {
 }
 
 fn queried(entry: &Entry, slot: u16, now_ms: u64) -> QueriedLock {
-    let owner = if let Party::Transaction(number) = entry.party { number } else { 0 };
+    let owner = if let Party::Transaction(number) = entry.party() { number } else { 0 };
     let age_ms = now_ms.saturating_sub(entry.since_ms);
     let (pid, lock, granted, wanted) = (entry.pid, entry.owner.lock, entry.granted, entry.wanted);
     QueriedLock { slot, pid, lock, owner, granted, wanted, age_ms }
@@ -187,7 +187,7 @@ impl LockService {
         let slot = |entry: &Entry| self.peers.life(entry.owner.peer).map_or(0, |life| life.slot.0);
         let mut entries = resource.entries();
         let locks = entries.by_ref().take(QUERIED_LOCKS_MAX).map(|entry| queried(entry, slot(entry), self.now_ms)).collect();
-        (resource.lvb, u32::try_from(entries.count()).unwrap_or(u32::MAX), locks)
+        (resource.lvb(), u32::try_from(entries.count()).unwrap_or(u32::MAX), locks)
     }
 
     pub(super) fn handle_queried(&mut self, request: u64, answer: (LvbCopy, u32, Vec<QueriedLock>)) {

@@ -208,7 +208,7 @@ impl LockService {
     /// For whom a lock is, its node and its process.
     fn transaction(&self, owner: Owner, part: u64, resource: &Resource) -> Option<(Transaction, Life, u32)> {
         let (entry, life) = (resource.find(owner)?, self.peers.life(owner.peer)?);
-        let who = match entry.party {
+        let who = match entry.party() {
             Party::Session(number) => Transaction { life: Some(life), number, part },
             Party::Transaction(number) => Transaction { life: None, number, part },
         };

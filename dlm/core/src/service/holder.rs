@@ -4,7 +4,7 @@
 //! Does not: decide grants.
 //! Called by: `service`, its sessions and its recovery.
 
-use super::locks::{LockList, Near};
+use super::locks::{LockList, NODE_LOCKS_MAX, Near};
 use super::{LockService, authority};
 use crate::client::{ClientReply, Lvb};
 use crate::mode::{Flags, LockStatus, LvbTransfer, Mode, ResultFlags, Token};
@@ -47,7 +47,7 @@ pub(super) struct Pending {
     pub(super) serial: Option<u64>,
     pub(super) mode: Mode,
     pub(super) flags: Flags,
-    pub(super) lvb: Option<Lvb>,
+    pub(super) lvb: Option<Box<Lvb>>,
     pub(super) sent: Sent,
     pub(super) is_cancelled: bool,
     pub(super) is_cancel_sent: bool,
@@ -70,7 +70,7 @@ impl Pending {
             serial,
             mode,
             flags,
-            lvb,
+            lvb: lvb.map(Box::new),
             sent,
             is_cancelled: false,
             is_cancel_sent: false,
@@ -80,6 +80,10 @@ impl Pending {
             cancels: Vec::new(),
         }
     }
+
+    pub(super) fn lvb(&self) -> Option<Lvb> {
+        self.lvb.as_deref().copied()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -88,13 +92,11 @@ pub(super) struct LocalLock {
     /// Of its resource.
     pub(super) place: u32,
     pub(super) pid: u32,
-    /// Number of the transaction that it is for; 0: the session.
-    pub(super) owner: u64,
     pub(super) op: u64,
     pub(super) granted: Option<Mode>,
     pub(super) token: Token,
-    /// None: as of a block that was never written.
-    lvb: Option<Box<LvbCopy>>,
+    /// None: as by default.
+    rare: Option<Box<Rare>>,
     pub(super) pending: Option<Box<Pending>>,
     /// The node that has the lock or its request: everything about this lock goes there, whoever becomes master after it.
     pub(super) at: Option<PeerId>,
@@ -107,24 +109,34 @@ pub(super) struct LocalLock {
     pub(super) is_renamed: bool,
     /// It was converted down since it was reported, and its master may not know that yet.
     pub(super) is_lowered: bool,
-    /// It was asked for with others, and its session has not been told of it.
-    pub(super) is_in_many: bool,
     pub(super) round: u8,
     pub(super) near: Near,
 }
 
+/// There are millions of them.
+const _: () = assert!(size_of::<Option<LocalLock>>() == 80);
+
+/// What most locks do without.
+#[derive(Clone, Default, Debug)]
+struct Rare {
+    /// Number of the transaction that it is for; 0: the session.
+    owner: u64,
+    /// It was asked for with others, and its session has not been told of it.
+    is_in_many: bool,
+    lvb: LvbCopy,
+}
+
 impl LocalLock {
-    /// Not on its session's list yet, and without a number for its operation.
+    /// Not on its session's list yet, and without a number for itself or its operation.
     pub(super) fn new(session: u64, place: u32, pid: u32, now_ms: u64) -> Self {
         Self {
             session,
             place,
             pid,
-            owner: 0,
             op: 0,
             granted: None,
             token: Token::default(),
-            lvb: None,
+            rare: None,
             pending: None,
             at: None,
             told: None,
@@ -132,22 +144,50 @@ impl LocalLock {
             is_persistent: false,
             is_renamed: false,
             is_lowered: false,
-            is_in_many: false,
             round: 0,
             near: Near::default(),
         }
     }
 
     pub(super) fn lvb(&self) -> LvbCopy {
-        self.lvb.as_deref().copied().unwrap_or_default()
+        self.rare.as_ref().map(|rare| rare.lvb).unwrap_or_default()
     }
 
     fn set_lvb(&mut self, lvb: LvbCopy) {
-        self.lvb = (lvb != LvbCopy::default()).then(|| Box::new(lvb));
+        if self.lvb() != lvb {
+            self.rare_mut().lvb = lvb;
+        }
+    }
+
+    pub(super) fn owner(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.owner)
+    }
+
+    pub(super) fn set_owner(&mut self, owner: u64) {
+        if self.owner() != owner {
+            self.rare_mut().owner = owner;
+        }
+    }
+
+    pub(super) fn is_in_many(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.is_in_many)
+    }
+
+    pub(super) fn set_in_many(&mut self, is_in_many: bool) {
+        if self.is_in_many() != is_in_many {
+            self.rare_mut().is_in_many = is_in_many;
+        }
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     pub(super) fn party(&self) -> Party {
-        if self.owner == 0 { Party::Session(self.session) } else { Party::Transaction(self.owner) }
+        match self.owner() {
+            0 => Party::Session(self.session),
+            owner => Party::Transaction(owner),
+        }
     }
 
     /// A home, or a new master, may have its report.
@@ -201,8 +241,8 @@ impl LockService {
                 pending.sent = Sent::ToMaster;
                 records.push(match pending.kind {
                     OpKind::New => request(false),
-                    OpKind::Convert => Record::Convert { lock: id, op, mode: pending.mode, flags: pending.flags, lvb: pending.lvb },
-                    OpKind::Unlock => Record::Unlock { lock: id, op, flags: pending.flags, lvb: pending.lvb },
+                    OpKind::Convert => Record::Convert { lock: id, op, mode: pending.mode, flags: pending.flags, lvb: pending.lvb() },
+                    OpKind::Unlock => Record::Unlock { lock: id, op, flags: pending.flags, lvb: pending.lvb() },
                 });
                 master
             }
@@ -383,13 +423,13 @@ impl LockService {
             && !pending.flags.has(Flags::IVVALBLK)
             && result.mode.is_some_and(|mode| mode.lvb_transfer(granted) == LvbTransfer::Write);
         // Number 0: others may have written since.
-        let written = if is_written && result.lvb.sequence != 0 { pending.lvb } else { None };
+        let written = if is_written && result.lvb.sequence != 0 { pending.lvb() } else { None };
         let last = lock.lvb();
         let known = if last.sequence == result.lvb.sequence { last.value } else { None };
         lock.set_lvb(LvbCopy { value: result.lvb.value.or(written).or(known), ..result.lvb });
         let is_given_up = granted.zip(result.mode).is_some_and(|(from, to)| to < from && from.is_down(to));
         let session = lock.session;
-        if lock.is_in_many {
+        if lock.is_in_many() {
             self.many_went_on((session, pending.serial.unwrap_or(0)), id, status);
         } else if let Some(serial) = pending.serial {
             let reply = ClientReply::Completed {
@@ -463,12 +503,15 @@ impl LockService {
         }
     }
 
-    /// Keeps a new lock of a session. Errors: the lock, when this node has too many.
-    pub(super) fn add_lock(&mut self, mut lock: LocalLock) -> Result<u32, LocalLock> {
-        lock.op = self.locks.next_op();
-        let (place, mut orphans) = (lock.place, LockList::default());
-        let list = self.sessions.get_mut(&lock.session).map_or(&mut orphans, |session| &mut session.locks);
-        let id = self.locks.add(lock, list)?;
+    /// A new lock of a session, not granted and not asked for.
+    pub(super) fn add_lock(&mut self, session: u64, place: u32, pid: u32) -> Result<u32, LockStatus> {
+        if place == 0 || self.locks.len() >= NODE_LOCKS_MAX {
+            self.places.forget_if_unused(place);
+            return Err(LockStatus::NoMemory);
+        }
+        let mut orphans = LockList::default();
+        let list = self.sessions.get_mut(&session).map_or(&mut orphans, |session| &mut session.locks);
+        let id = self.locks.add(LocalLock::new(session, place, pid, self.now_ms), list);
         if let Some(place) = self.places.get_mut(place) {
             place.locks += 1;
             let lockspace = place.lockspace;
@@ -485,7 +528,7 @@ impl LockService {
             return;
         }
         lock.told = Some(mode);
-        if lock.is_in_many {
+        if lock.is_in_many() {
             return;
         }
         let session = lock.session;
@@ -535,6 +578,9 @@ impl LockService {
 
     /// Grants that the client was not told yet are never told: the lock is on its way back.
     fn cancel_held(&mut self, id: u32) {
+        if !self.held.iter().any(|(_, lock, _)| *lock == id) {
+            return;
+        }
         let (mine, others) = core::mem::take(&mut self.held).into_iter().partition(|(_, lock, _)| *lock == id);
         self.held = others;
         for (session, lock, reply) in mine {

@@ -422,7 +422,7 @@ impl LockService {
 
     #[cfg(any(test, feature = "planted"))]
     fn mistaken(&self, mut resource: Resource) -> Resource {
-        resource.lvb.is_invalid &= self.mistake != Some(super::Mistake::TrustRebuiltLvb);
+        resource.mark_lvb(resource.lvb().is_invalid && self.mistake != Some(super::Mistake::TrustRebuiltLvb));
         resource
     }
 }

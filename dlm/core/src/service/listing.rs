@@ -256,7 +256,7 @@ impl LockService {
     }
 
     fn who_on(&self, resource: &Resource, owner: Owner) -> Option<Who> {
-        resource.find(owner).map(|entry| self.who(entry.owner.peer, entry.owner.lock, entry.pid, entry.party))
+        resource.find(owner).map(|entry| self.who(entry.owner.peer, entry.owner.lock, entry.pid, entry.party()))
     }
 
     fn who(&self, peer: PeerId, lock: u32, pid: u32, party: Party) -> Who {
@@ -270,7 +270,7 @@ impl LockService {
 
     fn entry_snapshot(&self, entry: &Entry, waits_for: Option<WaitsFor>) -> LockSnapshot {
         LockSnapshot {
-            who: self.who(entry.owner.peer, entry.owner.lock, entry.pid, entry.party),
+            who: self.who(entry.owner.peer, entry.owner.lock, entry.pid, entry.party()),
             state: state_of(entry.granted.is_some(), entry.wanted.is_some()),
             granted: entry.granted,
             wanted: entry.wanted,

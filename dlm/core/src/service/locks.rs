@@ -74,16 +74,16 @@ impl Locks {
         place | (u32::from(lock.round) << PLACE_BITS)
     }
 
-    /// Keeps a lock, newest of its session's `list`, under a number of its own. Errors: the lock, when there are too many.
-    pub(super) fn add(&mut self, mut lock: LocalLock, list: &mut LockList) -> Result<u32, LocalLock> {
-        if self.slab.len() >= NODE_LOCKS_MAX {
-            return Err(lock);
-        }
+    /// Keeps a lock, newest of its session's `list`, under a number of its own and with one for its operation. There must be fewer than
+    /// [`NODE_LOCKS_MAX`].
+    #[inline]
+    pub(super) fn add(&mut self, mut lock: LocalLock, list: &mut LockList) -> u32 {
+        lock.op = self.next_op();
         lock.round = u8::try_from(self.removals % (1 << (u32::BITS - PLACE_BITS))).unwrap_or(0);
         let round = u32::from(lock.round);
         let id = self.slab.insert(lock) | (round << PLACE_BITS);
         self.link(id, list);
-        Ok(id)
+        id
     }
 
     /// Puts a lock that is on no list on one, as its newest.

@@ -33,31 +33,26 @@ impl LocalLock {
 }
 
 impl LockService {
-    /// Grants the first lock of a resource whose home this is. Errors: the lock, for the long way.
-    pub(super) fn grant_alone(
-        &mut self,
-        place: u32,
-        key: &Key,
-        serial: u64,
-        (mode, flags): (Mode, Flags),
-        mut lock: LocalLock,
-    ) -> Result<(), LocalLock> {
-        let is_free = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none();
-        if !self.places.get(place).is_some_and(is_free) || !self.gate().may_grant || self.home(key) != self.me || !self.is_free(place, key)
-        {
-            return Err(lock);
-        }
+    /// Would a lock be the first of a resource whose home this is, and may it be granted?
+    pub(super) fn is_first(&self, place: u32, key: &Key) -> bool {
+        let is_unused = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none();
+        self.places.get(place).is_some_and(is_unused) && self.gate().may_grant && self.home(key) == self.me && self.is_free(place, key)
+    }
+
+    /// Grants the first lock of a resource.
+    pub(super) fn grant_alone(&mut self, id: u32, serial: u64, (mode, flags): (Mode, Flags)) {
         self.counter = self.counter.max(self.share_counter) + 1;
-        let (session, token) = (lock.session, Token { view: self.view.number, counter: self.counter });
+        let token = Token { view: self.view.number, counter: self.counter };
+        let Some(lock) = self.locks.get_mut(id) else { return };
         (lock.granted, lock.token, lock.at) = (Some(mode), token, Some(ME));
-        let id = self.add_lock(lock)?;
-        if let Some(place) = self.places.get_mut(place) {
+        let (session, number) = (lock.session, lock.place);
+        if let Some(place) = self.places.get_mut(number) {
             (place.lone, place.master, place.appointed) = (id, Some(ME), Some(ME));
+            let lockspace = place.lockspace;
+            self.uses_more(lockspace);
         }
-        self.uses_more(key.lockspace);
         let (status, flags) = (LockStatus::Success, at_once(flags));
         self.reply_about(session, id, true, ClientReply::Completed { serial, lock: id, status, mode: Some(mode), flags, lvb: None, token });
-        Ok(())
     }
 
     fn is_alone(&self, id: u32) -> bool {

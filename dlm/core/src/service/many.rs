@@ -5,7 +5,7 @@
 //! Does not: decide grants.
 //! Called by: `service`, its sessions and its holder's side.
 
-use super::holder::{LocalLock, Pending};
+use super::holder::Pending;
 use super::{LockService, OPERATION_CANCELS_MAX, SESSION_LOCKS_MAX};
 use crate::client::{ClientReply, NONE_FAILED, ResourceName};
 use crate::legal::check_many;
@@ -97,16 +97,18 @@ impl LockService {
             (many.flags, many.owner, many.deadline_ms, self.sessions.get(&id.0).map(|asker| asker.info.pid));
         let Some(key) = Key::new(many.lockspace, name.as_bytes()) else { return };
         let place = self.places.intern(&key);
-        let mut lock = LocalLock::new(id.0, place, pid.unwrap_or(0), self.now_ms);
-        (lock.owner, lock.is_persistent, lock.is_in_many) = (owner, flags.has(Flags::PERSISTENT), true);
-        let pending = Pending { deadline_ms, ..Pending::new(OpKind::New, Some(id.1), mode, flags, None) };
-        match self.begin_new(lock, pending) {
-            Ok(lock) => {
-                if let Some(many) = self.manies.open.get_mut(&id) {
-                    many.current = lock;
-                }
-            }
-            Err(status) => self.fail_many(id, status),
+        let new = match self.add_lock(id.0, place, pid.unwrap_or(0)) {
+            Ok(new) => new,
+            Err(status) => return self.fail_many(id, status),
+        };
+        if let Some(lock) = self.locks.get_mut(new) {
+            lock.is_persistent = flags.has(Flags::PERSISTENT);
+            lock.set_owner(owner);
+            lock.set_in_many(true);
+        }
+        self.begin_new(new, Pending { deadline_ms, ..Pending::new(OpKind::New, Some(id.1), mode, flags, None) });
+        if let Some(many) = self.manies.open.get_mut(&id) {
+            many.current = new;
         }
     }
 
@@ -152,7 +154,7 @@ impl LockService {
             self.answer_cancels(id.0, many.cancels);
             for id in many.taken {
                 let Some(lock) = self.locks.get_mut(id) else { continue };
-                lock.is_in_many = false;
+                lock.set_in_many(false);
                 if let (session, Some(mode)) = (lock.session, lock.told) {
                     self.reply(session, ClientReply::Blocking { lock: id, mode });
                 }

@@ -137,11 +137,11 @@ impl LockService {
         #[cfg(not(any(test, feature = "planted")))]
         let is_marked = true;
         if let Some(resource) = self.places.get(place).and_then(|place| self.mastered.get_mut(place.mastered)) {
-            let was_invalid = resource.lvb.is_invalid;
+            let was_invalid = resource.lvb().is_invalid;
             for owner in resource.retain_peers(|peer| !gone.contains(&peer)) {
                 self.owners.remove(&owner);
             }
-            resource.lvb.is_invalid = if is_marked { resource.lvb.is_invalid } else { was_invalid };
+            resource.mark_lvb(if is_marked { resource.lvb().is_invalid } else { was_invalid });
         }
         self.settle(place);
     }

@@ -336,7 +336,7 @@ impl LockService {
         self.contended.remove(&place);
         self.deadlocks.note(place, false, self.now_ms);
         self.uses_fewer(key.lockspace);
-        self.send_move(home, MoveRecord::GivenUp { key, number, with: Some((resource.counter, resource.lvb)) });
+        self.send_move(home, MoveRecord::GivenUp { key, number, with: Some((resource.counter, resource.lvb())) });
         // They hear that this is no master.
         for (from, record) in stash {
             self.handle_record(from, record);

@@ -46,7 +46,7 @@ impl LockService {
     /// The process that had this lock is gone.
     pub(super) fn leave_behind(&mut self, id: u32) {
         self.locks.unlink(id, None);
-        let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_persistent && !lock.is_in_many) else {
+        let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_persistent && !lock.is_in_many()) else {
             return self.begin_unlock(id, None, AT_DEATH, None);
         };
         let session = core::mem::replace(&mut lock.session, NO_SESSION);
@@ -80,7 +80,8 @@ impl LockService {
         self.orphans.remove(place, id);
         self.locks.link(id, &mut asker.locks);
         let Some(lock) = self.locks.get_mut(id) else { return Err(LockStatus::NotFound) };
-        (lock.session, lock.pid, lock.owner, lock.told, lock.is_renamed) = (session, asker.info.pid, owner, None, true);
+        (lock.session, lock.pid, lock.told, lock.is_renamed) = (session, asker.info.pid, None, true);
+        lock.set_owner(owner);
         let (token, flags, status) = (lock.token, ResultFlags::default(), LockStatus::Success);
         let reply = ClientReply::Completed { serial, lock: id, status, mode: Some(mode), flags, lvb: None, token };
         self.reply_about(session, id, true, reply);

@@ -11,6 +11,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
+use core::num::NonZeroU8;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
@@ -23,7 +24,7 @@ pub(super) struct Place {
     pub(super) lockspace: u32,
     name: [u8; SHORT],
     /// Over [`SHORT`]: the name stands in `Places::long`.
-    length: u8,
+    length: NonZeroU8,
     /// As holder: the master, where it is known.
     pub(super) master: Option<PeerId>,
     /// As home: whom it made master.
@@ -37,6 +38,9 @@ pub(super) struct Place {
     /// As master: the one lock there is, granted to this node and without anything that queues have to know; else 0.
     pub(super) lone: u32,
 }
+
+/// There are millions of them.
+const _: () = assert!(size_of::<Option<Place>>() == 52);
 
 impl Place {
     pub(super) fn is_master(&self) -> bool {
@@ -58,7 +62,7 @@ pub(super) struct Places {
 }
 
 fn name_of<'a>(long: &'a BTreeMap<u32, Box<[u8]>>, number: u32, place: &'a Place) -> &'a [u8] {
-    match place.name.get(..usize::from(place.length)) {
+    match place.name.get(..usize::from(place.length.get())) {
         Some(name) => name,
         None => long.get(&number).map_or(&[], |name| name),
     }
@@ -75,19 +79,24 @@ impl Places {
     }
 
     pub(super) fn find(&self, key: &Key) -> Option<u32> {
+        self.find_hashed(self.hash(key.lockspace, key.name()), key)
+    }
+
+    fn find_hashed(&self, hash: u64, key: &Key) -> Option<u32> {
         let is_it = |number: &u32| {
             let place = self.slab.get(*number);
             place.is_some_and(|place| place.lockspace == key.lockspace && name_of(&self.long, *number, place) == key.name())
         };
-        self.index.find(self.hash(key.lockspace, key.name()), is_it).copied()
+        self.index.find(hash, is_it).copied()
     }
 
     /// The place of a resource, made if there is none; 0 when there is no number left.
     pub(super) fn intern(&mut self, key: &Key) -> u32 {
-        if let Some(number) = self.find(key) {
+        let bytes = key.name();
+        let hash = self.hash(key.lockspace, bytes);
+        if let Some(number) = self.find_hashed(hash, key) {
             return number;
         }
-        let bytes = key.name();
         let mut name = [0; SHORT];
         let is_short = match name.get_mut(..bytes.len()) {
             Some(front) => {
@@ -99,7 +108,7 @@ impl Places {
         let place = Place {
             lockspace: key.lockspace,
             name,
-            length: u8::try_from(bytes.len()).unwrap_or(u8::MAX),
+            length: u8::try_from(bytes.len()).ok().and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MAX),
             master: None,
             appointed: None,
             stamp: 0,
@@ -116,7 +125,6 @@ impl Places {
         }
         let (slab, long, hasher) = (&self.slab, &self.long, &self.hasher);
         let rehash = |number: &u32| slab.get(*number).map_or(0, |place| hasher.hash_one((place.lockspace, name_of(long, *number, place))));
-        let hash = hasher.hash_one((key.lockspace, bytes));
         self.index.insert_unique(hash, number, rehash);
         number
     }
@@ -151,7 +159,7 @@ impl Places {
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == number) {
             entry.remove();
         }
-        if usize::from(place.length) > SHORT {
+        if usize::from(place.length.get()) > SHORT {
             self.long.remove(&number);
         }
         self.slab.remove(number);

@@ -226,7 +226,7 @@ impl LockService {
             kind: pending.kind,
             mode: pending.mode,
             flags: pending.flags,
-            lvb: pending.lvb,
+            lvb: pending.lvb(),
             is_cancelled: pending.is_cancelled,
         });
         let (key, pid, op, granted, token, lvb) = (self.places.key(lock.place)?, lock.pid, lock.op, lock.granted, lock.token, lock.lvb());

@@ -121,29 +121,30 @@ impl LockService {
             return self.adopt(session, serial, (&key, mode), party);
         }
         let place = self.places.intern(&key);
-        let mut lock = LocalLock::new(session, place, pid, self.now_ms);
-        (lock.owner, lock.is_persistent) = (party, flags.has(Flags::PERSISTENT));
-        let Err(lock) = self.grant_alone(place, &key, serial, (mode, flags), lock) else { return Ok(()) };
-        let pending = Pending { deadline_ms, ..Pending::new(OpKind::New, Some(serial), mode, flags, None) };
-        self.begin_new(lock, pending).map(|_| ())
+        let is_first = self.is_first(place, &key);
+        let id = self.add_lock(session, place, pid)?;
+        if let Some(lock) = self.locks.get_mut(id) {
+            lock.is_persistent = flags.has(Flags::PERSISTENT);
+            lock.set_owner(party);
+        }
+        if is_first {
+            self.grant_alone(id, serial, (mode, flags));
+        } else {
+            self.begin_new(id, Pending { deadline_ms, ..Pending::new(OpKind::New, Some(serial), mode, flags, None) });
+        }
+        Ok(())
     }
 
-    /// Asks for a lock at the resource's master; gives its number.
-    pub(super) fn begin_new(&mut self, mut lock: LocalLock, pending: Pending) -> Result<u32, LockStatus> {
-        let (place, deadline_ms) = (lock.place, pending.deadline_ms);
+    /// Asks for a new lock at the resource's master.
+    pub(super) fn begin_new(&mut self, id: u32, pending: Pending) {
+        let Some(lock) = self.locks.get_mut(id) else { return };
+        self.deadlines.add(pending.deadline_ms, lock.op, id);
         lock.pending = Some(Box::new(pending));
-        let Some(id) = (place != 0).then(|| self.add_lock(lock)).and_then(Result::ok) else {
-            self.places.forget_if_unused(place);
-            return Err(LockStatus::NoMemory);
-        };
-        let op = self.locks.get(id).map_or(0, |lock| lock.op);
-        self.deadlines.add(deadline_ms, op, id);
         self.advance(id);
-        Ok(id)
     }
 
     pub(super) fn own_lock(&mut self, session: u64, id: u32) -> Result<&mut LocalLock, LockStatus> {
-        self.locks.get_mut(id).filter(|lock| lock.session == session && !lock.is_in_many).ok_or(LockStatus::NotFound)
+        self.locks.get_mut(id).filter(|lock| lock.session == session && !lock.is_in_many()).ok_or(LockStatus::NotFound)
     }
 
     fn convert(&mut self, session: u64, serial: u64, id: u32, wish: Wish, lvb: Option<Lvb>) -> Result<(), LockStatus> {
@@ -158,8 +159,9 @@ impl LockService {
         if serial == 0 && !is_down {
             return Err(LockStatus::Invalid);
         }
-        lock.is_renamed |= lock.owner != owner;
-        (lock.owner, lock.is_persistent) = (owner, flags.has(Flags::PERSISTENT));
+        lock.is_renamed |= lock.owner() != owner;
+        lock.is_persistent = flags.has(Flags::PERSISTENT);
+        lock.set_owner(owner);
         if self.convert_alone(id, answered(serial), mode, flags) {
             return Ok(());
         }
