@@ -5,41 +5,20 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it did")]
 
 mod lockstep;
+mod node;
+mod random;
 mod reference;
 
 use deadbolt_dlm_core::mode::{MODES, STATUSES};
 use deadbolt_dlm_core::{Flags, LockStatus, Mode};
 use lockstep::Lockstep;
 use lockstep::text::{Step, read_step, write_queues, write_step};
+use random::{Random, seeds};
 use reference::{Answer, Ask, Lock, Options, Told};
 
 const RESOURCES: usize = 2;
 const SESSIONS: usize = 4;
 const STEPS_PER_RUN: u64 = 200;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-}
 
 /// Flags that are legal with what is asked, most of the time.
 const LOCK_FLAGS: [Flags; 10] = [
@@ -249,21 +228,6 @@ fn replay(history: &[Step]) -> Result<(), String> {
     history.iter().try_for_each(|step| lockstep.take(step).map(drop))
 }
 
-/// Leaves out every step without which it fails, too.
-fn shorten(mut history: Vec<Step>, mut error: String) -> (Vec<Step>, String) {
-    let mut at = history.len();
-    while at > 0 {
-        at -= 1;
-        let mut shorter = history.clone();
-        shorter.remove(at);
-        if let Err(other) = replay(&shorter) {
-            (history, error) = (shorter, other);
-            at = history.len();
-        }
-    }
-    (history, error)
-}
-
 /// The steps, and the queues before the last of them.
 fn tell(history: &[Step]) -> String {
     let (_, before) = history.split_last().unwrap();
@@ -274,24 +238,18 @@ fn tell(history: &[Step]) -> String {
     format!("{}\nbefore the last of them:\n{}", steps.join("\n"), queues.join("\n"))
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let seed = std::env::var("DEADBOLT_DLM_SEED").ok().and_then(|text| text.parse().ok());
-    let count = if std::env::var_os("DEADBOLT_FULL").is_some() { 10_000 } else { 2000 };
-    seed.map_or(0..count, |seed| seed..seed + 1)
-}
-
 #[test]
 fn the_product_does_what_the_reference_does() {
-    let mut seen = Seen::default();
-    for seed in seeds() {
+    let (mut seen, seeds) = (Seen::default(), seeds(2000, 10_000));
+    for seed in seeds.clone() {
         if let Err((history, error)) = run(seed, &mut seen) {
-            let (history, error) = shorten(history, error);
+            let (history, error) = random::shorten(history, error, replay);
             panic!("seed {seed}:\n{}\n{error}", tell(&history));
         }
     }
-    println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds().end - seeds().start));
+    println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds.end - seeds.start));
     let limits = [LockStatus::NoMemory, LockStatus::Stopped];
     let expected = STATUSES.iter().filter(|status| !limits.contains(status)).map(|status| seen.statuses[usize::from(status.number())]);
     let all = expected.chain(seen.flags).chain([seen.value_blocks, seen.blocking]);
-    assert!(seeds().count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
+    assert!(seeds.count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
 }
