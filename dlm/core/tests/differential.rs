@@ -1,6 +1,6 @@
 //! Random operations against a node alone and against the reference, in step. A seed decides everything.
-//! The reference has no bound of fairness (docs/locks.md), and a run is too short to meet it; nor does it take several locks at once, or byte
-//! ranges. `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
+//! The reference has no bound of fairness (docs/locks.md), and a run is too short to meet it; byte ranges have a test of their own
+//! (`byte_ranges.rs`). `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it did")]
 
@@ -16,7 +16,7 @@ use lockstep::text::{Step, read_step, write_queues, write_step};
 use random::{Random, seeds};
 use reference::{Answer, Ask, Lock, Options, Told};
 
-const RESOURCES: usize = 2;
+const RESOURCES: usize = 3;
 const SESSIONS: usize = 4;
 const STEPS_PER_RUN: u64 = 200;
 
@@ -33,6 +33,7 @@ const LOCK_FLAGS: [Flags; 10] = [
     Flags::NODLCKBLK,
     Flags::EXPEDITE,
 ];
+const MANY_FLAGS: [Flags; 5] = [Flags::PERSISTENT, Flags::NOQUEUE, Flags::HEADQUE, Flags::NOORDER, Flags::NODLCKBLK];
 const CONVERT_FLAGS: [Flags; 11] = [
     Flags::PERSISTENT,
     Flags::SYNCSTS,
@@ -99,15 +100,18 @@ impl Generator {
     }
 
     fn step(&mut self, session: u64, ask: Ask) -> Step {
-        self.serial += 1;
-        Step::Ask(session, self.serial, ask)
+        let serial = self.serial + 1;
+        // Each of many locks has a number of its own.
+        self.serial += if let Ask::Many { items, .. } = &ask { u64::try_from(items.len().max(1)).unwrap() } else { 1 };
+        Step::Ask(session, serial, ask)
     }
 
     fn ask(&mut self, mine: &[&Lock]) -> Ask {
         let asked: Vec<&Lock> = mine.iter().copied().filter(|lock| lock.wanted.is_some()).collect();
         let idle: Vec<&Lock> = mine.iter().copied().filter(|lock| lock.wanted.is_none()).collect();
         match self.random.below(100) {
-            0..=29 if mine.len() < 4 => self.lock(),
+            0..=9 if mine.len() < 4 => self.many(),
+            10..=29 if mine.len() < 4 => self.lock(),
             30..=59 if !idle.is_empty() => self.convert(&idle),
             60..=84 if !idle.is_empty() => self.unlock(&idle),
             85..=89 if !asked.is_empty() => Ask::Cancel { lock: self.random.one(&asked).id },
@@ -161,6 +165,24 @@ impl Generator {
         Ask::Lock { resource, mode, options: self.options(flags) }
     }
 
+    fn many(&mut self) -> Ask {
+        let flags = self.flags(&MANY_FLAGS);
+        let timeout = if self.random.chance(20) { 1 + u32::try_from(self.random.below(30)).unwrap() } else { 0 };
+        let mut items = Vec::new();
+        for resource in b'a'.. {
+            let is_more = items.len() < self.resources || self.random.chance(self.bad_percent);
+            if !is_more {
+                break;
+            }
+            let resource = b'a' + (resource - b'a') % u8::try_from(self.resources).unwrap();
+            items.insert(self.random.below(items.len() + 1), (resource, self.mode()));
+        }
+        if items.len() > 1 && self.random.chance(30) {
+            items.pop();
+        }
+        Ask::Many { items, options: Options { flags, lvb: None, timeout } }
+    }
+
     fn convert(&mut self, of: &[&Lock]) -> Ask {
         let (lock, mode, mut flags) = (self.random.one(of).id, self.mode(), self.flags(&CONVERT_FLAGS));
         if !flags.has(Flags::NOQUEUE) && self.random.chance(self.flag_percent) {
@@ -190,6 +212,8 @@ struct Seen {
     flags: [usize; 4],
     value_blocks: usize,
     blocking: usize,
+    /// How many at once ended.
+    many: [usize; STATUSES.len()],
 }
 
 impl Seen {
@@ -197,6 +221,7 @@ impl Seen {
         for (_, answer) in told {
             match answer {
                 Answer::Blocking { .. } => self.blocking += 1,
+                Answer::Many { status, .. } => self.many[usize::from(status.number())] += 1,
                 Answer::Done { status, flags, lvb, .. } => {
                     self.statuses[usize::from(status.number())] += 1;
                     self.value_blocks += usize::from(lvb.is_some());
@@ -240,7 +265,7 @@ fn tell(history: &[Step]) -> String {
 
 #[test]
 fn the_product_does_what_the_reference_does() {
-    let (mut seen, seeds) = (Seen::default(), seeds(2000, 10_000));
+    let (mut seen, seeds) = (Seen::default(), seeds(1500, 15_000));
     for seed in seeds.clone() {
         if let Err((history, error)) = run(seed, &mut seen) {
             let (history, error) = random::shorten(history, error, replay);
@@ -250,6 +275,8 @@ fn the_product_does_what_the_reference_does() {
     println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds.end - seeds.start));
     let limits = [LockStatus::NoMemory, LockStatus::Stopped];
     let expected = STATUSES.iter().filter(|status| !limits.contains(status)).map(|status| seen.statuses[usize::from(status.number())]);
-    let all = expected.chain(seen.flags).chain([seen.value_blocks, seen.blocking]);
+    let ends = [LockStatus::Success, LockStatus::Again, LockStatus::Cancelled, LockStatus::TimedOut, LockStatus::Invalid];
+    let many = ends.map(|status| seen.many[usize::from(status.number())]);
+    let all = expected.chain(seen.flags).chain([seen.value_blocks, seen.blocking]).chain(many);
     assert!(seeds.count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
 }

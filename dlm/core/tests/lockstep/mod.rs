@@ -13,6 +13,9 @@ use text::{Step, write_told};
 /// No lock has this number.
 const NO_LOCK: u32 = u32::MAX;
 
+/// Marks the owner of many locks at once.
+const MANY: u64 = 1 << 63;
+
 pub(crate) struct Lockstep {
     node: Node,
     reference: Reference,
@@ -76,7 +79,7 @@ impl Lockstep {
             Ask::Lock { options, .. } => Some(serial).filter(|_| !options.flags.has(Flags::ORPHAN)),
             Ask::Convert { lock, .. } | Ask::Unlock { lock, .. } | Ask::Cancel { lock } => Some(*lock),
             Ask::CancelRequest { request } => self.about.get(request).copied(),
-            Ask::Purge { .. } => None,
+            Ask::Many { .. } | Ask::Purge { .. } => None,
         }
     }
 
@@ -88,6 +91,12 @@ impl Lockstep {
                 // Each lock is for somebody of its own: the reference does not search deadlocks across resources.
                 let (resource, owner, timeout_ms) = (ResourceName::new(&[resource]).unwrap(), serial, timeout);
                 ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb }
+            }
+            Ask::Many { ref items, options: Options { flags, timeout, .. } } => {
+                let items = items.iter().map(|(resource, mode)| (ResourceName::new(&[*resource]).unwrap(), *mode)).collect();
+                // Nobody else's number, also when one of these locks is converted.
+                let (owner, timeout_ms) = (serial | MANY, timeout);
+                ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms }
             }
             Ask::Convert { ref lock, mode, options: Options { flags, lvb, timeout } } => {
                 let (lock, owner, timeout_ms) = (number(lock), *lock, timeout);
@@ -111,6 +120,7 @@ impl Lockstep {
         let order = |(session, answer): &Told| match answer {
             Answer::Done { serial, .. } => (*session, self.about.get(serial).copied()),
             Answer::Blocking { lock, .. } => (*session, Some(*lock)),
+            Answer::Many { .. } => (*session, None),
         };
         found.sort_by_key(order);
         expected.sort_by_key(order);
@@ -139,6 +149,12 @@ impl Lockstep {
             ClientReply::Blocking { lock, mode } => {
                 let lock = self.ids.get(&lock).copied().ok_or(format!("blocking callback of an unknown lock {lock}"))?;
                 Ok(Answer::Blocking { lock, mode })
+            }
+            ClientReply::ManyCompleted { serial, status, failed, locks } => {
+                self.announced.extend(locks.iter().map(|(_, token)| *token));
+                let ids: Vec<Id> = (serial..).take(locks.len()).collect();
+                let is_right = locks.iter().zip(&ids).all(|((lock, _), id)| self.is_number_of(*lock, *id));
+                if is_right { Ok(Answer::Many { serial, status, failed, locks: ids }) } else { Err(format!("other locks: {locks:?}")) }
             }
             ClientReply::Refused { serial, status, reason } if !reason.is_empty() => {
                 Ok(Answer::Done { serial, lock: None, status, mode: None, flags: Default::default(), lvb: None })
@@ -201,13 +217,13 @@ impl Lockstep {
                 Some((grant, token)) if *grant == wanted.grant => {
                     return Err(format!("lock {} has token {} after {token}, and was not granted again", wanted.id, found.token));
                 }
-                _ => new.push((wanted.grant, found.token, wanted.id, wanted.session == 0)),
+                _ => new.push((wanted.grant, found.token, wanted.id, wanted.session == 0 || wanted.is_in_many)),
             }
         }
         new.sort_unstable();
-        for (grant, token, id, is_orphan) in new {
+        for (grant, token, id, is_untold) in new {
             let last = self.tokens.insert(name, token).unwrap_or_default();
-            if token <= last || !(is_orphan || self.announced.contains(&token)) {
+            if token <= last || !(is_untold || self.announced.contains(&token)) {
                 return Err(format!("lock {id} has token {token} after {last} of {}, announced {:?}", char::from(name), self.announced));
             }
             self.grants.insert(id, (grant, token));

@@ -2,11 +2,13 @@
 //! It is the second opinion on the product, and knows nothing of it but the numbers of modes, flags and results.
 
 mod arguments;
+mod many;
 mod resource;
 pub(crate) mod tables;
 
-use deadbolt_dlm_core::client::Lvb;
+use deadbolt_dlm_core::client::{Lvb, NONE_FAILED};
 use deadbolt_dlm_core::{Flags, LockStatus, Mode, ResultFlags};
+use many::Many;
 use resource::Resource;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -19,8 +21,25 @@ pub(crate) type Told = (u64, Answer);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Answer {
-    Done { serial: u64, lock: Option<Id>, status: LockStatus, mode: Option<Mode>, flags: ResultFlags, lvb: Option<Lvb> },
-    Blocking { lock: Id, mode: Mode },
+    Done {
+        serial: u64,
+        lock: Option<Id>,
+        status: LockStatus,
+        mode: Option<Mode>,
+        flags: ResultFlags,
+        lvb: Option<Lvb>,
+    },
+    Blocking {
+        lock: Id,
+        mode: Mode,
+    },
+    /// Of many: which one failed; the locks in the order asked.
+    Many {
+        serial: u64,
+        status: LockStatus,
+        failed: u16,
+        locks: Vec<Id>,
+    },
 }
 
 /// What goes with a request, an unlock or a conversion.
@@ -38,6 +57,11 @@ pub(crate) enum Ask {
     Lock {
         resource: u8,
         mode: Mode,
+        options: Options,
+    },
+    /// Several locks, known by the serial of the request and those that follow it, in the order asked.
+    Many {
+        items: Vec<(u8, Mode)>,
         options: Options,
     },
     Convert {
@@ -69,12 +93,14 @@ pub(crate) struct Wanted {
     lvb: Option<Lvb>,
     /// Until when it waits; 0 for ever.
     pub(crate) until: u64,
+    /// Who asked before whom.
+    turn: u64,
 }
 
 impl Wanted {
     fn new(serial: u64, mode: Mode, options: Options, now: u64) -> Self {
         let until = if options.timeout == 0 { 0 } else { now + u64::from(options.timeout) };
-        Self { serial, mode, flags: options.flags, lvb: options.lvb, until }
+        Self { serial, mode, flags: options.flags, lvb: options.lvb, until, turn: 0 }
     }
 }
 
@@ -86,6 +112,12 @@ pub(crate) struct Lock {
     /// The session whose process has it, or had it last.
     pub(crate) process: u64,
     is_persistent: bool,
+    /// Its session has not been told of it.
+    pub(crate) is_in_many: bool,
+    /// It was asked for with others, for one owner; a conversion gives it one of its own.
+    is_shared: bool,
+    /// Which came before which.
+    born: u64,
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Wanted>,
     is_demoted: bool,
@@ -98,6 +130,13 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
+    fn new(id: Id, session: u64, wanted: Wanted) -> Self {
+        let (is_persistent, born) = (wanted.flags.has(Flags::PERSISTENT), wanted.turn);
+        let (process, granted, wanted) = (session, None, Some(wanted));
+        let (is_in_many, is_shared, is_demoted, grant, known, told) = (false, false, false, 0, None, None);
+        Self { id, session, process, is_persistent, is_in_many, is_shared, born, granted, wanted, is_demoted, grant, known, told }
+    }
+
     fn wanted(&self) -> &Wanted {
         self.wanted.as_ref().expect("something is asked of this lock")
     }
@@ -130,6 +169,9 @@ impl Lock {
 #[derive(Default)]
 pub(crate) struct Reference {
     pub(crate) resources: BTreeMap<u8, Resource>,
+    /// Requests for many under way, by session and serial.
+    manies: BTreeMap<(u64, u64), Many>,
+    turns: u64,
 }
 
 impl Reference {
@@ -145,27 +187,18 @@ impl Reference {
                 self.settle(&mut told);
             }
             Ask::Lock { resource, mode, options } => {
-                let lock = Lock {
-                    id: serial,
-                    session,
-                    process: session,
-                    is_persistent: options.flags.has(Flags::PERSISTENT),
-                    granted: None,
-                    wanted: Some(Wanted::new(serial, mode, options, now)),
-                    is_demoted: false,
-                    grant: 0,
-                    known: None,
-                    told: None,
-                };
+                let lock = Lock::new(serial, session, self.in_turn(Wanted::new(serial, mode, options, now)));
                 self.resources.entry(resource).or_default().request(lock, &mut told);
                 self.settle(&mut told);
             }
+            Ask::Many { items, options } => self.ask_many((session, serial), &items, options, now, &mut told),
             Ask::Convert { lock, mode, options } => {
-                self.convert(session, lock, Wanted::new(serial, mode, options, now), &mut told);
+                let wanted = self.in_turn(Wanted::new(serial, mode, options, now));
+                self.convert(session, lock, wanted, &mut told);
             }
             Ask::Unlock { lock, options } => self.unlock((session, serial), lock, options, &mut told),
             Ask::Cancel { lock } => {
-                let found = self.find(|found| found.session == session && found.id == lock);
+                let found = self.find_own(session, lock);
                 self.cancel(session, serial, found, &mut told);
             }
             Ask::CancelRequest { request } => {
@@ -182,19 +215,26 @@ impl Reference {
                 told.push(simple(session, serial, None, LockStatus::Success));
             }
         }
+        self.go_on(&mut told);
         told.retain(|(to, answer)| *to != 0 && !matches!(answer, Answer::Done { serial: 0, .. }));
         told
+    }
+
+    fn in_turn(&mut self, wanted: Wanted) -> Wanted {
+        self.turns += 1;
+        Wanted { turn: self.turns, ..wanted }
     }
 
     /// Facts 1.4: a process that dies gives back all its locks, and marks what it may have been writing; those that are to outlive it
     /// become orphans, without what was asked of them.
     pub(crate) fn close(&mut self, session: u64) -> Vec<Told> {
         let mut told = Vec::new();
+        self.manies.retain(|(of, _), _| *of != session);
         let mut dead = self.locks(|lock| lock.session == session);
         // What waits goes first: nothing is granted to the dead. The last to come first: nobody moves up for a moment.
-        dead.sort_by_key(|(_, lock)| (lock.wanted.is_none(), Reverse(lock.id)));
+        dead.sort_by_key(|(_, lock)| (lock.wanted.is_none(), Reverse(lock.born)));
         for (name, lock) in dead {
-            if !lock.is_persistent {
+            if !lock.is_persistent || lock.is_in_many {
                 self.end(name, &lock, &mut told);
                 continue;
             }
@@ -207,6 +247,7 @@ impl Reference {
                 self.settle(&mut told);
             }
         }
+        self.go_on(&mut told);
         told.retain(|(to, _)| *to != session && *to != 0);
         told
     }
@@ -214,7 +255,7 @@ impl Reference {
     /// Waits that have lasted as long as they may.
     pub(crate) fn expire(&mut self, now: u64) -> Vec<Told> {
         let mut told = Vec::new();
-        let until = |lock: &Lock| lock.wanted.as_ref().map(|wanted| (wanted.until, wanted.serial)).filter(|(until, _)| *until != 0);
+        let until = |lock: &Lock| lock.wanted.as_ref().map(|wanted| (wanted.until, wanted.turn)).filter(|(until, _)| *until != 0);
         let mut late = self.locks(|lock| until(lock).is_some_and(|(until, _)| until <= now));
         late.sort_by_key(|(_, lock)| until(lock));
         for (name, Lock { id, .. }) in late {
@@ -225,6 +266,7 @@ impl Reference {
                 self.settle(&mut told);
             }
         }
+        self.go_on(&mut told);
         told
     }
 
@@ -250,6 +292,11 @@ impl Reference {
         all.filter(|(_, lock)| is_wanted(lock)).map(|(name, lock)| (name, lock.clone())).collect()
     }
 
+    /// A lock that its session knows.
+    fn find_own(&self, session: u64, id: Id) -> Option<(u8, Lock)> {
+        self.find(|lock| lock.session == session && lock.id == id && !lock.is_in_many)
+    }
+
     fn find(&self, is_wanted: impl Fn(&Lock) -> bool) -> Option<(u8, Lock)> {
         self.locks(is_wanted).pop()
     }
@@ -269,7 +316,7 @@ impl Reference {
 
     fn convert(&mut self, session: u64, id: Id, wanted: Wanted, told: &mut Vec<Told>) {
         let serial = wanted.serial;
-        let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
+        let Some((name, lock)) = self.find_own(session, id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
         let Some(granted) = lock.granted.filter(|_| lock.wanted.is_none()) else {
@@ -280,6 +327,12 @@ impl Reference {
         if !arguments::is_convert_legal(granted, wanted.mode, wanted.flags, wanted.lvb.is_some()) || (serial == 0 && !is_down) {
             return told.push(lock.as_it_is(serial, LockStatus::Invalid));
         }
+        let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(id)).unwrap();
+        if std::mem::take(&mut lock.is_shared) {
+            // Who has it now hears anew whom it keeps out; of those who wait at this moment it has heard.
+            lock.told = None;
+            self.settle(&mut Vec::new());
+        }
         let resource = self.resources.get_mut(&name).unwrap();
         let lock = resource.find_mut(id).unwrap();
         lock.is_persistent = wanted.flags.has(Flags::PERSISTENT);
@@ -289,7 +342,7 @@ impl Reference {
     }
 
     fn unlock(&mut self, (session, serial): (u64, u64), id: Id, options: Options, told: &mut Vec<Told>) {
-        let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
+        let Some((name, lock)) = self.find_own(session, id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
         if !arguments::is_unlock_legal(lock.granted, options.flags, options.lvb.is_some()) {
