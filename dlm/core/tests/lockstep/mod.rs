@@ -55,6 +55,11 @@ impl Lockstep {
         self.node.now += if let Step::Pass(time) = step { *time } else { 1 };
         let mut replies = self.node.input(Input::Tick);
         let mut expected = self.reference.expire(self.node.now);
+        // The next of many locks may come when the time for all is over.
+        while self.reference.next_deadline().is_some_and(|at| at <= self.node.now) {
+            replies.extend(self.node.input(Input::Tick));
+            expected.extend(self.reference.expire(self.node.now));
+        }
         match step {
             Step::Ask(session, serial, ask) => {
                 self.node.open(*session);

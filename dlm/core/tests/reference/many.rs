@@ -44,7 +44,7 @@ impl Reference {
         self.settle(told);
     }
 
-    /// What was told of locks of many is told of the whole, or brings the next lock.
+    /// The end of a step: what was told of locks of many is told of the whole, or brings the next lock.
     pub(super) fn go_on(&mut self, told: &mut Vec<Told>) {
         let (mut at, mut complete) = (0, Vec::new());
         while at < told.len() {
@@ -81,6 +81,8 @@ impl Reference {
             }
         }
         complete.iter().for_each(|(of, many)| self.complete(*of, many, told));
+        // A resource goes with its last lock, unless the next of many comes in the same instant.
+        self.resources.retain(|_, resource| !resource.is_empty());
     }
 
     fn is_in_many(&self, id: Id) -> bool {
@@ -95,7 +97,7 @@ impl Reference {
         for (name, id) in locks {
             let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(id)).unwrap();
             lock.is_in_many = false;
-            told.extend(lock.told.map(|mode| (of.0, Answer::Blocking { lock: id, mode })));
+            told.extend(lock.heard.map(|mode| (of.0, Answer::Blocking { lock: id, mode })));
         }
     }
 }

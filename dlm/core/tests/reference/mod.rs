@@ -125,16 +125,18 @@ pub(crate) struct Lock {
     pub(crate) grant: u64,
     /// The granted mode that its session knows of: one that was demoted hears of it when the conversion ends.
     known: Option<Mode>,
-    /// The strongest blocked mode that its holder heard of since the last grant.
+    /// The strongest blocked mode that its holder was told of since the last grant.
     told: Option<Mode>,
+    /// The last that its session heard of since the last end of a request: nobody hears that twice, nor of less after more than PR.
+    heard: Option<Mode>,
 }
 
 impl Lock {
     fn new(id: Id, session: u64, wanted: Wanted) -> Self {
         let (is_persistent, born) = (wanted.flags.has(Flags::PERSISTENT), wanted.turn);
         let (process, granted, wanted) = (session, None, Some(wanted));
-        let (is_in_many, is_shared, is_demoted, grant, known, told) = (false, false, false, 0, None, None);
-        Self { id, session, process, is_persistent, is_in_many, is_shared, born, granted, wanted, is_demoted, grant, known, told }
+        let (is_in_many, is_shared, is_demoted, grant, known, told, heard) = (false, false, false, 0, None, None, None);
+        Self { id, session, process, is_persistent, is_in_many, is_shared, born, granted, wanted, is_demoted, grant, known, told, heard }
     }
 
     fn wanted(&self) -> &Wanted {
@@ -160,7 +162,11 @@ impl Lock {
     fn tell(&mut self, mode: Mode, told: &mut Vec<Told>) {
         if self.blocks(mode) && self.told.is_none_or(|before| before < mode) {
             self.told = Some(mode);
-            told.push((self.session, Answer::Blocking { lock: self.id, mode }));
+            let is_known = self.heard.is_some_and(|heard| heard == mode || (heard > mode && heard > Mode::Pr));
+            if !is_known {
+                self.heard = Some(mode);
+                told.push((self.session, Answer::Blocking { lock: self.id, mode }));
+            }
         }
     }
 }
@@ -278,7 +284,6 @@ impl Reference {
 
     fn settle(&mut self, told: &mut Vec<Told>) {
         self.resources.values_mut().for_each(|resource| resource.settle(told));
-        self.resources.retain(|_, resource| !resource.is_empty());
     }
 
     /// A lock of the dead is given back: what may have been half written is in doubt.
@@ -310,7 +315,7 @@ impl Reference {
             return simple(session, serial, None, status);
         };
         let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(found.id)).unwrap();
-        (lock.session, lock.process, lock.told) = (session, session, None);
+        (lock.session, lock.process, lock.told, lock.heard) = (session, session, None, None);
         simple(session, serial, Some((found.id, mode)), LockStatus::Success)
     }
 
@@ -329,9 +334,9 @@ impl Reference {
         }
         let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(id)).unwrap();
         if std::mem::take(&mut lock.is_shared) {
-            // Who has it now hears anew whom it keeps out; of those who wait at this moment it has heard.
+            // Who has it now is told anew whom it keeps out.
             lock.told = None;
-            self.settle(&mut Vec::new());
+            self.settle(told);
         }
         let resource = self.resources.get_mut(&name).unwrap();
         let lock = resource.find_mut(id).unwrap();
