@@ -1,45 +1,24 @@
 //! Random operations against a node alone and against the reference, in step. A seed decides everything.
-//! The reference has no bound of fairness (docs/locks.md), and a run is too short to meet it; nor does it take several locks at once, or byte
-//! ranges. `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
+//! The reference has no bound of fairness (docs/locks.md), and a run is too short to meet it; byte ranges have a test of their own
+//! (`byte_ranges.rs`). `DEADBOLT_FULL=1` runs millions of operations; `DEADBOLT_DLM_SEED=n` runs one seed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it did")]
 
 mod lockstep;
+mod node;
+mod random;
 mod reference;
 
 use deadbolt_dlm_core::mode::{MODES, STATUSES};
 use deadbolt_dlm_core::{Flags, LockStatus, Mode};
 use lockstep::Lockstep;
 use lockstep::text::{Step, read_step, write_queues, write_step};
+use random::{Random, seeds};
 use reference::{Answer, Ask, Lock, Options, Told};
 
-const RESOURCES: usize = 2;
+const RESOURCES: usize = 3;
 const SESSIONS: usize = 4;
 const STEPS_PER_RUN: u64 = 200;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-}
 
 /// Flags that are legal with what is asked, most of the time.
 const LOCK_FLAGS: [Flags; 10] = [
@@ -54,6 +33,7 @@ const LOCK_FLAGS: [Flags; 10] = [
     Flags::NODLCKBLK,
     Flags::EXPEDITE,
 ];
+const MANY_FLAGS: [Flags; 5] = [Flags::PERSISTENT, Flags::NOQUEUE, Flags::HEADQUE, Flags::NOORDER, Flags::NODLCKBLK];
 const CONVERT_FLAGS: [Flags; 11] = [
     Flags::PERSISTENT,
     Flags::SYNCSTS,
@@ -120,15 +100,18 @@ impl Generator {
     }
 
     fn step(&mut self, session: u64, ask: Ask) -> Step {
-        self.serial += 1;
-        Step::Ask(session, self.serial, ask)
+        let serial = self.serial + 1;
+        // Each of many locks has a number of its own.
+        self.serial += if let Ask::Many { items, .. } = &ask { u64::try_from(items.len().max(1)).unwrap() } else { 1 };
+        Step::Ask(session, serial, ask)
     }
 
     fn ask(&mut self, mine: &[&Lock]) -> Ask {
         let asked: Vec<&Lock> = mine.iter().copied().filter(|lock| lock.wanted.is_some()).collect();
         let idle: Vec<&Lock> = mine.iter().copied().filter(|lock| lock.wanted.is_none()).collect();
         match self.random.below(100) {
-            0..=29 if mine.len() < 4 => self.lock(),
+            0..=9 if mine.len() < 4 => self.many(),
+            10..=29 if mine.len() < 4 => self.lock(),
             30..=59 if !idle.is_empty() => self.convert(&idle),
             60..=84 if !idle.is_empty() => self.unlock(&idle),
             85..=89 if !asked.is_empty() => Ask::Cancel { lock: self.random.one(&asked).id },
@@ -182,6 +165,24 @@ impl Generator {
         Ask::Lock { resource, mode, options: self.options(flags) }
     }
 
+    fn many(&mut self) -> Ask {
+        let flags = self.flags(&MANY_FLAGS);
+        let timeout = if self.random.chance(20) { 1 + u32::try_from(self.random.below(30)).unwrap() } else { 0 };
+        let mut items = Vec::new();
+        for resource in b'a'.. {
+            let is_more = items.len() < self.resources || self.random.chance(self.bad_percent);
+            if !is_more {
+                break;
+            }
+            let resource = b'a' + (resource - b'a') % u8::try_from(self.resources).unwrap();
+            items.insert(self.random.below(items.len() + 1), (resource, self.mode()));
+        }
+        if items.len() > 1 && self.random.chance(30) {
+            items.pop();
+        }
+        Ask::Many { items, options: Options { flags, lvb: None, timeout } }
+    }
+
     fn convert(&mut self, of: &[&Lock]) -> Ask {
         let (lock, mode, mut flags) = (self.random.one(of).id, self.mode(), self.flags(&CONVERT_FLAGS));
         if !flags.has(Flags::NOQUEUE) && self.random.chance(self.flag_percent) {
@@ -211,6 +212,8 @@ struct Seen {
     flags: [usize; 4],
     value_blocks: usize,
     blocking: usize,
+    /// How many at once ended.
+    many: [usize; STATUSES.len()],
 }
 
 impl Seen {
@@ -218,6 +221,7 @@ impl Seen {
         for (_, answer) in told {
             match answer {
                 Answer::Blocking { .. } => self.blocking += 1,
+                Answer::Many { status, .. } => self.many[usize::from(status.number())] += 1,
                 Answer::Done { status, flags, lvb, .. } => {
                     self.statuses[usize::from(status.number())] += 1;
                     self.value_blocks += usize::from(lvb.is_some());
@@ -249,21 +253,6 @@ fn replay(history: &[Step]) -> Result<(), String> {
     history.iter().try_for_each(|step| lockstep.take(step).map(drop))
 }
 
-/// Leaves out every step without which it fails, too.
-fn shorten(mut history: Vec<Step>, mut error: String) -> (Vec<Step>, String) {
-    let mut at = history.len();
-    while at > 0 {
-        at -= 1;
-        let mut shorter = history.clone();
-        shorter.remove(at);
-        if let Err(other) = replay(&shorter) {
-            (history, error) = (shorter, other);
-            at = history.len();
-        }
-    }
-    (history, error)
-}
-
 /// The steps, and the queues before the last of them.
 fn tell(history: &[Step]) -> String {
     let (_, before) = history.split_last().unwrap();
@@ -274,24 +263,20 @@ fn tell(history: &[Step]) -> String {
     format!("{}\nbefore the last of them:\n{}", steps.join("\n"), queues.join("\n"))
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let seed = std::env::var("DEADBOLT_DLM_SEED").ok().and_then(|text| text.parse().ok());
-    let count = if std::env::var_os("DEADBOLT_FULL").is_some() { 10_000 } else { 2000 };
-    seed.map_or(0..count, |seed| seed..seed + 1)
-}
-
 #[test]
 fn the_product_does_what_the_reference_does() {
-    let mut seen = Seen::default();
-    for seed in seeds() {
+    let (mut seen, seeds) = (Seen::default(), seeds(1500, 15_000));
+    for seed in seeds.clone() {
         if let Err((history, error)) = run(seed, &mut seen) {
-            let (history, error) = shorten(history, error);
+            let (history, error) = random::shorten(history, error, replay);
             panic!("seed {seed}:\n{}\n{error}", tell(&history));
         }
     }
-    println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds().end - seeds().start));
+    println!("{} operations: {seen:?}", STEPS_PER_RUN * (seeds.end - seeds.start));
     let limits = [LockStatus::NoMemory, LockStatus::Stopped];
     let expected = STATUSES.iter().filter(|status| !limits.contains(status)).map(|status| seen.statuses[usize::from(status.number())]);
-    let all = expected.chain(seen.flags).chain([seen.value_blocks, seen.blocking]);
-    assert!(seeds().count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
+    let ends = [LockStatus::Success, LockStatus::Again, LockStatus::Cancelled, LockStatus::TimedOut, LockStatus::Invalid];
+    let many = ends.map(|status| seen.many[usize::from(status.number())]);
+    let all = expected.chain(seen.flags).chain([seen.value_blocks, seen.blocking]).chain(many);
+    assert!(seeds.count() == 1 || all.min() > Some(100), "hardly compared: {seen:?}");
 }

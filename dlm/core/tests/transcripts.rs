@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod lockstep;
+mod node;
 mod reference;
 
 use deadbolt_dlm_core::Mode;

@@ -51,6 +51,7 @@ impl LockService {
         };
         let session = core::mem::replace(&mut lock.session, NO_SESSION);
         let place = lock.place;
+        lock.is_renamed |= lock.owner == 0;
         if let Some(pending) = &mut lock.pending {
             pending.serial = None;
             pending.cancels.clear();
@@ -60,6 +61,8 @@ impl LockService {
         self.held.retain(|(_, lock, _)| *lock != id);
         self.take_back(id, LockStatus::Cancelled);
         self.abandon_ranges(id, session);
+        // Its master says of it that it is an orphan, too.
+        self.advance(id);
     }
 
     /// A session takes over an orphan of this resource and mode.

@@ -65,7 +65,8 @@ pub(super) struct RangeBook {
     locks: BTreeMap<u32, LocalRanges>,
     /// Operations by session and serial.
     serials: BTreeMap<(u64, u64), (u32, u64)>,
-    timeouts: BTreeSet<(u64, u32, u64)>,
+    /// Time, operation and lock: who asked first ends first.
+    timeouts: BTreeSet<(u64, u64, u32)>,
     /// Pieces by session.
     pieces: BTreeMap<u64, usize>,
 }
@@ -108,7 +109,7 @@ impl RangeBook {
             self.serials.insert((what.session, what.serial), (lock, op));
         }
         if let Some(at) = what.timeout_at {
-            self.timeouts.insert((at, lock, op));
+            self.timeouts.insert((at, op, lock));
         }
         self.locks.entry(lock).or_default().ops.insert(op, what);
     }
@@ -117,9 +118,16 @@ impl RangeBook {
         let what = self.locks.get_mut(&lock)?.ops.remove(&op)?;
         self.serials.remove(&(what.session, what.serial));
         if let Some(at) = what.timeout_at {
-            self.timeouts.remove(&(at, lock, op));
+            self.timeouts.remove(&(at, op, lock));
         }
         Some(what)
+    }
+
+    /// What an owner has given up since it asked by `op`, and what its master has not answered.
+    fn lowered_since(&self, lock: u32, number: u64, op: u64) -> Vec<((u64, u64), Option<RangeMode>)> {
+        let later = self.locks.get(&lock).into_iter().flat_map(|ranges| ranges.ops.range(op..));
+        let its = later.filter(|(_, what)| what.number == number);
+        its.filter_map(|(_, what)| if let Step::Lower { bytes, mode } = what.step { Some((bytes, mode)) } else { None }).collect()
     }
 
     /// No lock is kept in mind that has and wants nothing.
@@ -150,7 +158,7 @@ impl LockService {
 
     /// May this session do something with the ranges of this lock?
     fn check_range(&self, session: u64, (serial, id): (u64, u32), (start, end): (u64, u64)) -> Result<(), LockStatus> {
-        let lock = self.locks.get(id).filter(|lock| lock.session == session).ok_or(LockStatus::NotFound)?;
+        let lock = self.locks.get(id).filter(|lock| lock.session == session && !lock.is_in_many).ok_or(LockStatus::NotFound)?;
         let is_going = lock.pending.as_ref().is_some_and(|pending| pending.kind == OpKind::Unlock);
         if lock.granted.is_none() || is_going || self.ranges.serials.contains_key(&(session, serial)) {
             return Err(LockStatus::Busy);
@@ -283,8 +291,8 @@ impl LockService {
 
     /// Ends waits whose time is over.
     pub(super) fn expire_ranges(&mut self) {
-        while let Some((at, id, op)) = self.ranges.timeouts.first().copied().filter(|(at, _, _)| *at <= self.now_ms) {
-            self.ranges.timeouts.remove(&(at, id, op));
+        while let Some((at, op, id)) = self.ranges.timeouts.first().copied().filter(|(at, _, _)| *at <= self.now_ms) {
+            self.ranges.timeouts.remove(&(at, op, id));
             self.take_back_range(id, op, LockStatus::TimedOut);
         }
     }
@@ -299,6 +307,10 @@ impl LockService {
             && status == LockStatus::Success
         {
             self.ranges.change(session, id, what.number, |spans| spans.raise(&span));
+            // Its master hears of these after it has granted.
+            for (bytes, mode) in self.ranges.lowered_since(id, what.number, op) {
+                self.ranges.change(session, id, what.number, |spans| spans.lower(bytes.0, bytes.1, mode));
+            }
             // Nobody is there any more to have it.
             let is_alive = self.sessions.contains_key(&session);
             let (bytes, mode) = ((span.start, span.end), is_alive.then_some(span.kind));

@@ -94,7 +94,7 @@ impl LockService {
     /// What became no operation is answered at once, unless it was posted.
     pub(super) fn reply_unless_begun(&mut self, session: u64, serial: Option<u64>, lock: u32, begun: Result<(), LockStatus>) {
         if let (Some(serial), Err(status)) = (serial, begun) {
-            let granted = self.locks.get(lock).filter(|lock| lock.session == session).and_then(|lock| lock.granted);
+            let granted = self.own_lock(session, lock).ok().and_then(|lock| lock.granted);
             self.reply(session, Self::simple_reply(serial, lock, status, granted));
         }
     }

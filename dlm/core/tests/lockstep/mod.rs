@@ -2,25 +2,23 @@
 
 pub(crate) mod text;
 
+use crate::node::{Node, pid};
 use crate::reference::{Answer, Ask, Id, Lock, Options, Reference, Told};
-use deadbolt_disk_format::types::{BootId, Incarnation, Life, SlotIndex, ViewNumber};
 use deadbolt_dlm_core::client::{ALL_SLOTS, ResourceName};
 use deadbolt_dlm_core::service::{LockSnapshot, LockState};
-use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, Input, LockService, LockStatus, Output, SessionInfo, Token};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use deadbolt_dlm_core::{ClientReply, ClientRequest, Flags, Input, LockStatus, Token};
+use std::collections::BTreeMap;
 use text::{Step, write_told};
-
-const LOCKSPACE: &[u8] = b"space";
 
 /// No lock has this number.
 const NO_LOCK: u32 = u32::MAX;
 
+/// Marks the owner of many locks at once.
+const MANY: u64 = 1 << 63;
+
 pub(crate) struct Lockstep {
-    service: LockService,
+    node: Node,
     reference: Reference,
-    now: u64,
-    lockspace: u32,
-    sessions: BTreeSet<u64>,
     /// Serial of the request that made it, by the product's number of the lock.
     ids: BTreeMap<u32, Id>,
     numbers: BTreeMap<Id, u32>,
@@ -34,80 +32,45 @@ pub(crate) struct Lockstep {
     announced: Vec<Token>,
 }
 
-/// The process of a session.
-fn pid(session: u64) -> u32 {
-    u32::try_from(session).unwrap() + 1000
-}
-
 impl Lockstep {
     pub(crate) fn new() -> Self {
-        let me = Life { slot: SlotIndex(0), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) };
-        let mut lockstep = Self {
-            service: LockService::new(me),
+        Self {
+            node: Node::new(),
             reference: Reference::default(),
-            now: 0,
-            lockspace: 0,
-            sessions: BTreeSet::new(),
             ids: BTreeMap::new(),
             numbers: BTreeMap::new(),
             about: BTreeMap::new(),
             tokens: BTreeMap::new(),
             grants: BTreeMap::new(),
             announced: Vec::new(),
-        };
-        lockstep.input(Input::View { number: ViewNumber(1), members: vec![me], owed: vec![], is_member: true });
-        lockstep.input(Input::Permit { may_grant: true });
-        lockstep
+        }
     }
 
     pub(crate) fn reference(&self) -> &Reference {
         &self.reference
     }
 
-    /// Gives the product an input, publishes what it wants published, and returns what it says to sessions.
-    fn input(&mut self, input: Input) -> Vec<(u64, ClientReply)> {
-        let (mut replies, mut inputs) = (Vec::new(), VecDeque::from([input]));
-        while let Some(input) = inputs.pop_front() {
-            self.service.handle(self.now, input);
-            while let Some(output) = self.service.poll_output() {
-                match output {
-                    Output::Reply { session, reply } => replies.push((session, reply)),
-                    Output::Holds(is_held) => inputs.push_back(Input::HoldsPublished(is_held)),
-                    Output::Send { .. } => panic!("there is nobody to send to"),
-                    _ => {}
-                }
-            }
-        }
-        replies
-    }
-
-    fn open(&mut self, session: u64) {
-        if !self.sessions.insert(session) {
-            return;
-        }
-        self.input(Input::SessionOpened { session, info: SessionInfo { pid: pid(session) } });
-        let request = ClientRequest::JoinLockspace { serial: 0, name: LOCKSPACE.to_vec() };
-        let replies = self.input(Input::Request { session, request });
-        let [(_, ClientReply::Joined { lockspace, .. })] = replies[..] else { panic!("joined at once: {replies:?}") };
-        self.lockspace = lockspace;
-    }
-
-    /// Does it in both; what it brings, or how they differ. A session begins when it is first heard of.
+    /// Does it in both; what it brings, or how they differ.
     pub(crate) fn take(&mut self, step: &Step) -> Result<Vec<Told>, String> {
-        self.now += if let Step::Pass(time) = step { *time } else { 1 };
-        let mut replies = self.input(Input::Tick);
-        let mut expected = self.reference.expire(self.now);
+        self.node.now += if let Step::Pass(time) = step { *time } else { 1 };
+        let mut replies = self.node.input(Input::Tick);
+        let mut expected = self.reference.expire(self.node.now);
+        // The next of many locks may come when the time for all is over.
+        while self.reference.next_deadline().is_some_and(|at| at <= self.node.now) {
+            replies.extend(self.node.input(Input::Tick));
+            expected.extend(self.reference.expire(self.node.now));
+        }
         match step {
             Step::Ask(session, serial, ask) => {
-                self.open(*session);
+                self.node.open(*session);
                 self.about.extend(self.about(*serial, ask).map(|lock| (*serial, lock)));
                 let request = self.request(*serial, ask);
-                replies.extend(self.input(Input::Request { session: *session, request }));
+                replies.extend(self.node.ask(*session, request));
                 let rank = |id: Id| self.numbers.get(&id).copied().unwrap_or_default();
-                expected.extend(self.reference.ask(self.now, *session, *serial, ask.clone(), rank));
+                expected.extend(self.reference.ask(self.node.now, *session, *serial, ask.clone(), rank));
             }
             Step::Die(session) => {
-                replies.extend(self.input(Input::SessionClosed { session: *session }));
+                replies.extend(self.node.close(*session));
                 expected.extend(self.reference.close(*session));
             }
             Step::Pass(_) => {}
@@ -121,18 +84,24 @@ impl Lockstep {
             Ask::Lock { options, .. } => Some(serial).filter(|_| !options.flags.has(Flags::ORPHAN)),
             Ask::Convert { lock, .. } | Ask::Unlock { lock, .. } | Ask::Cancel { lock } => Some(*lock),
             Ask::CancelRequest { request } => self.about.get(request).copied(),
-            Ask::Purge { .. } => None,
+            Ask::Many { .. } | Ask::Purge { .. } => None,
         }
     }
 
     fn request(&self, serial: u64, ask: &Ask) -> ClientRequest {
         let number = |id: &Id| self.numbers.get(id).copied().unwrap_or(NO_LOCK);
-        let lockspace = self.lockspace;
+        let lockspace = self.node.lockspace;
         match *ask {
             Ask::Lock { resource, mode, options: Options { flags, lvb, timeout } } => {
                 // Each lock is for somebody of its own: the reference does not search deadlocks across resources.
                 let (resource, owner, timeout_ms) = (ResourceName::new(&[resource]).unwrap(), serial, timeout);
                 ClientRequest::Lock { serial, lockspace, resource, mode, flags, owner, timeout_ms, lvb }
+            }
+            Ask::Many { ref items, options: Options { flags, timeout, .. } } => {
+                let items = items.iter().map(|(resource, mode)| (ResourceName::new(&[*resource]).unwrap(), *mode)).collect();
+                // Nobody else's number, also when one of these locks is converted.
+                let (owner, timeout_ms) = (serial | MANY, timeout);
+                ClientRequest::LockMany { serial, lockspace, items, flags, owner, timeout_ms }
             }
             Ask::Convert { ref lock, mode, options: Options { flags, lvb, timeout } } => {
                 let (lock, owner, timeout_ms) = (number(lock), *lock, timeout);
@@ -156,6 +125,7 @@ impl Lockstep {
         let order = |(session, answer): &Told| match answer {
             Answer::Done { serial, .. } => (*session, self.about.get(serial).copied()),
             Answer::Blocking { lock, .. } => (*session, Some(*lock)),
+            Answer::Many { .. } => (*session, None),
         };
         found.sort_by_key(order);
         expected.sort_by_key(order);
@@ -185,6 +155,12 @@ impl Lockstep {
                 let lock = self.ids.get(&lock).copied().ok_or(format!("blocking callback of an unknown lock {lock}"))?;
                 Ok(Answer::Blocking { lock, mode })
             }
+            ClientReply::ManyCompleted { serial, status, failed, locks } => {
+                self.announced.extend(locks.iter().map(|(_, token)| *token));
+                let ids: Vec<Id> = (serial..).take(locks.len()).collect();
+                let is_right = locks.iter().zip(&ids).all(|((lock, _), id)| self.is_number_of(*lock, *id));
+                if is_right { Ok(Answer::Many { serial, status, failed, locks: ids }) } else { Err(format!("other locks: {locks:?}")) }
+            }
             ClientReply::Refused { serial, status, reason } if !reason.is_empty() => {
                 Ok(Answer::Done { serial, lock: None, status, mode: None, flags: Default::default(), lvb: None })
             }
@@ -202,7 +178,7 @@ impl Lockstep {
     }
 
     fn compare_queues(&mut self) -> Result<(), String> {
-        let snapshot = self.service.snapshot();
+        let snapshot = self.node.service.snapshot();
         let mut found: BTreeMap<u8, Vec<LockSnapshot>> =
             snapshot.into_iter().map(|resource| (resource.resource[0], resource.locks)).collect();
         let resources = std::mem::take(&mut self.reference.resources);
@@ -218,7 +194,7 @@ impl Lockstep {
         self.reference.resources = resources;
         self.announced.clear();
         // The product also wakes to look for deadlocks.
-        let (found_at, wanted_at) = (self.service.next_deadline(), self.reference.next_deadline());
+        let (found_at, wanted_at) = (self.node.service.next_deadline(), self.reference.next_deadline());
         if wanted_at.is_some_and(|wanted| found_at.is_none_or(|found| found > wanted)) {
             return Err(format!("the product wants to wake at {found_at:?}, the reference at {wanted_at:?}"));
         }
@@ -246,13 +222,13 @@ impl Lockstep {
                 Some((grant, token)) if *grant == wanted.grant => {
                     return Err(format!("lock {} has token {} after {token}, and was not granted again", wanted.id, found.token));
                 }
-                _ => new.push((wanted.grant, found.token, wanted.id, wanted.session == 0)),
+                _ => new.push((wanted.grant, found.token, wanted.id, wanted.session == 0 || wanted.is_in_many)),
             }
         }
         new.sort_unstable();
-        for (grant, token, id, is_orphan) in new {
+        for (grant, token, id, is_untold) in new {
             let last = self.tokens.insert(name, token).unwrap_or_default();
-            if token <= last || !(is_orphan || self.announced.contains(&token)) {
+            if token <= last || !(is_untold || self.announced.contains(&token)) {
                 return Err(format!("lock {id} has token {token} after {last} of {}, announced {:?}", char::from(name), self.announced));
             }
             self.grants.insert(id, (grant, token));

@@ -1,6 +1,7 @@
 //! Steps and what they bring as lines that people read: `2: s1 convert 1 EX QUECVT lvb=7`, `    s1 blocks PW with 1`.
 
 use crate::reference::{Answer, Ask, Options, Reference, Told};
+use deadbolt_dlm_core::client::NONE_FAILED;
 use deadbolt_dlm_core::mode::MODES;
 use deadbolt_dlm_core::{Flags, Mode, ResultFlags};
 use std::fmt::Write;
@@ -77,6 +78,11 @@ pub(crate) fn write_step(step: &Step) -> String {
             write!(line, "lock {} {mode}", char::from(*resource)).unwrap();
             write_options(&mut line, options);
         }
+        Ask::Many { items, options } => {
+            let items: Vec<String> = items.iter().map(|(resource, mode)| format!("{}={mode}", char::from(*resource))).collect();
+            write!(line, "many {}", items.join(",")).unwrap();
+            write_options(&mut line, options);
+        }
         Ask::Convert { lock, mode, options } => {
             write!(line, "convert {lock} {mode}").unwrap();
             write_options(&mut line, options);
@@ -114,6 +120,11 @@ pub(crate) fn read_step(line: &str) -> Option<Step> {
             let mode = read_mode(words.next()?)?;
             let options = read_options(words)?;
             Ask::Lock { resource: *object.as_bytes().first()?, mode, options }
+        }
+        "many" => {
+            let item = |item: &str| Some((*item.as_bytes().first()?, read_mode(item.get(2..)?)?));
+            let items = object.split(',').map(item).collect::<Option<Vec<_>>>()?;
+            Ask::Many { items, options: read_options(words)? }
         }
         "convert" => {
             let mode = read_mode(words.next()?)?;
@@ -154,6 +165,10 @@ fn read_options<'a>(words: impl Iterator<Item = &'a str>) -> Option<Options> {
 
 pub(crate) fn write_told((session, answer): &Told) -> String {
     match answer {
+        Answer::Many { serial, status, failed, locks } => match failed {
+            &NONE_FAILED => format!("s{session} {serial}: {status:?}, locks {locks:?}"),
+            failed => format!("s{session} {serial}: {status:?}, number {failed}"),
+        },
         Answer::Blocking { lock, mode } => format!("s{session} blocks {mode} with {lock}"),
         Answer::Done { serial, lock, status, mode, flags, lvb } => {
             let mut line = format!("s{session} {serial}: {status:?}");

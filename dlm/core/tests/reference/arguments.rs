@@ -21,6 +21,8 @@ const LOCK: [Flags; 12] = [
     Flags::ALTCW,
 ];
 
+const MANY: [Flags; 6] = [Flags::PERSISTENT, Flags::NOQUEUE, Flags::NODLCKWT, Flags::NOQUEUEBAST, Flags::HEADQUE, Flags::NOORDER];
+
 const CONVERT: [Flags; 13] = [
     Flags::PERSISTENT,
     Flags::SYNCSTS,
@@ -52,6 +54,10 @@ fn is_consistent(flags: Flags) -> bool {
 pub(crate) fn is_lock_legal(mode: Mode, flags: Flags) -> bool {
     let is_expedite_legal = mode == Mode::Nl && !flags.has(Flags::NOQUEUE);
     is_known(flags, &LOCK) && is_consistent(flags) && (!flags.has(Flags::EXPEDITE) || is_expedite_legal)
+}
+
+pub(crate) fn is_many_legal(flags: Flags) -> bool {
+    is_known(flags, &MANY) && is_consistent(flags)
 }
 
 /// A value block is needed where it would be written.

@@ -2,11 +2,13 @@
 //! It is the second opinion on the product, and knows nothing of it but the numbers of modes, flags and results.
 
 mod arguments;
+mod many;
 mod resource;
 pub(crate) mod tables;
 
-use deadbolt_dlm_core::client::Lvb;
+use deadbolt_dlm_core::client::{Lvb, NONE_FAILED};
 use deadbolt_dlm_core::{Flags, LockStatus, Mode, ResultFlags};
+use many::Many;
 use resource::Resource;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -19,8 +21,25 @@ pub(crate) type Told = (u64, Answer);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Answer {
-    Done { serial: u64, lock: Option<Id>, status: LockStatus, mode: Option<Mode>, flags: ResultFlags, lvb: Option<Lvb> },
-    Blocking { lock: Id, mode: Mode },
+    Done {
+        serial: u64,
+        lock: Option<Id>,
+        status: LockStatus,
+        mode: Option<Mode>,
+        flags: ResultFlags,
+        lvb: Option<Lvb>,
+    },
+    Blocking {
+        lock: Id,
+        mode: Mode,
+    },
+    /// Of many: which one failed; the locks in the order asked.
+    Many {
+        serial: u64,
+        status: LockStatus,
+        failed: u16,
+        locks: Vec<Id>,
+    },
 }
 
 /// What goes with a request, an unlock or a conversion.
@@ -38,6 +57,11 @@ pub(crate) enum Ask {
     Lock {
         resource: u8,
         mode: Mode,
+        options: Options,
+    },
+    /// Several locks, known by the serial of the request and those that follow it, in the order asked.
+    Many {
+        items: Vec<(u8, Mode)>,
         options: Options,
     },
     Convert {
@@ -69,12 +93,14 @@ pub(crate) struct Wanted {
     lvb: Option<Lvb>,
     /// Until when it waits; 0 for ever.
     pub(crate) until: u64,
+    /// Who asked before whom.
+    turn: u64,
 }
 
 impl Wanted {
     fn new(serial: u64, mode: Mode, options: Options, now: u64) -> Self {
         let until = if options.timeout == 0 { 0 } else { now + u64::from(options.timeout) };
-        Self { serial, mode, flags: options.flags, lvb: options.lvb, until }
+        Self { serial, mode, flags: options.flags, lvb: options.lvb, until, turn: 0 }
     }
 }
 
@@ -86,6 +112,12 @@ pub(crate) struct Lock {
     /// The session whose process has it, or had it last.
     pub(crate) process: u64,
     is_persistent: bool,
+    /// Its session has not been told of it.
+    pub(crate) is_in_many: bool,
+    /// It was asked for with others, for one owner; a conversion gives it one of its own.
+    is_shared: bool,
+    /// Which came before which.
+    born: u64,
     pub(crate) granted: Option<Mode>,
     pub(crate) wanted: Option<Wanted>,
     is_demoted: bool,
@@ -93,11 +125,20 @@ pub(crate) struct Lock {
     pub(crate) grant: u64,
     /// The granted mode that its session knows of: one that was demoted hears of it when the conversion ends.
     known: Option<Mode>,
-    /// The strongest blocked mode that its holder heard of since the last grant.
+    /// The strongest blocked mode that its holder was told of since the last grant.
     told: Option<Mode>,
+    /// The last that its session heard of since the last end of a request: nobody hears that twice, nor of less after more than PR.
+    heard: Option<Mode>,
 }
 
 impl Lock {
+    fn new(id: Id, session: u64, wanted: Wanted) -> Self {
+        let (is_persistent, born) = (wanted.flags.has(Flags::PERSISTENT), wanted.turn);
+        let (process, granted, wanted) = (session, None, Some(wanted));
+        let (is_in_many, is_shared, is_demoted, grant, known, told, heard) = (false, false, false, 0, None, None, None);
+        Self { id, session, process, is_persistent, is_in_many, is_shared, born, granted, wanted, is_demoted, grant, known, told, heard }
+    }
+
     fn wanted(&self) -> &Wanted {
         self.wanted.as_ref().expect("something is asked of this lock")
     }
@@ -121,7 +162,11 @@ impl Lock {
     fn tell(&mut self, mode: Mode, told: &mut Vec<Told>) {
         if self.blocks(mode) && self.told.is_none_or(|before| before < mode) {
             self.told = Some(mode);
-            told.push((self.session, Answer::Blocking { lock: self.id, mode }));
+            let is_known = self.heard.is_some_and(|heard| heard == mode || (heard > mode && heard > Mode::Pr));
+            if !is_known {
+                self.heard = Some(mode);
+                told.push((self.session, Answer::Blocking { lock: self.id, mode }));
+            }
         }
     }
 }
@@ -130,6 +175,9 @@ impl Lock {
 #[derive(Default)]
 pub(crate) struct Reference {
     pub(crate) resources: BTreeMap<u8, Resource>,
+    /// Requests for many under way, by session and serial.
+    manies: BTreeMap<(u64, u64), Many>,
+    turns: u64,
 }
 
 impl Reference {
@@ -145,27 +193,18 @@ impl Reference {
                 self.settle(&mut told);
             }
             Ask::Lock { resource, mode, options } => {
-                let lock = Lock {
-                    id: serial,
-                    session,
-                    process: session,
-                    is_persistent: options.flags.has(Flags::PERSISTENT),
-                    granted: None,
-                    wanted: Some(Wanted::new(serial, mode, options, now)),
-                    is_demoted: false,
-                    grant: 0,
-                    known: None,
-                    told: None,
-                };
+                let lock = Lock::new(serial, session, self.in_turn(Wanted::new(serial, mode, options, now)));
                 self.resources.entry(resource).or_default().request(lock, &mut told);
                 self.settle(&mut told);
             }
+            Ask::Many { items, options } => self.ask_many((session, serial), &items, options, now, &mut told),
             Ask::Convert { lock, mode, options } => {
-                self.convert(session, lock, Wanted::new(serial, mode, options, now), &mut told);
+                let wanted = self.in_turn(Wanted::new(serial, mode, options, now));
+                self.convert(session, lock, wanted, &mut told);
             }
             Ask::Unlock { lock, options } => self.unlock((session, serial), lock, options, &mut told),
             Ask::Cancel { lock } => {
-                let found = self.find(|found| found.session == session && found.id == lock);
+                let found = self.find_own(session, lock);
                 self.cancel(session, serial, found, &mut told);
             }
             Ask::CancelRequest { request } => {
@@ -182,19 +221,26 @@ impl Reference {
                 told.push(simple(session, serial, None, LockStatus::Success));
             }
         }
+        self.go_on(&mut told);
         told.retain(|(to, answer)| *to != 0 && !matches!(answer, Answer::Done { serial: 0, .. }));
         told
+    }
+
+    fn in_turn(&mut self, wanted: Wanted) -> Wanted {
+        self.turns += 1;
+        Wanted { turn: self.turns, ..wanted }
     }
 
     /// Facts 1.4: a process that dies gives back all its locks, and marks what it may have been writing; those that are to outlive it
     /// become orphans, without what was asked of them.
     pub(crate) fn close(&mut self, session: u64) -> Vec<Told> {
         let mut told = Vec::new();
+        self.manies.retain(|(of, _), _| *of != session);
         let mut dead = self.locks(|lock| lock.session == session);
         // What waits goes first: nothing is granted to the dead. The last to come first: nobody moves up for a moment.
-        dead.sort_by_key(|(_, lock)| (lock.wanted.is_none(), Reverse(lock.id)));
+        dead.sort_by_key(|(_, lock)| (lock.wanted.is_none(), Reverse(lock.born)));
         for (name, lock) in dead {
-            if !lock.is_persistent {
+            if !lock.is_persistent || lock.is_in_many {
                 self.end(name, &lock, &mut told);
                 continue;
             }
@@ -207,6 +253,7 @@ impl Reference {
                 self.settle(&mut told);
             }
         }
+        self.go_on(&mut told);
         told.retain(|(to, _)| *to != session && *to != 0);
         told
     }
@@ -214,7 +261,7 @@ impl Reference {
     /// Waits that have lasted as long as they may.
     pub(crate) fn expire(&mut self, now: u64) -> Vec<Told> {
         let mut told = Vec::new();
-        let until = |lock: &Lock| lock.wanted.as_ref().map(|wanted| (wanted.until, wanted.serial)).filter(|(until, _)| *until != 0);
+        let until = |lock: &Lock| lock.wanted.as_ref().map(|wanted| (wanted.until, wanted.turn)).filter(|(until, _)| *until != 0);
         let mut late = self.locks(|lock| until(lock).is_some_and(|(until, _)| until <= now));
         late.sort_by_key(|(_, lock)| until(lock));
         for (name, Lock { id, .. }) in late {
@@ -225,6 +272,7 @@ impl Reference {
                 self.settle(&mut told);
             }
         }
+        self.go_on(&mut told);
         told
     }
 
@@ -236,7 +284,6 @@ impl Reference {
 
     fn settle(&mut self, told: &mut Vec<Told>) {
         self.resources.values_mut().for_each(|resource| resource.settle(told));
-        self.resources.retain(|_, resource| !resource.is_empty());
     }
 
     /// A lock of the dead is given back: what may have been half written is in doubt.
@@ -248,6 +295,11 @@ impl Reference {
     fn locks(&self, is_wanted: impl Fn(&Lock) -> bool) -> Vec<(u8, Lock)> {
         let all = self.resources.iter().flat_map(|(name, resource)| resource.locks().map(|lock| (*name, lock)));
         all.filter(|(_, lock)| is_wanted(lock)).map(|(name, lock)| (name, lock.clone())).collect()
+    }
+
+    /// A lock that its session knows.
+    fn find_own(&self, session: u64, id: Id) -> Option<(u8, Lock)> {
+        self.find(|lock| lock.session == session && lock.id == id && !lock.is_in_many)
     }
 
     fn find(&self, is_wanted: impl Fn(&Lock) -> bool) -> Option<(u8, Lock)> {
@@ -263,13 +315,13 @@ impl Reference {
             return simple(session, serial, None, status);
         };
         let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(found.id)).unwrap();
-        (lock.session, lock.process, lock.told) = (session, session, None);
+        (lock.session, lock.process, lock.told, lock.heard) = (session, session, None, None);
         simple(session, serial, Some((found.id, mode)), LockStatus::Success)
     }
 
     fn convert(&mut self, session: u64, id: Id, wanted: Wanted, told: &mut Vec<Told>) {
         let serial = wanted.serial;
-        let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
+        let Some((name, lock)) = self.find_own(session, id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
         let Some(granted) = lock.granted.filter(|_| lock.wanted.is_none()) else {
@@ -280,6 +332,12 @@ impl Reference {
         if !arguments::is_convert_legal(granted, wanted.mode, wanted.flags, wanted.lvb.is_some()) || (serial == 0 && !is_down) {
             return told.push(lock.as_it_is(serial, LockStatus::Invalid));
         }
+        let lock = self.resources.get_mut(&name).and_then(|resource| resource.find_mut(id)).unwrap();
+        if std::mem::take(&mut lock.is_shared) {
+            // Who has it now is told anew whom it keeps out.
+            lock.told = None;
+            self.settle(told);
+        }
         let resource = self.resources.get_mut(&name).unwrap();
         let lock = resource.find_mut(id).unwrap();
         lock.is_persistent = wanted.flags.has(Flags::PERSISTENT);
@@ -289,7 +347,7 @@ impl Reference {
     }
 
     fn unlock(&mut self, (session, serial): (u64, u64), id: Id, options: Options, told: &mut Vec<Told>) {
-        let Some((name, lock)) = self.find(|lock| lock.session == session && lock.id == id) else {
+        let Some((name, lock)) = self.find_own(session, id) else {
             return told.push(simple(session, serial, None, LockStatus::NotFound));
         };
         if !arguments::is_unlock_legal(lock.granted, options.flags, options.lvb.is_some()) {

@@ -251,6 +251,7 @@ impl Resource {
         lock.wanted = None;
         lock.is_demoted = false;
         lock.known = lock.granted;
+        lock.heard = None;
         let place = self.granted.iter().position(|other| other.granted < lock.granted).unwrap_or(self.granted.len());
         self.granted.insert(place, lock);
     }

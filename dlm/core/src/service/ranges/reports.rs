@@ -4,7 +4,7 @@
 //! Does not: choose masters.
 //! Called by: `service::recovery`.
 
-use super::{LockService, Step};
+use super::{LockService, RangeOp, Step};
 use crate::mode::{Flags, LockStatus};
 use crate::name::Key;
 use crate::peers::{ME, PeerId};
@@ -72,8 +72,8 @@ impl LockService {
                 report(*op, what.number, span, what.flags, what.ends_as.is_some());
             }
         }
-        let lowered: Vec<u64> =
-            ranges.ops.iter().filter(|(_, what)| is_lost && matches!(what.step, Step::Lower { .. })).map(|(op, _)| *op).collect();
+        let is_lowered = |(_, what): &(&u64, &RangeOp)| matches!(what.step, Step::Lower { .. });
+        let lowered: Vec<u64> = ranges.ops.iter().filter(is_lowered).map(|(op, _)| *op).collect();
         if !is_lost {
             self.send(to, Record::Range(RangeRecord::BeginRange { lock: id, op: 0 }));
         }
@@ -124,13 +124,9 @@ impl LockService {
     /// As holder: the master has all that was reported.
     pub(in crate::service) fn advance_ranges(&mut self, id: u32) {
         let Some(ranges) = self.ranges.locks.get(&id) else { return };
-        let ops = ranges.ops.iter().map(|(op, what)| (*op, what.is_sent, what.step));
-        for (op, is_sent, step) in ops.collect::<Vec<_>>() {
-            match step {
-                Step::Lower { .. } if is_sent => self.finish_range(id, op, LockStatus::Success),
-                // Also what was taken back meanwhile.
-                _ => self.advance_range(id, op),
-            }
+        // Also what was taken back meanwhile.
+        for op in ranges.ops.keys().copied().collect::<Vec<_>>() {
+            self.advance_range(id, op);
         }
     }
 }

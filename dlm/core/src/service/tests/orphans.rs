@@ -44,6 +44,8 @@ fn an_orphan_is_held_until_it_is_adopted_by_name_and_mode() {
         let early = adopt(&mut stage, (0, 2), Mode::Pw);
         assert_eq!(stage.status(early), Some(LockStatus::NotFound), "its process lives");
         stage.input(0, Input::SessionClosed { session: 1 });
+        let shown = stage.nodes[&far.0].snapshot().remove(0).locks;
+        assert_eq!(shown.iter().map(|lock| lock.who.is_orphan).collect::<Vec<_>>(), [true, false], "its master says so, too");
         let try_it = stage.lock(far, b"r", Mode::Pr, TRY);
         assert_eq!(stage.status(try_it), Some(LockStatus::Again));
         assert_eq!(value(&mut stage, far), (ResultFlags::default(), None), "its holder has given up nothing");

@@ -4,6 +4,7 @@
 //! Does not: compare with a model; `crate::ranges` does.
 //! Called by: `cargo test`.
 
+use super::stage::Stage;
 use super::timed::Timed;
 use super::*;
 use crate::client::{RangeHolder, RangeKind};
@@ -212,4 +213,49 @@ fn what_a_session_has_is_bounded() {
     assert_eq!([more, again, less].map(|serial| timed.status(serial)), [Some(LockStatus::NoMemory), DONE, DONE]);
     let more = timed.range(files[0], 1, Read, (1 << 40, 1 << 40));
     assert_eq!(timed.status(more), DONE);
+}
+
+fn range(stage: &mut Stage, (slot, session, lock): (u16, u64, u32), kind: RangeKind, (start, end): (u64, u64), flags: Flags) -> u64 {
+    let (owner, timeout_ms) = (1, 0);
+    stage.ask(slot, session, |serial| ClientRequest::Range { serial, lock, owner, kind, start, end, flags, timeout_ms })
+}
+
+/// Two requests of one owner are granted together; the first weakens what the second has taken. What counts here must be what counts at the
+/// master: else two writers have the same byte.
+#[test]
+fn a_grant_does_not_outlive_what_weakened_it_on_its_way() {
+    let mut stage = Stage::new(1);
+    let [first, other] = [1, 2].map(|session| {
+        let lock = stage.lock((0, session), b"file", Mode::Nl, Flags::NONE);
+        (0, session, stage.granted(lock))
+    });
+    range(&mut stage, first, Write, (0, 0), Flags::NONE);
+    let held = range(&mut stage, other, Write, (1, 1), Flags::NONE);
+    let both = [Read, Write].map(|kind| range(&mut stage, first, kind, (0, 1), Flags::NONE));
+    range(&mut stage, other, Unlock, (1, 1), Flags::NONE);
+    assert_eq!([held, both[0], both[1]].map(|serial| stage.status(serial)), [DONE; 3]);
+    let again = [(first, Write), (other, Read)].map(|(who, kind)| range(&mut stage, who, kind, (0, 0), Flags::NOQUEUE));
+    assert_eq!(again.map(|serial| stage.status(serial)), [DONE, Some(LockStatus::Again)]);
+}
+
+/// The same, where a grant and what gives it back cross between two nodes.
+#[test]
+fn a_grant_does_not_outlive_what_gave_it_back_on_its_way() {
+    let mut stage = Stage::new(2);
+    // The first to come is the master.
+    let [near, far] = [0, 1].map(|slot| {
+        let lock = stage.lock((slot, 1), b"file", Mode::Nl, Flags::NONE);
+        (slot, 1, stage.granted(lock))
+    });
+    for who in [near, far] {
+        range(&mut stage, who, Read, (0, 0), Flags::NONE);
+    }
+    let wanted = range(&mut stage, far, Write, (0, 0), Flags::NONE);
+    stage.is_held_back = true;
+    range(&mut stage, near, Unlock, (0, 0), Flags::NONE);
+    let back = range(&mut stage, far, Unlock, (0, 0), Flags::NONE);
+    stage.let_go();
+    assert_eq!([wanted, back].map(|serial| stage.status(serial)), [DONE; 2]);
+    let again = [near, far].map(|who| range(&mut stage, who, Write, (0, 0), Flags::NOQUEUE));
+    assert_eq!(again.map(|serial| stage.status(serial)), [DONE, Some(LockStatus::Again)]);
 }
