@@ -21,6 +21,8 @@ mod name;
 pub mod pattern;
 mod peers;
 mod queue;
+#[cfg(test)]
+mod random;
 mod ranges;
 pub mod service;
 mod slab;

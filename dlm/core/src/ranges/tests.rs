@@ -6,6 +6,7 @@
 
 use super::*;
 use crate::peers::PeerId;
+use crate::random::Random;
 use std::string::String;
 use std::vec;
 use std::{format, println};
@@ -105,18 +106,6 @@ impl Model {
         if may_grant {
             self.settle();
         }
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % u64::try_from(limit).unwrap()).unwrap()
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::*;
 use crate::mode::Mode;
+use crate::random::Random;
 use deadbolt_disk_format::types::{BootId, Incarnation, SlotIndex};
 use std::println;
 use std::vec;
@@ -167,18 +168,6 @@ fn a_tangle_is_undone_in_pieces() {
         is_suspicious = verdict.is_suspicious;
     }
     assert_eq!(failed.len(), 149);
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % u64::try_from(limit).unwrap()).unwrap()
-    }
 }
 
 const MASTERS: usize = 3;
