@@ -51,7 +51,7 @@ impl LockService {
         };
         let session = core::mem::replace(&mut lock.session, NO_SESSION);
         let place = lock.place;
-        lock.is_renamed |= lock.owner == 0;
+        lock.is_renamed |= lock.owner() == 0;
         if let Some(pending) = &mut lock.pending {
             pending.serial = None;
             pending.cancels.clear();

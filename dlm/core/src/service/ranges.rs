@@ -158,7 +158,7 @@ impl LockService {
 
     /// May this session do something with the ranges of this lock?
     fn check_range(&self, session: u64, (serial, id): (u64, u32), (start, end): (u64, u64)) -> Result<(), LockStatus> {
-        let lock = self.locks.get(id).filter(|lock| lock.session == session && !lock.is_in_many).ok_or(LockStatus::NotFound)?;
+        let lock = self.locks.get(id).filter(|lock| lock.session == session && !lock.is_in_many()).ok_or(LockStatus::NotFound)?;
         let is_going = lock.pending.as_ref().is_some_and(|pending| pending.kind == OpKind::Unlock);
         if lock.granted.is_none() || is_going || self.ranges.serials.contains_key(&(session, serial)) {
             return Err(LockStatus::Busy);
