@@ -196,7 +196,7 @@ impl LocalLock {
     }
 
     /// Its client is done with it; only its next master is still to hear that.
-    fn is_left(&self) -> bool {
+    pub(super) fn is_left(&self) -> bool {
         self.session == NO_SESSION && self.granted.is_none() && self.is_reported()
     }
 

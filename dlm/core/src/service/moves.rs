@@ -102,9 +102,22 @@ impl Moves {
         self.under_way.contains_key(&place)
     }
 
-    fn stash_of(&mut self, owner: (Life, u32)) -> Option<&mut Frozen> {
-        let is_of = |(from, record): &(Life, Record)| matches!(record, Record::Request { lock, .. } if (*from, *lock) == owner);
-        self.frozen.values_mut().find(|frozen| frozen.stash.iter().any(is_of))
+    /// The frozen resource that a stashed request is for.
+    fn stash_of(&self, from: Life, lock: u32) -> Option<u32> {
+        let is_it = |(other, record): &(Life, Record)| *other == from && lock_of(record) == Some(lock);
+        self.frozen.iter().find(|(_, frozen)| frozen.stash.iter().any(is_it)).map(|(place, _)| *place)
+    }
+}
+
+/// The lock that a record from a holder to a master is about.
+fn lock_of(record: &Record) -> Option<u32> {
+    match record {
+        Record::Request { lock, .. }
+        | Record::Convert { lock, .. }
+        | Record::Unlock { lock, .. }
+        | Record::Cancel { lock, .. }
+        | Record::Whose { lock, .. } => Some(*lock),
+        _ => None,
     }
 }
 
@@ -192,14 +205,13 @@ impl LockService {
 
     /// What must wait for the end of a move; false: nothing of this.
     pub(super) fn stash(&mut self, from: Life, record: &Record) -> bool {
-        if self.moves.frozen.is_empty() {
-            return false;
-        }
-        let frozen = match record {
-            Record::Request { key, .. } => self.places.find(key).and_then(|place| self.moves.frozen.get_mut(&place)),
-            Record::Cancel { lock, .. } | Record::Unlock { lock, .. } => self.moves.stash_of((from, *lock)),
-            _ => None,
+        let Some(lock) = lock_of(record).filter(|_| !self.moves.frozen.is_empty()) else { return false };
+        let owner = Owner { peer: self.peers.id(from), lock };
+        let place = match record {
+            Record::Request { key, .. } => self.places.find(key),
+            _ => self.place_of(&owner).or_else(|| self.moves.stash_of(from, lock)),
         };
+        let frozen = place.and_then(|place| self.moves.frozen.get_mut(&place));
         frozen.map(|frozen| frozen.stash.push((from, record.clone()))).is_some()
     }
 
@@ -337,9 +349,12 @@ impl LockService {
         self.deadlocks.note(place, false, self.now_ms);
         self.uses_fewer(key.lockspace);
         self.send_move(home, MoveRecord::GivenUp { key, number, with: Some((resource.counter, resource.lvb())) });
-        // They hear that this is no master.
+        // They hear that this is no master. Of locks that move, all is said.
         for (from, record) in stash {
-            self.handle_record(from, record);
+            let owner = lock_of(&record).map(|lock| Owner { peer: self.peers.id(from), lock });
+            if owner.is_none_or(|owner| !said.contains_key(&owner)) {
+                self.handle_record(from, record);
+            }
         }
         self.forget_place(place);
     }
@@ -365,16 +380,21 @@ impl LockService {
         self.serve_parked_at(place);
     }
 
-    /// A view ends every move; whoever has not given up stays master. Gives the requests that this node had put to itself.
-    pub(super) fn end_moves(&mut self) -> Vec<Record> {
+    /// A view comes, and ends every move: whoever has not given up stays master, and does what has waited.
+    pub(super) fn end_moves(&mut self) {
         self.moves.loads.clear();
         self.moves.asked.clear();
         self.moves.under_way.clear();
         if self.is_stopped {
             self.begin_hand_over();
         }
-        let stashes = core::mem::take(&mut self.moves.frozen).into_values().flat_map(|frozen| frozen.stash);
-        let is_own = |(from, record): &(Life, Record)| *from == self.me && !matches!(record, Record::Request { is_lookup: true, .. });
-        stashes.filter(is_own).map(|(_, record)| record).collect()
+        for (place, Frozen { stash, .. }) in core::mem::take(&mut self.moves.frozen) {
+            for (from, record) in stash {
+                self.handle_record(from, record);
+            }
+            self.settle(place);
+        }
+        // What that said to this node itself belongs to the view in which it was said.
+        self.pump();
     }
 }

@@ -72,6 +72,7 @@ impl LockService {
         if view.number <= self.view.number {
             return;
         }
+        self.end_moves();
         // Records of the old view that are still in the outbox leave as such: their receivers judge them.
         while let Some((to, message)) = self.outbox.pop_first() {
             self.outputs.push_back(Output::Send { to, message });
@@ -85,13 +86,11 @@ impl LockService {
         self.answers = Answers { is_purging, told_in, ..Answers::default() };
         self.taking.clear();
         self.range_reports = super::ranges::Reports::default();
-        let own = self.end_moves();
         self.forget_gathered();
         let members = &self.view.members;
         self.joins.retain(|life, _| members.contains(life));
         if self.view.is_member {
             self.begin_answers(&last);
-            self.loopback.extend(own);
         } else {
             self.authority = super::authority::Authority::default();
             self.gathered_in = 0;
@@ -487,6 +486,13 @@ impl LockService {
     pub(super) fn handle_answered(&mut self, from: PeerId, id: u32, result: &OpResult) {
         match self.locks.get_mut(id) {
             Some(lock) if lock.at.is_none() && result.mode.is_some() => self.handle_have(from, id, result.op),
+            // What is asked by now comes with its report; who was only to hear that it is given back has nothing to give back.
+            Some(lock) if lock.at.is_none() && lock.op != result.op => {
+                if lock.is_left() {
+                    self.remove_lock(id);
+                }
+                return;
+            }
             Some(lock) => {
                 lock.at = Some(from);
                 if lock.lowered_by().is_some_and(|op| op <= result.op) {
