@@ -99,6 +99,7 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
             "locks": status.locks.locks,
             "waiting": status.locks.waiting,
             "mastered": status.locks.mastered,
+            "moved": status.locks.moved,
             "may_grant": status.locks.may_grant,
             "recovery_waits_for": lives(membership, &status.locks.awaited),
             "gated": status.locks.gated.iter().map(|gated| json!({

@@ -698,6 +698,11 @@ impl Node {
     }
 
     /// Asks the other members to forget this node, then stops.
+    /// When resources move to the node that works on them.
+    pub fn follow_load(&mut self, rule: locks::MoveRule) {
+        self.locks.follow_load(rule);
+    }
+
     /// Nothing new is begun here, and others become master of what they have locks on, so that its value blocks stay good.
     fn begin_stop(&mut self, now_ms: u64) {
         self.hand_over_until_ms.get_or_insert(now_ms + HAND_OVER_MS);

@@ -122,7 +122,8 @@ impl Search {
             graph.keep_cycles();
             let chosen = graph.youngest();
             if chosen.is_empty() {
-                verdict.is_suspicious = is_new;
+                // A master that has just given the resource away cannot fail anything: who was to fail is looked after.
+                verdict.is_suspicious = is_new || !self.failed.is_empty();
                 return verdict;
             }
             for wait in chosen {

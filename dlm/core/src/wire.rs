@@ -635,6 +635,7 @@ mod tests {
         .into_iter()
         .chain(ranges::samples(key, life(2)).into_iter().map(Record::Range))
         .chain(waits::samples(life(2)).into_iter().map(Record::Waits))
+        .chain(moves::samples(life(2), report(Some(OpKind::New))).into_iter().map(Record::Move))
         .collect()
     }
 
@@ -653,10 +654,12 @@ mod tests {
         let samples = every_record().into_iter().filter(|record| {
             // The page's sizes are those with everything present.
             !matches!(record, Record::Unlock { lvb: None, .. } | Record::Report(Report { pending: None, .. }))
+                && !matches!(record, Record::Move(MoveRecord::Reseated { report: None, .. } | MoveRecord::GivenUp { with: None, .. }))
         });
         let name = |record: &Record| match record {
             Record::Range(record) => std::format!("{record:?}"),
             Record::Waits(record) => std::format!("{record:?}"),
+            Record::Move(record) => std::format!("{record:?}"),
             record => std::format!("{record:?}"),
         };
         let samples: Vec<_> = samples.map(|record| (name(&record), record.append(Vec::new()))).collect();
@@ -675,7 +678,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(kind in 0u8..60, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_never_panic(kind in 0u8..90, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = open_message(&bytes);
             if let Some(first) = bytes.first_mut() {
                 *first = kind;

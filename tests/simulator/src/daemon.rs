@@ -20,7 +20,7 @@ use deadbolt_disk_format::{
     Beat, ByteOffset, Incarnation, LeftLives, Life, Place, SlotIndex, UNIT_BYTES, ViewBody, ViewNumber, ViewRecord, decode_body_place,
     sbd::Command,
 };
-use deadbolt_dlm_core::ClientReply;
+use deadbolt_dlm_core::{ClientReply, service::MoveRule};
 use deadbolt_qdisk_core::register::DiskOpKind;
 use deadbolt_sbd::pill::{Pill, encode_pill};
 use std::collections::BTreeMap;
@@ -107,7 +107,10 @@ impl World {
         daemon.connections.clear();
         daemon.said = None;
         let is_stopping = daemon.is_stopping;
-        daemon.stage = Stage::Live(Box::new(Node::new(setup, now_ms)));
+        let mut node = Node::new(setup, now_ms);
+        // Every request is looked at: runs are short.
+        node.follow_load(MoveRule { sample: 1, turns: self.options.move_turns.try_into().unwrap_or(u32::MAX) });
+        daemon.stage = Stage::Live(Box::new(node));
         #[cfg(feature = "planted")]
         self.plant_into_node(machine);
         self.facts.incarnation_begins(machine, me);

@@ -184,6 +184,7 @@ options! {
     transactions: "permille", 0..=1000, Rarely(200, 100, 1000), "Clients that give nothing back while they wait, so that they come into deadlocks.";
     timeouts: "permille", 0..=1000, Rarely(200, 50, 500), "Requests that wait no longer than a while.";
     many: "weight", 0..=100, Rarely(200, 1, 30), "How readily clients ask for several locks at once.";
+    move_turns: "requests", 0..=100, One(&[1, 2, 16]), "Requests of one node in a row, of all that are looked at, after which a resource moves to it; 0: never.";
 }
 
 impl Options {

@@ -155,14 +155,13 @@ impl LockService {
         for place in &self.deadlocks.waiting {
             let Some(resource) = self.places.get(*place).and_then(|place| self.mastered.get(place.mastered)) else { continue };
             let Some(name) = self.place_name(*place) else { continue };
-            let may_grant = self.places.get(*place).is_some() && self.gate().may_grant;
-            if !may_grant {
+            let Some(stamp) = self.places.get(*place).map(|place| place.stamp).filter(|_| self.gate().may_grant) else {
                 // Whoever waits here waits for the gate.
                 continue;
-            }
+            };
             for wait in resource.waits(self.now_ms.saturating_sub(LONG_WAIT_MS), &mut budget) {
                 let Some(mut told) = self.wait_of(&wait, &name, resource) else { continue };
-                let blockers: Vec<Blocker> = wait.blockers.iter().filter_map(|blocker| self.blocker_of(blocker, resource)).collect();
+                let blockers: Vec<Blocker> = wait.blockers.iter().filter_map(|blocker| self.blocker_of(blocker, stamp, resource)).collect();
                 for part in blockers.chunks(RECORD_BLOCKERS_MAX) {
                     told.blockers = part.to_vec();
                     records.push(WaitRecord::FoundWait { round, wait: told.clone() });
@@ -200,9 +199,11 @@ impl LockService {
         })
     }
 
-    fn blocker_of(&self, blocker: &ResourceBlocker, resource: &Resource) -> Option<Blocker> {
+    fn blocker_of(&self, blocker: &ResourceBlocker, stamp: u32, resource: &Resource) -> Option<Blocker> {
         let (who, life, pid) = self.transaction(blocker.owner, blocker.part, resource)?;
-        Some(Blocker { who, life, lock: blocker.owner.lock, pid, claim: blocker.claim, is_held: blocker.is_held, mark: blocker.mark })
+        // Where the resource has moved in between, the places in its lines are others.
+        let mark = blocker.mark ^ u64::from(stamp) << 32;
+        Some(Blocker { who, life, lock: blocker.owner.lock, pid, claim: blocker.claim, is_held: blocker.is_held, mark })
     }
 
     /// For whom a lock is, its node and its process.

@@ -557,7 +557,8 @@ impl LockService {
         self.deadlines.remove(previous.as_ref().map_or(0, |previous| previous.deadline_ms), lock.op, id);
         // With a lost master it is as good as nowhere: a new one that has heard of it hears that it is given back.
         let is_lost = lock.at.is_none_or(|at| self.view.is_member && !is_member(at));
-        let is_nowhere = is_lost && (granted.is_none() || !flags.has(Flags::VALBLK));
+        // What it says of the value block has to arrive before anybody is told.
+        let is_nowhere = is_lost && (granted.is_none() || !(flags.has(Flags::VALBLK) || flags.has(Flags::IVVALBLK)));
         lock.op = op;
         let was_sent = previous.as_ref().is_some_and(|previous| previous.sent == Sent::ToMaster);
         if lock.at.is_none() && (granted.is_some() || was_sent) {

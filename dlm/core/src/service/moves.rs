@@ -164,7 +164,7 @@ impl LockService {
         self.moves.last += 1;
         let number = self.moves.last;
         self.moves.asked.insert(key, Asked { number, stamp });
-        self.send_move(self.home(&key), MoveRecord::Ask { key, number, to, stamp });
+        self.send_move(self.home(&key), MoveRecord::MoveAsk { key, number, to, stamp });
     }
 
     /// This node is to leave: resources on which others have locks go to these, while somebody lives who knows all about them.
@@ -217,20 +217,20 @@ impl LockService {
 
     pub(super) fn handle_move(&mut self, from: Life, record: MoveRecord) {
         match record {
-            MoveRecord::Ask { key, number, to, stamp } => self.begin_move(from, &key, number, (to, stamp)),
-            MoveRecord::Answer { key, number, is_begun } => self.handle_answer(from, key, number, is_begun),
+            MoveRecord::MoveAsk { key, number, to, stamp } => self.begin_move(from, &key, number, (to, stamp)),
+            MoveRecord::MoveAnswer { key, number, is_begun } => self.handle_answer(from, key, number, is_begun),
             MoveRecord::Reseat { key, lock } => {
                 let report = self.reseat(from, &key, lock);
                 self.send_move(from, MoveRecord::Reseated { key, lock, report });
             }
             MoveRecord::Reseated { key, lock, report } => self.handle_reseated(from, key, lock, report),
-            MoveRecord::Held { key, number, origin, report } => {
+            MoveRecord::MoveHeld { key, number, origin, report } => {
                 if let Some((_, found)) = self.move_of(from, &key, number) {
                     found.held.push((origin, report));
                 }
             }
             MoveRecord::GivenUp { key, number, with } => self.finish_move(from, key, number, with),
-            MoveRecord::TakeEnd { key, lvb } => self.handle_take_end(from, &key, Some(lvb)),
+            MoveRecord::MoveTakeEnd { key, lvb } => self.handle_take_end(from, &key, Some(lvb)),
         }
     }
 
@@ -259,7 +259,7 @@ impl LockService {
                 place.appointed = None;
             }
         }
-        self.send_move(from, MoveRecord::Answer { key: *key, number, is_begun });
+        self.send_move(from, MoveRecord::MoveAnswer { key: *key, number, is_begun });
     }
 
     /// As master: the home's word.
@@ -339,7 +339,7 @@ impl LockService {
                 self.owners.remove(&owner);
             }
             if let (Some(report), Some(origin)) = (said.get(&owner).copied().flatten(), self.peers.life(owner.peer)) {
-                self.send_move(home, MoveRecord::Held { key, number, origin, report });
+                self.send_move(home, MoveRecord::MoveHeld { key, number, origin, report });
             }
         }
         if let Some(place) = self.places.get_mut(place).filter(|_| !is_kept) {
@@ -370,7 +370,7 @@ impl LockService {
             for (origin, report) in held {
                 self.send_to(to, Record::Forward { origin, report });
             }
-            self.send_to(to, Record::Move(MoveRecord::TakeEnd { key, lvb }));
+            self.send_to(to, Record::Move(MoveRecord::MoveTakeEnd { key, lvb }));
         } else {
             self.unconfirmed.remove(&place);
             if let Some(place) = self.places.get_mut(place) {

@@ -64,13 +64,14 @@ fn a_ring_of_any_length_loses_its_youngest_wait_once() {
         assert!(first.is_suspicious && first.victims.is_empty(), "one picture proves nothing");
         let second = search.judge(&ring);
         assert_eq!(locks(&second), [0], "ring of {length}");
-        assert!(!second.is_suspicious);
+        assert!(second.is_suspicious, "who was to fail is looked after");
         let cycle = &second.victims[0].cycle;
         assert_eq!(cycle.steps.len() as u64 + u64::from(cycle.left_out), length);
         let is_closed = cycle.steps.last().map(|step| step.blocker) == cycle.steps.first().map(|step| step.waiter);
         assert_eq!(is_closed, cycle.left_out == 0);
         // Its failure is on its way: nobody else fails for it.
         assert!(search.judge(&ring).victims.is_empty());
+        assert!(!search.judge(&picture(&[])).is_suspicious, "nobody waits any more");
     }
 }
 
