@@ -787,7 +787,18 @@ impl Resource {
         for (origin, report) in reports.iter().filter(|(_, report)| report.pending.is_some()) {
             resource.reconcile(*origin, report, gate, out);
         }
+        resource.wait_as_they_stand();
         resource
+    }
+
+    /// Those who have waited already were judged: whatever their flags say of the end of the line, they stand where they stood.
+    fn wait_as_they_stand(&mut self) {
+        for arrival in core::mem::take(&mut self.arrivals) {
+            match arrival {
+                Arrival::New(entry) => self.stand(false, entry, false),
+                convert @ Arrival::Convert(_) => self.arrivals.push_back(convert),
+            }
+        }
     }
 
     /// Can it go to another master: nobody converts, no byte range is locked, there are locks, but not more than this, of these holders alone?

@@ -235,7 +235,8 @@ impl LockService {
     /// As master.
     fn fail_wait(&mut self, id: &WaitId, cycle: Cycle) {
         let Some(owner) = self.peers.find(&id.life).map(|peer| Owner { peer, lock: id.lock }) else { return };
-        let Some(place) = self.place_of(&owner).and_then(|place| self.places.get(place)) else { return };
+        let number = self.place_of(&owner).filter(|place| !self.moves.is_frozen(*place));
+        let Some(place) = number.and_then(|place| self.places.get(place)) else { return };
         let may_grant = self.gate().may_grant;
         let is_waiting = self.mastered.get(place.mastered).is_some_and(|it| it.waiting_part(owner, id.op, id.is_range).is_some());
         if may_grant && is_waiting {

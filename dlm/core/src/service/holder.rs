@@ -276,9 +276,8 @@ impl LockService {
     /// Tells the master that a granted lock has changed hands.
     pub(super) fn tell_name(&mut self, id: u32) {
         let Some(lock) = self.locks.get_mut(id).filter(|lock| lock.is_renamed && lock.granted.is_some()) else { return };
-        let near = self.places.get(lock.place).and_then(|place| if place.is_master() { Some(ME) } else { place.master });
-        let master = lock.at.or(near);
-        let Some(master) = master.and_then(|master| self.peers.life(master)) else { return };
+        // Between two masters it waits for the next one, who may have been told by the lock's report.
+        let Some(master) = lock.at.and_then(|master| self.peers.life(master)) else { return };
         lock.is_renamed = false;
         self.renamed.insert(id);
         let record = Record::Whose { lock: id, pid: lock.pid, party: lock.party() };

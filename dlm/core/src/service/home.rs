@@ -413,11 +413,20 @@ impl LockService {
             self.take_over_ranges(number, Owner { peer: *peer, lock: report.lock });
         }
         if home == self.me {
-            self.unconfirmed.remove(&number);
+            self.confirm(number, *key);
         } else {
             self.send(home, Record::Taken { key: *key });
         }
         self.settle(number);
+        if moved.is_some() && self.is_stopped {
+            self.begin_hand_over();
+        }
+    }
+
+    /// The new master has all.
+    pub(super) fn confirm(&mut self, number: u32, key: Key) {
+        self.unconfirmed.remove(&number);
+        self.end_move(number, key);
     }
 
     #[cfg(any(test, feature = "planted"))]

@@ -86,6 +86,8 @@ pub(super) struct Moves {
     asked: BTreeMap<Key, Asked>,
     frozen: BTreeMap<u32, Frozen>,
     under_way: BTreeMap<u32, Move>,
+    /// As home: who has given up, and has not heard yet that the new master has begun.
+    leaving: BTreeMap<u32, (PeerId, u64)>,
     /// Resources that came to this node.
     pub(super) count: u64,
     /// As a master that is to leave: the next place to hand over; 0: none.
@@ -130,12 +132,13 @@ impl LockService {
     /// As master: somebody works on the resource.
     pub(super) fn note_load(&mut self, place: u32, peer: PeerId) {
         let Moves { rule, seen, loads, .. } = &mut self.moves;
-        *seen = seen.wrapping_add(1);
-        if rule.turns == 0 || !seen.is_multiple_of(rule.sample.max(1)) {
+        // Drawn, for clients have rhythms: any factor of a full period.
+        *seen = seen.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if rule.turns == 0 || !(*seen >> 16).is_multiple_of(rule.sample.max(1)) {
             return;
         }
         if loads.len() >= LOADS_MAX && !loads.contains_key(&place) {
-            loads.clear();
+            loads.pop_first();
         }
         let load = loads.entry(place).or_insert(Load { peer, turns: 0 });
         if load.peer != peer {
@@ -144,21 +147,24 @@ impl LockService {
         load.turns += 1;
         if load.turns >= rule.turns && peer != ME {
             loads.remove(&place);
-            self.ask_move(place, peer);
+            self.ask_move(place, peer, false);
         }
     }
 
-    fn is_movable(&self, place: u32) -> bool {
+    /// `is_leaving`: also with those who wait. Else a resource could move again and again before the one who was passed most has its turn.
+    fn is_movable(&self, place: u32, is_leaving: bool) -> bool {
         let resource = self.places.get(place).and_then(|place| self.mastered.get(place.mastered));
         let is_known = |owner: Owner| self.is_peer_member(owner.peer);
-        self.is_complete && self.gate().may_grant && resource.is_some_and(|resource| resource.is_movable(LOCKS_MAX, is_known))
+        self.is_complete
+            && self.gate().may_grant
+            && resource.is_some_and(|resource| resource.is_movable(LOCKS_MAX, is_known) && (is_leaving || !resource.has_waits()))
     }
 
-    fn ask_move(&mut self, place: u32, to: PeerId) {
+    fn ask_move(&mut self, place: u32, to: PeerId, is_leaving: bool) {
         let stamp = self.places.get(place).map_or(0, |place| place.stamp);
         let (Some(key), Some(to)) = (self.places.key(place), self.peers.life(to)) else { return };
         let is_busy = self.moves.is_frozen(place) || self.moves.asked.contains_key(&key);
-        if is_busy || self.moves.asked.len() + self.moves.frozen.len() >= 2 * MOVES_MAX || !self.is_movable(place) {
+        if is_busy || self.moves.asked.len() + self.moves.frozen.len() >= 2 * MOVES_MAX || !self.is_movable(place, is_leaving) {
             return;
         }
         self.moves.last += 1;
@@ -181,7 +187,12 @@ impl LockService {
     #[must_use]
     pub fn has_handed_over(&self) -> bool {
         !self.view.is_member
-            || self.is_stopped && self.moves.next_handed == 0 && self.moves.asked.is_empty() && self.moves.frozen.is_empty()
+            || self.is_stopped
+                && self.moves.next_handed == 0
+                && self.moves.asked.is_empty()
+                && self.moves.frozen.is_empty()
+                && self.moves.under_way.is_empty()
+                && self.moves.leaving.is_empty()
     }
 
     pub(super) fn hand_over_some(&mut self) {
@@ -194,7 +205,7 @@ impl LockService {
             let resource = self.places.get(number).and_then(|place| self.mastered.get(place.mastered));
             let other = resource.and_then(|resource| resource.entries().map(|entry| entry.owner.peer).find(|peer| *peer != ME));
             if let Some(other) = other {
-                self.ask_move(number, other);
+                self.ask_move(number, other, true);
             }
         }
     }
@@ -269,7 +280,7 @@ impl LockService {
         if !is_begun {
             return;
         }
-        if self.is_movable(place) {
+        if self.is_movable(place, self.is_stopped) {
             return self.freeze(place, &key, number);
         }
         self.send_move(home, MoveRecord::GivenUp { key, number, with: None });
@@ -349,6 +360,8 @@ impl LockService {
         self.deadlocks.note(place, false, self.now_ms);
         self.uses_fewer(key.lockspace);
         self.send_move(home, MoveRecord::GivenUp { key, number, with: Some((resource.counter, resource.lvb())) });
+        // Until the new master has begun.
+        self.moves.asked.insert(key, Asked { number, stamp: 0 });
         // They hear that this is no master. Of locks that move, all is said.
         for (from, record) in stash {
             let owner = lock_of(&record).map(|lock| Owner { peer: self.peers.id(from), lock });
@@ -371,6 +384,7 @@ impl LockService {
                 self.send_to(to, Record::Forward { origin, report });
             }
             self.send_to(to, Record::Move(MoveRecord::MoveTakeEnd { key, lvb }));
+            self.moves.leaving.insert(place, (from, number));
         } else {
             self.unconfirmed.remove(&place);
             if let Some(place) = self.places.get_mut(place) {
@@ -378,16 +392,20 @@ impl LockService {
             }
         }
         self.serve_parked_at(place);
+        self.answer_parked();
+    }
+
+    /// As home: the new master has begun.
+    pub(super) fn end_move(&mut self, place: u32, key: Key) {
+        if let Some((from, number)) = self.moves.leaving.remove(&place) {
+            self.send_to(from, Record::Move(MoveRecord::MoveAnswer { key, number, is_begun: false }));
+        }
     }
 
     /// A view comes, and ends every move: whoever has not given up stays master, and does what has waited.
     pub(super) fn end_moves(&mut self) {
-        self.moves.loads.clear();
-        self.moves.asked.clear();
         self.moves.under_way.clear();
-        if self.is_stopped {
-            self.begin_hand_over();
-        }
+        self.moves.leaving.clear();
         for (place, Frozen { stash, .. }) in core::mem::take(&mut self.moves.frozen) {
             for (from, record) in stash {
                 self.handle_record(from, record);
@@ -396,5 +414,10 @@ impl LockService {
         }
         // What that said to this node itself belongs to the view in which it was said.
         self.pump();
+        self.moves.loads.clear();
+        self.moves.asked.clear();
+        if self.is_stopped {
+            self.begin_hand_over();
+        }
     }
 }

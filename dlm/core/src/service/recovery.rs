@@ -441,7 +441,7 @@ impl LockService {
             Record::TakeEnd { key } => self.handle_take_end(from, &key, None),
             Record::Taken { key } => {
                 if let Some(place) = self.places.find(&key) {
-                    self.unconfirmed.remove(&place);
+                    self.confirm(place, key);
                 }
             }
             Record::Have { lock, op } => self.handle_have(peer, lock, op),

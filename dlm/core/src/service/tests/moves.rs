@@ -71,17 +71,16 @@ fn who_waits_keeps_its_place() {
     let (mut stage, _) = mastered_by_first();
     let holder = stage.lock((1, 1), b"r", Mode::Ex, Flags::NONE);
     let holder = stage.granted(holder);
-    let waiters: Vec<(u16, u64)> = vec![(2, 1), (0, 2), (1, 2), (0, 3), (2, 2)];
-    let asked: Vec<u64> = waiters.iter().map(|who| stage.lock(*who, b"r", Mode::Ex, Flags::NONE)).collect();
-    let place = stage.nodes[&0].places.iter().find(|(_, place)| place.is_master()).map(|(number, _)| number).unwrap();
-    let peer = stage.nodes.get_mut(&0).unwrap().peers.id(life(2, 1));
-    for _ in 0..6 {
-        stage.nodes.get_mut(&0).unwrap().note_load(place, peer);
-    }
-    stage.input(0, Input::Tick);
-    assert_eq!(master(&stage), 2);
+    // The last two stand at the front, the later one first.
+    let waiters: Vec<((u16, u64), Flags)> =
+        vec![((2, 1), Flags::NONE), ((0, 2), Flags::NONE), ((2, 3), Flags::NONE), ((1, 2), Flags::HEADQUE), ((2, 2), Flags::HEADQUE)];
+    let mut asked: Vec<((u16, u64), u64)> = waiters.into_iter().map(|(who, flags)| (who, stage.lock(who, b"r", Mode::Ex, flags))).collect();
+    asked.rotate_left(3);
+    asked.swap(0, 1);
+    stage.input(0, Input::Stop);
+    assert_eq!(master(&stage), 1);
     let mut last = (1, 1, holder);
-    for (who, asked) in waiters.iter().zip(asked) {
+    for (who, asked) in asked {
         assert_eq!(stage.answer(asked), None);
         stage.unlock((last.0, last.1), last.2, Flags::NONE);
         last = (who.0, who.1, stage.granted(asked));
