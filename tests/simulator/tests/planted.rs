@@ -32,7 +32,7 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Deaths, 7, "S9"),
     (Mixed, 49, "S3"),
     (Mixed, 96, "S2"),
-    (Ordinary, 14, "S3"),
+    (Ordinary, 36, "S3"),
     (Mixed, 13, "S1"),
     (Mixed, 11, "S1"),
     (Partitions, 213, "S1"),

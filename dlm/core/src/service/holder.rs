@@ -440,6 +440,9 @@ impl LockService {
                 lvb: result.lvb.value,
                 token: result.token,
             };
+            if let Some(before) = granted.filter(|_| is_success && !is_given_up && !self.may_deliver()) {
+                self.held_before.insert(id, before);
+            }
             self.reply_about(session, id, is_success && !is_given_up, reply);
         }
         for serial in pending.cancels {
@@ -583,9 +586,10 @@ impl LockService {
         }
         let (mine, others) = core::mem::take(&mut self.held).into_iter().partition(|(_, lock, _)| *lock == id);
         self.held = others;
+        let before = self.held_before.remove(&id);
         for (session, lock, reply) in mine {
-            if let ClientReply::Completed { serial, mode, .. } = reply {
-                self.reply(session, Self::simple_reply(serial, lock, LockStatus::Cancelled, mode));
+            if let ClientReply::Completed { serial, .. } = reply {
+                self.reply(session, Self::simple_reply(serial, lock, LockStatus::Cancelled, before));
             }
         }
     }

@@ -27,6 +27,7 @@ mod session;
 mod tests;
 
 use crate::client::{ClientReply, ClientRequest};
+use crate::mode::Mode;
 use crate::name::Key;
 use crate::peers::{PeerId, Peers};
 use crate::queue::{Gate, Owner, Resource};
@@ -322,6 +323,8 @@ pub struct LockService {
     share_counter: u64,
     /// Grants that wait for permit and publication.
     held: VecDeque<(u64, u32, ClientReply)>,
+    /// Of locks with such a grant of a conversion: the mode that their client knows.
+    held_before: BTreeMap<u32, Mode>,
     /// Byte ranges of this node's locks.
     ranges: ranges::RangeBook,
     deadlocks: deadlock::Deadlocks,
@@ -391,6 +394,7 @@ impl LockService {
             counter: 0,
             share_counter: 0,
             held: VecDeque::new(),
+            held_before: BTreeMap::new(),
             ranges: ranges::RangeBook::default(),
             deadlocks: deadlock::Deadlocks::default(),
             moves: moves::Moves::default(),
@@ -656,6 +660,9 @@ impl LockService {
             && let Some((session, _, reply)) = self.held.pop_front()
         {
             self.reply(session, reply);
+        }
+        if self.held.is_empty() {
+            self.held_before.clear();
         }
         self.deliver_manies();
     }
