@@ -33,16 +33,16 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Mixed, 49, "S3"),
     (Mixed, 96, "S2"),
     (Ordinary, 36, "S3"),
-    (Mixed, 13, "S1"),
-    (Mixed, 11, "S1"),
-    (Partitions, 213, "S1"),
-    (Mixed, 25, "S4"),
-    (Mixed, 1, "S2"),
+    (Mixed, 16, "S1"),
+    (Mixed, 3, "S1"),
+    (Partitions, 21, "S1"),
+    (Mixed, 44, "S2"),
+    (Mixed, 4, "S2"),
     (Mixed, 2, "S2"),
-    (Mixed, 19, "S12"),
+    (Mixed, 2, "S12"),
     (Mixed, 2, "S4"),
-    (Mixed, 18, "L3"),
-    (Mixed, 42, "S2"),
+    (Mixed, 25, "L3"),
+    (Mixed, 32, "S2"),
     (Ordinary, 9, "S5"),
     (Scripted, 0, ""),
     (Mixed, 8, "S10"),
@@ -60,7 +60,8 @@ fn plan(draw: Draw, seed: u64, mistake: u64) -> Plan {
         Deaths => format!("{common} safety_s=40 kill_daemon=5 disk_slow=5 stop_node=5 kill_sbd=2"),
         Partitions => {
             format!(
-                "{common} safety_s=40 clients=1 resources=1 think_ms=0 hold_ms=0 cut=5 cut_one_way=5 net_loss=300 pause_daemon=5 disk_slow=5"
+                "{common} nodes=5 safety_s=40 clients=1 resources=1 think_ms=0 hold_ms=0 fault_gap_ms=200 \
+                 cut=5 cut_one_way=5 cut_pair=5 net_loss=300 pause_daemon=10 disk_slow=10 disk_late=5"
             )
         }
     };
