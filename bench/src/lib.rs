@@ -16,5 +16,5 @@ mod service;
 pub mod sheet;
 mod worker;
 
-pub use locks::locks;
+pub use locks::{Choice, locks};
 pub use worker::work;

@@ -9,7 +9,7 @@ use crate::{
     sheet::{self, Sheet, Wishes},
 };
 use anyhow::Result;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// Rounds of a measurement that counts.
 const ROUNDS: usize = 5;
@@ -19,7 +19,7 @@ const QUICK_ROUNDS: usize = 2;
 pub(crate) const PREFIX: &str = "deadbolt-bench-";
 
 /// How large everything is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Scale {
     /// Names in a table, live resources, locks: what the rows call 1 M.
     pub(crate) entries: u64,
@@ -27,27 +27,41 @@ pub(crate) struct Scale {
     pub(crate) window: Duration,
     /// How long something at rest is watched.
     pub(crate) rest: Duration,
+    /// Where the nodes' programs are, as packages install them; none: nodes are this very program.
+    pub(crate) programs: Option<PathBuf>,
 }
 
 impl Scale {
-    fn new(is_quick: bool) -> Self {
+    fn new(is_quick: bool, programs: Option<PathBuf>) -> Self {
         if is_quick {
-            Self { entries: 100_000, window: Duration::from_millis(60), rest: Duration::from_secs(3) }
+            Self { entries: 100_000, window: Duration::from_millis(60), rest: Duration::from_secs(3), programs }
         } else {
-            Self { entries: 1_000_000, window: Duration::from_millis(300), rest: Duration::from_secs(20) }
+            Self { entries: 1_000_000, window: Duration::from_millis(300), rest: Duration::from_secs(20), programs }
         }
     }
 }
 
-/// Measures. `is_quick`: a tenth of the size in two rounds, to see that everything runs; not for figures.
+/// What to measure.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Choice {
+    /// A tenth of the size in two rounds, to see that everything runs; not for figures.
+    pub is_quick: bool,
+    /// Rows whose names contain this.
+    pub only: Option<String>,
+    /// The folder of the separate programs that nodes run; none: nodes are this very program.
+    pub programs: Option<PathBuf>,
+}
+
+/// Measures.
 ///
 /// # Errors
 /// No row's name contains `only`. What fails stands in the sheet.
-pub fn locks(is_quick: bool, only: Option<String>, tell: impl FnMut(usize, &str)) -> Result<Sheet> {
-    let scale = Scale::new(is_quick);
-    let mut cases = floors::cases(scale);
-    cases.extend(service::cases(scale));
-    cases.extend(cluster::cases(scale));
+pub fn locks(choice: Choice, tell: impl FnMut(usize, &str)) -> Result<Sheet> {
+    let Choice { is_quick, only, programs } = choice;
+    let scale = Scale::new(is_quick, programs);
+    let mut cases = floors::cases(&scale);
+    cases.extend(service::cases(&scale));
+    cases.extend(cluster::cases(&scale));
     let rounds = if is_quick { QUICK_ROUNDS } else { ROUNDS };
     sheet::measure(cases, &Wishes { rounds, only }, tell)
 }

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
         TcpListener, TcpStream, UdpSocket,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -45,6 +45,10 @@ const FIRST_RECORD_BYTES_MAX: usize = 1 + LIFE_BYTES + 16;
 const LIFE_BYTES: usize = 34;
 /// Longest datagram taken.
 const DATAGRAM_BYTES_MAX: usize = 1500;
+/// What one read of a connection takes at most.
+const READ_BYTES: usize = 64 << 10;
+/// Frames that are given to the loop at once at most.
+const FRAMES_MAX: usize = 256;
 /// Messages of one connection that may wait for the socket.
 const OUTGOING_MAX: usize = 65_536;
 
@@ -60,14 +64,14 @@ pub enum LinkEvent {
         /// Takes encoded frames.
         outgoing: mpsc::Sender<Vec<u8>>,
     },
-    /// A frame came.
-    Frame {
+    /// Frames came.
+    Frames {
         /// Number of the connection.
         connection: u64,
         /// The peer's life.
         peer: Life,
-        /// The frame.
-        frame: Frame,
+        /// All that had come, in order; at least one.
+        frames: Vec<Frame>,
     },
     /// The connection is gone.
     Disconnected {
@@ -102,7 +106,8 @@ struct Identity {
 #[derive(Debug)]
 pub struct Links {
     identity: Identity,
-    sockets: Vec<Arc<UdpSocket>>,
+    /// With their own addresses.
+    sockets: Vec<(SocketAddr, Arc<UdpSocket>)>,
     sealer: DatagramSealer,
     tasks: Vec<JoinHandle<()>>,
     connectors: BTreeMap<SlotIndex, (Vec<String>, JoinHandle<()>)>,
@@ -152,7 +157,7 @@ impl Links {
             let tcp = listen(parsed).map_err(|source| bind_error(address, source))?;
             links.tasks.push(tokio::spawn(receive_datagrams(udp.clone(), datagrams.clone())));
             links.tasks.push(tokio::spawn(accept(tcp, links.identity.clone(), handshakes.clone())));
-            links.sockets.push(udp);
+            links.sockets.push((parsed, udp));
         }
         Ok(links)
     }
@@ -163,11 +168,8 @@ impl Links {
         for node in nodes.iter().filter(|node| node.slot != self.identity.me.slot) {
             let frame = self.sealer.seal(node.slot, &bytes);
             for address in node.addresses.iter().filter_map(|address| address.parse::<SocketAddr>().ok()) {
-                for socket in &self.sockets {
-                    let is_same_family = socket.local_addr().is_ok_and(|own| own.is_ipv4() == address.is_ipv4());
-                    if is_same_family {
-                        let _ = socket.try_send_to(&frame, address);
-                    }
+                for (_, socket) in self.sockets.iter().filter(|(own, _)| own.is_ipv4() == address.is_ipv4()) {
+                    let _ = socket.try_send_to(&frame, address);
                 }
             }
         }
@@ -301,8 +303,9 @@ struct Session {
     peer: Option<Life>,
 }
 
+/// Reads records, of which one read of the socket may bring many.
 struct Reading {
-    stream: OwnedReadHalf,
+    stream: BufReader<OwnedReadHalf>,
     opening: StreamHalf,
     /// Longest sealed record taken now.
     most: usize,
@@ -311,15 +314,49 @@ struct Reading {
 impl Reading {
     /// Reads one record: its kind and its payload.
     async fn record(&mut self) -> io::Result<(u8, Vec<u8>)> {
-        let length = usize::try_from(self.stream.read_u32_le().await?).unwrap_or(usize::MAX);
-        if length > self.most {
-            return Err(io::Error::other("record too long"));
-        }
-        let mut sealed = vec![0; length];
+        let length = self.stream.read_u32_le().await?;
+        let mut sealed = vec![0; self.checked(length)?];
         self.stream.read_exact(&mut sealed).await?;
-        let payload = self.opening.open(&sealed).ok_or_else(|| io::Error::other("not sealed with the cluster key"))?;
-        let (kind, rest) = payload.split_first().ok_or_else(|| io::Error::other("empty record"))?;
-        Ok((*kind, rest.to_vec()))
+        self.opened(&sealed)
+    }
+
+    /// The next record, if it has come whole already.
+    fn waiting_record(&mut self) -> Option<io::Result<(u8, Vec<u8>)>> {
+        let (length, rest) = self.stream.buffer().split_first_chunk::<4>()?;
+        let length = match self.checked(u32::from_le_bytes(*length)) {
+            Ok(length) => length,
+            Err(error) => return Some(Err(error)),
+        };
+        let sealed = rest.get(..length)?.to_vec();
+        self.stream.consume(4 + length);
+        Some(self.opened(&sealed))
+    }
+
+    fn checked(&self, length: u32) -> io::Result<usize> {
+        usize::try_from(length).ok().filter(|length| *length <= self.most).ok_or_else(|| io::Error::other("record too long"))
+    }
+
+    fn opened(&mut self, sealed: &[u8]) -> io::Result<(u8, Vec<u8>)> {
+        let mut payload = self.opening.open(sealed).ok_or_else(|| io::Error::other("not sealed with the cluster key"))?;
+        if payload.is_empty() {
+            return Err(io::Error::other("empty record"));
+        }
+        let kind = payload.remove(0);
+        Ok((kind, payload))
+    }
+
+    /// Waits for frames; all that have come.
+    async fn frames(&mut self) -> io::Result<Vec<Frame>> {
+        let decode = |(kind, payload): (u8, Vec<u8>)| {
+            Frame::decode(&payload).filter(|_| kind == 1).ok_or_else(|| io::Error::other("the record is no frame"))
+        };
+        let mut frames = vec![decode(self.record().await?)?];
+        while frames.len() < FRAMES_MAX
+            && let Some(record) = self.waiting_record()
+        {
+            frames.push(decode(record?)?);
+        }
+        Ok(frames)
     }
 }
 
@@ -345,7 +382,7 @@ impl Session {
         }
         let (caller, callee) = if end == End::Caller { (own, theirs) } else { (theirs, own) };
         let (sealing, opening) = stream_halves(&identity.key, identity.cluster, end, &caller, &callee);
-        let read = Reading { stream: reading, opening, most: FIRST_RECORD_BYTES_MAX };
+        let read = Reading { stream: BufReader::with_capacity(READ_BYTES, reading), opening, most: FIRST_RECORD_BYTES_MAX };
         let mut session = Self { read, write: writing, sealing, peer: None };
         session.write(0, &encode_identification(me.as_ref())).await?;
         let (kind, payload) = session.read.record().await?;
@@ -404,9 +441,8 @@ impl Session {
             }
         };
         let reader = async {
-            while let Ok((1, payload)) = read.record().await {
-                let Some(frame) = Frame::decode(&payload) else { return };
-                if identity.events.send(LinkEvent::Frame { connection, peer, frame }).await.is_err() {
+            while let Ok(frames) = read.frames().await {
+                if identity.events.send(LinkEvent::Frames { connection, peer, frames }).await.is_err() {
                     return;
                 }
             }
@@ -487,7 +523,9 @@ mod tests {
                 panic!("no connection")
             };
             assert_eq!(peer, life(0));
-            assert!(matches!(from_b.recv().await, Some(LinkEvent::Frame { frame: Frame::Resume { stream: 7, of: 0, delivered: 9 }, .. })));
+            assert!(
+                matches!(from_b.recv().await, Some(LinkEvent::Frames { frames, .. }) if frames == [Frame::Resume { stream: 7, of: 0, delivered: 9 }])
+            );
             let hello = Hello {
                 life: life(0),
                 state: deadbolt_disk_format::NodeState::Member,

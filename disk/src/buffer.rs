@@ -34,6 +34,13 @@ impl AlignedBuf {
         Self { pages, bytes }
     }
 
+    /// The buffer with another length, zeroes where it has to grow: what was read before stays in the rest of it.
+    #[must_use]
+    pub(crate) fn resized(self, bytes: usize) -> Self {
+        let bytes = bytes.next_multiple_of(LENGTH_STEP);
+        if bytes <= self.pages.len() * ALIGN_BYTES { Self { bytes, ..self } } else { Self::zeroed(bytes) }
+    }
+
     /// A copy of `data`, padded with zeroes to a multiple of 512.
     #[must_use]
     pub fn copy_of(data: &[u8]) -> Self {
@@ -76,6 +83,11 @@ mod tests {
             assert_eq!(buffer.len(), given);
             assert_eq!(buffer.as_ptr().addr() % 4096, 0);
             assert!(buffer.iter().all(|byte| *byte == 0));
+        }
+        for (asked, given) in [(512, 512), (4096, 4096), (9000, 9216), (100, 512)] {
+            let buffer = AlignedBuf::copy_of(&[9; 1000]).resized(asked);
+            assert_eq!((buffer.len(), buffer.as_ptr().addr() % 4096), (given, 0));
+            assert_eq!(buffer[0], if asked > 4096 { 0 } else { 9 });
         }
         let copy = AlignedBuf::copy_of(&[7; 600]);
         assert_eq!((copy.len(), copy[599], copy[600]), (1024, 7, 0));

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::uio::{pread, pwrite};
 
 use crate::buffer::AlignedBuf;
+use crate::engine::STACK_BYTES;
 use crate::error::{Direction, IoError, OpenError};
 
 /// What a device is opened for.
@@ -160,6 +161,7 @@ impl Device {
         let asked = path.clone();
         std::thread::Builder::new()
             .name("deadbolt-open".into())
+            .stack_size(STACK_BYTES)
             .spawn(move || answer.send(Self::open(asked, access)))
             .map_err(|source| OpenError::Open { path: path.clone(), source })?;
         let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);

@@ -77,6 +77,11 @@ pub enum Operation {
     },
 }
 
+/// Answers of at least this many bytes are kept to be used again, and so many of them. Chosen: a page of memory costs more to get than to copy
+/// from about here on; two of each table of a device, which is what its readers keep and what comes next.
+const KEPT_BYTES_MIN: usize = 64 << 10;
+const KEPT_MAX: usize = 8;
+
 /// The answer to one operation. Times are [`now_ns`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
@@ -89,7 +94,7 @@ pub struct Completion {
     /// Taken after the whole operation came back.
     pub ended_ns: u64,
     /// The bytes read (empty for a write), or what failed.
-    pub result: Result<Vec<u8>, IoError>,
+    pub result: Result<Arc<[u8]>, IoError>,
 }
 
 /// Where completions go. Called on the engine's threads, possibly on several at once; must not block.
@@ -112,11 +117,38 @@ struct Outstanding {
     jobs: BTreeMap<u64, (u64, u64)>,
 }
 
+/// Answers that were given, to be used again once nobody else keeps them: a table that is read at every poll would otherwise cost new memory
+/// each time, which the kernel has to clear.
+#[derive(Default)]
+struct Answers(Mutex<Vec<Arc<[u8]>>>);
+
+impl Answers {
+    fn copy_of(&self, bytes: &[u8]) -> Arc<[u8]> {
+        if bytes.len() < KEPT_BYTES_MIN {
+            return Arc::from(bytes);
+        }
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for answer in kept.iter_mut().filter(|answer| answer.len() == bytes.len()) {
+            if let Some(room) = Arc::get_mut(answer) {
+                room.copy_from_slice(bytes);
+                return Arc::clone(answer);
+            }
+        }
+        let answer: Arc<[u8]> = Arc::from(bytes);
+        if kept.len() == KEPT_MAX {
+            kept.remove(0);
+        }
+        kept.push(Arc::clone(&answer));
+        answer
+    }
+}
+
 /// What the back ends' threads and the engine's owner share.
 pub(crate) struct Shared {
     pub(crate) device: Arc<dyn RawDevice>,
     sink: Sink,
     outstanding: Mutex<Outstanding>,
+    answers: Answers,
     stopped: AtomicBool,
 }
 
@@ -131,8 +163,9 @@ impl Shared {
     }
 
     /// An operation came back.
-    pub(crate) fn finish(&self, job: &Job, result: Result<Vec<u8>, IoError>) {
+    pub(crate) fn finish(&self, job: &Job, result: Result<&[u8], IoError>) {
         self.outstanding().jobs.remove(&job.serial);
+        let result = result.map(|bytes| self.answers.copy_of(bytes));
         self.tell(Completion { tag: job.tag, issued_ns: job.issued_ns, write_done_ns: job.write_done_ns, ended_ns: now_ns(), result });
     }
 
@@ -174,7 +207,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]: no thread, or io_uring demanded and refused.
     pub fn start(device: Arc<dyn RawDevice>, choice: BackendChoice, sink: Sink) -> Result<Self, EngineError> {
-        let shared = Arc::new(Shared { device, sink, outstanding: Mutex::default(), stopped: AtomicBool::new(false) });
+        let shared =
+            Arc::new(Shared { device, sink, outstanding: Mutex::default(), answers: Answers::default(), stopped: AtomicBool::new(false) });
         let refused = start_refuser(&shared)?;
         let (issue, backend, fallback_reason) = start_backend(&shared, choice)?;
         Ok(Self { shared, issue, refused, backend, fallback_reason })

@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::device::{Access, Device, DeviceKind, sysfs_of};
+use crate::engine::STACK_BYTES;
 use crate::error::OpenError;
 
 /// How long a path may take to answer. Chosen: the default stall tolerance.
@@ -215,7 +216,7 @@ fn check_use(storage: &Storage<'_>) -> Vec<Finding> {
 /// Asks something that a hung file system could hold up.
 fn within<T: Send + 'static>(limit: Duration, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (answer, answered) = mpsc::channel();
-    std::thread::Builder::new().name("deadbolt-ask".into()).spawn(move || answer.send(ask())).ok()?;
+    std::thread::Builder::new().name("deadbolt-ask".into()).stack_size(STACK_BYTES).spawn(move || answer.send(ask())).ok()?;
     answered.recv_timeout(limit).ok()
 }
 

@@ -290,7 +290,7 @@ impl Worker {
         };
         // The write's error first: the read of a broken chain only says that it was cancelled.
         let result = entered.write_result.unwrap_or(Ok(())).and(entered.read_result.unwrap_or(Ok(())));
-        let read = entered.read_buffer.map(|buffer| buffer.to_vec()).unwrap_or_default();
+        let read: &[u8] = entered.read_buffer.as_deref().unwrap_or_default();
         self.shared.finish(&entered.job, result.map(|()| read));
     }
 

@@ -61,8 +61,9 @@ impl Threads {
         for _ in 0..READERS {
             let (shared, reads) = (Arc::clone(shared), Arc::clone(&threads.reads));
             spawn("deadbolt-read", move || {
+                let mut buffer = AlignedBuf::zeroed(0);
                 while let Some(job) = reads.pop() {
-                    read(&shared, &job);
+                    buffer = read(&shared, &job, buffer);
                 }
             })?;
         }
@@ -106,17 +107,19 @@ fn write(shared: &Shared, reads: &Queue, mut job: Job) {
                     reads.push(job);
                 }
             } else {
-                shared.finish(&job, Ok(Vec::new()));
+                shared.finish(&job, Ok(&[]));
             }
         }
     }
 }
 
-fn read(shared: &Shared, job: &Job) {
+/// Gives the buffer back, for the next read.
+fn read(shared: &Shared, job: &Job, buffer: AlignedBuf) -> AlignedBuf {
     let Some((offset, bytes)) = job.read else {
-        return;
+        return buffer;
     };
-    let mut buffer = AlignedBuf::zeroed(bytes);
-    let result = shared.device.read_at(offset, &mut buffer).map(|()| buffer[..bytes].to_vec());
-    shared.finish(job, result);
+    let mut buffer = buffer.resized(bytes);
+    let result = shared.device.read_at(offset, &mut buffer);
+    shared.finish(job, result.map(|()| &buffer[..bytes]));
+    buffer
 }

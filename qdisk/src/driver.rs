@@ -149,7 +149,7 @@ impl Carrier {
     }
 
     fn done(&mut self, device: usize, completion: Completion) -> Input {
-        let result = completion.result.map(Arc::from).map_err(|error| {
+        let result = completion.result.map_err(|error| {
             (self.events)(Event::DiskFailed { device, error });
             IoFailed
         });

@@ -31,8 +31,9 @@ use crate::reset::ResetAction;
 use crate::say::{say_note, say_reset};
 use crate::watchdog::Watchdog;
 
-/// How often the words of the page are looked at when nothing else happens. Chosen: the fast poll interval.
-const TURN_MS: u64 = 50;
+/// How often the words of the page are looked at when nothing else happens: every poll interval, and this often where that is longer. Chosen:
+/// who writes a word that is urgent rings; the others are the daemon's turns and the supervisor's sign of life, which have far more time.
+const TURN_MS: u64 = 250;
 /// The same while the feeder's answer or the reset is awaited.
 const HASTE_MS: u64 = 2;
 /// How often a reset that did not work is tried again.
@@ -268,7 +269,7 @@ impl Life {
 
     fn span_ms(&self) -> u64 {
         let haste = matches!(self.machine.status().phase, PhaseName::Condemned | PhaseName::Stopping) && self.reset_due.is_none();
-        let turn_ms = if haste { HASTE_MS } else { TURN_MS };
+        let turn_ms = if haste { HASTE_MS } else { TURN_MS.min(u64::from(self.config.timings.poll_ms)) };
         self.machine.next_deadline().map_or(turn_ms, |deadline_ms| deadline_ms.saturating_sub(now_ms()).min(turn_ms))
     }
 

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::page::{PAGE_BYTES, PageError, PageRaw};
+use crate::page::{DESCRIPTORS, PAGE_BYTES, PageError, PageRaw};
 
 const PAGE_LENGTH: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES).expect("a page is not empty");
 
@@ -99,7 +99,7 @@ fn set_close_on_exec(descriptor: BorrowedFd<'_>, is_set: bool) -> io::Result<()>
 }
 
 /// Lets a child inherit descriptors that are closed on exec here.
-pub(crate) fn inherit(command: &mut Command, descriptors: [RawFd; 3]) {
+pub(crate) fn inherit(command: &mut Command, descriptors: [RawFd; DESCRIPTORS]) {
     let hook = move || {
         for number in descriptors {
             // SAFETY: between fork and exec only the async-signal-safe fcntl is called, on numbers that the fork copied.

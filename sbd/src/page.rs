@@ -26,13 +26,15 @@ mod sides;
 
 pub use sides::{DaemonSide, DaemonWords, FeedSide, SbdSide, SupervisorSide};
 
+/// Number of descriptors of a page.
+pub(crate) const DESCRIPTORS: usize = 4;
 /// Size of the page: one page of memory on every processor tried.
 pub const PAGE_BYTES: usize = 4096;
 /// Name of the environment variable that carries the page's descriptors to a child.
 pub const PAGE_VARIABLE: &str = "DEADBOLT_PAGE_FD";
 
 /// First word of a page: "DBPAGE" and the version of these words, so that two builds that differ refuse each other.
-const MAGIC: u64 = u64::from_le_bytes(*b"DBPAGE\x01\x00");
+const MAGIC: u64 = u64::from_le_bytes(*b"DBPAGE\x02\x00");
 const PART_WORDS: usize = DAEMON_PART_BYTES / 8;
 /// A daemon publishes a few times per poll interval and a copy takes well under a microsecond: being overtaken twice in a
 /// row is already a rare accident; after this many the reader keeps its older copy.
@@ -136,32 +138,32 @@ pub enum PageError {
         /// What this program writes.
         expected: u64,
     },
-    /// The text is not three descriptor numbers.
-    #[error("shared page: {text:?} is not three descriptor numbers with commas; start the node with `deadbolt start`")]
+    /// The text is not four descriptor numbers.
+    #[error("shared page: {text:?} is not four descriptor numbers with commas; start the node with `deadbolt start`")]
     BadNumbers {
         /// What was found.
         text: String,
     },
 }
 
-/// The three descriptors that make up a page: its memory, the daemon's bell to sbd and sbd's bell to the daemon.
+/// The descriptors that make up a page: its memory, the daemon's bell to sbd, sbd's bell to the daemon and sbd's bell to the supervisor.
 #[derive(Debug)]
 pub struct PageDescriptors {
     memory: OwnedFd,
     wake: OwnedFd,
     published: OwnedFd,
+    ended: OwnedFd,
 }
 
 impl PageDescriptors {
-    /// The numbers as a child finds them in `DEADBOLT_PAGE_FD` or behind `--page-fd`: memory, wake, published.
+    /// The numbers as a child finds them in `DEADBOLT_PAGE_FD` or behind `--page-fd`: memory, wake, published, ended.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let [memory, wake, published] = self.numbers();
-        format!("{memory},{wake},{published}")
+        self.numbers().map(|number| number.to_string()).join(",")
     }
 
-    fn numbers(&self) -> [RawFd; 3] {
-        [self.memory.as_raw_fd(), self.wake.as_raw_fd(), self.published.as_raw_fd()]
+    fn numbers(&self) -> [RawFd; DESCRIPTORS] {
+        [&self.memory, &self.wake, &self.published, &self.ended].map(AsRawFd::as_raw_fd)
     }
 
     /// Lets a child inherit the page and sets `DEADBOLT_PAGE_FD` for it. Other children do not get it.
@@ -173,15 +175,17 @@ impl PageDescriptors {
     /// Takes over the descriptors named by a text of [`PageDescriptors::to_text`]. Call it once per process and text.
     ///
     /// # Errors
-    /// When the text is not three open descriptors.
+    /// When the text is not four open descriptors that differ.
     pub fn inherited(text: &str) -> Result<Self, PageError> {
         let bad = || PageError::BadNumbers { text: text.to_owned() };
         let numbers: Vec<RawFd> = text.split(',').map(|part| part.trim().parse().map_err(|_| bad())).collect::<Result<_, _>>()?;
-        let [memory, wake, published] = numbers.try_into().map_err(|_| bad())?;
-        if memory < 3 || wake < 3 || published < 3 || memory == wake || wake == published || memory == published {
+        let numbers: [RawFd; DESCRIPTORS] = numbers.try_into().map_err(|_| bad())?;
+        let is_free = |(index, number): (usize, &RawFd)| *number >= 3 && !numbers[..index].contains(number);
+        if !numbers.iter().enumerate().all(is_free) {
             return Err(bad());
         }
-        Ok(Self { memory: adopt(memory)?, wake: adopt(wake)?, published: adopt(published)? })
+        let [memory, wake, published, ended] = numbers;
+        Ok(Self { memory: adopt(memory)?, wake: adopt(wake)?, published: adopt(published)?, ended: adopt(ended)? })
     }
 }
 
@@ -191,6 +195,7 @@ pub struct Page {
     mapping: Arc<Mapping>,
     wake: Arc<OwnedFd>,
     published: Arc<OwnedFd>,
+    ended: Arc<OwnedFd>,
 }
 
 impl fmt::Debug for Page {
@@ -213,7 +218,7 @@ impl Page {
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
             EventFd::from_flags(flags).map(OwnedFd::from).map_err(|errno| PageError::System { call: "eventfd", source: errno.into() })
         };
-        let descriptors = PageDescriptors { memory, wake: bell()?, published: bell()? };
+        let descriptors = PageDescriptors { memory, wake: bell()?, published: bell()?, ended: bell()? };
         let mapping = Mapping::new(descriptors.memory.as_fd())?;
         mapping.raw().magic.store(MAGIC, Ordering::Release);
         Ok((Self::map(&descriptors)?, descriptors))
@@ -232,7 +237,12 @@ impl Page {
         let bell = |descriptor: &OwnedFd| {
             descriptor.try_clone().map(Arc::new).map_err(|source| PageError::System { call: "fcntl(F_DUPFD_CLOEXEC)", source })
         };
-        Ok(Self { mapping: Arc::new(mapping), wake: bell(&descriptors.wake)?, published: bell(&descriptors.published)? })
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            wake: bell(&descriptors.wake)?,
+            published: bell(&descriptors.published)?,
+            ended: bell(&descriptors.ended)?,
+        })
     }
 
     /// Maps the page that the supervisor left in the environment.

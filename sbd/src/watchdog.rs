@@ -168,7 +168,7 @@ impl Watchdog for ProcessWatchdog {
     fn arm(&mut self, wanted_ms: u32, now_ns: u64) -> Result<u32, WatchdogError> {
         self.watchdog_ms = wanted_ms;
         self.page.set_watchdog_ms(wanted_ms);
-        self.page.feed_until(Self::until(now_ns, wanted_ms));
+        self.page.set_until(Self::until(now_ns, wanted_ms));
         Ok(wanted_ms)
     }
 
@@ -179,7 +179,7 @@ impl Watchdog for ProcessWatchdog {
     fn shorten(&mut self, now_ns: u64) -> Option<u32> {
         let shortest_ms = self.shortest_ms.min(self.watchdog_ms);
         self.page.set_watchdog_ms(shortest_ms);
-        self.page.feed_until(Self::until(now_ns, shortest_ms));
+        self.page.set_until(Self::until(now_ns, shortest_ms));
         Some(shortest_ms)
     }
 

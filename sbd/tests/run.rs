@@ -169,7 +169,7 @@ fn what_is_not_this_nodes_is_refused() {
         (format!("--device /nonexistent --slot 2 {base} --allow-unprotected"), "/nonexistent"),
         (format!("{device} --slot 2 {base}"), "does not run like this"),
         (format!("{device} --slot 2 {base} --allow-unprotected --key-file /nonexistent"), "/nonexistent"),
-        (format!("{device} --slot 2 {base} --allow-unprotected --page-fd 1,2,3"), "three descriptor numbers"),
+        (format!("{device} --slot 2 {base} --allow-unprotected --page-fd 1,2,3,4"), "four descriptor numbers"),
         ("--slot 2".to_owned(), "required"),
     ] {
         let (code, said) = run(&line);

@@ -129,6 +129,16 @@ impl Node {
         self.spawn(command, network)
     }
 
+    /// Starts it again by the separate programs of a package.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_by(&mut self, programs: &Path, network: &Network) -> Result<()> {
+        let mut command = Command::new(programs.join("deadboltd"));
+        command.args(["--supervise", "--tied", "--dir"]).arg(&self.directory.0);
+        self.spawn(command, network)
+    }
+
     /// Leaves and stops.
     ///
     /// # Errors

@@ -80,9 +80,28 @@ fn sim(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
-    let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "--package", "deadbolt", "--bin", "deadbolt", "--", "bench"]).args(arguments);
-    let status = command.status().context("cargo could not be started; is it in the path?")?;
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--bins",
+        "--package",
+        "deadbolt",
+        "--package",
+        "deadbolt-cluster",
+        "--package",
+        "deadbolt-sbd",
+    ]);
+    let status = build.status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("the programs could not be built ({status})");
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let programs = std::path::absolute(target.join("release"))?;
+    let mut command = std::process::Command::new(programs.join("deadbolt"));
+    command.arg("bench").args(arguments).arg("--programs").arg(&programs);
+    let status = command.status().with_context(|| format!("{} could not be started", programs.join("deadbolt").display()))?;
     if !status.success() {
         bail!("not everything could be measured ({status})");
     }

@@ -21,6 +21,7 @@ use deadbolt_trial::Place;
 use std::{
     cell::OnceCell,
     ops::Range,
+    path::PathBuf,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -43,11 +44,11 @@ const LOCAL_TURNS: &str = "node: turns per change of owner";
 const CLIENTS: u64 = 16;
 /// The nodes, started when the first row needs them; or why they could not be.
 #[derive(Clone, Default)]
-struct Lazy(Rc<OnceCell<Result<Trial, String>>>);
+struct Lazy(Rc<OnceCell<Result<Trial, String>>>, Option<PathBuf>);
 
 impl Lazy {
     fn get(&self) -> Result<&Trial> {
-        let started = self.0.get_or_init(|| Trial::start(PREFIX).map_err(|error| format!("{error:#}")));
+        let started = self.0.get_or_init(|| Trial::start(PREFIX, self.1.as_deref()).map_err(|error| format!("{error:#}")));
         started.as_ref().map_err(|why| anyhow::anyhow!("the nodes did not start: {why}"))
     }
 }
@@ -80,13 +81,13 @@ enum Needs {
 }
 
 /// All of it, what is at rest first.
-pub(crate) fn cases(scale: Scale) -> Vec<Case> {
-    let lazy = Lazy::default();
+pub(crate) fn cases(scale: &Scale) -> Vec<Case> {
+    let lazy = Lazy(Rc::default(), scale.programs.clone());
     let mut cases = vec![at_rest(&lazy, scale)];
     let ratio = |name, floors, most| Row::new(name, "ns").over(floors).reach(Reach::Ratio(most));
-    let window = scale.window;
+    let (window, entries) = (scale.window, scale.entries);
     let row = Row::new(CACHED, "ns").over(&[CAS]).reach(Reach::Value(50.0));
-    cases.push(case(vec![row], &lazy, Needs::OneCore, move |trial, _| Ok(vec![client::cached_pairs(&trial.socket(0)?, scale.entries)?])));
+    cases.push(case(vec![row], &lazy, Needs::OneCore, move |trial, _| Ok(vec![client::cached_pairs(&trial.socket(0)?, entries)?])));
     let local = [
         (ratio(SLEEPING, &[FUTEX], 1.5), Needs::OneCore, client::pairs as Work),
         (ratio(SPINNING, &[SPIN], 6.0), Needs::TwoCores, client::pairs),
@@ -115,11 +116,11 @@ pub(crate) fn cases(scale: Scale) -> Vec<Case> {
     cases
 }
 
-fn at_rest(lazy: &Lazy, scale: Scale) -> Case {
-    let lazy = lazy.clone();
+fn at_rest(lazy: &Lazy, scale: &Scale) -> Case {
+    let (lazy, rest) = (lazy.clone(), scale.rest);
     let measure = move || {
         let trial = lazy.get()?;
-        rest::measure(trial, &Place::prepare(PREFIX, false)?, scale.rest)
+        rest::measure(trial, &Place::prepare(PREFIX, false)?, rest)
     };
     Case::new(rest::rows(), measure).once()
 }

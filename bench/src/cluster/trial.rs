@@ -8,7 +8,7 @@ use crate::pair::{cores, set_cores_of};
 use anyhow::{Context, Result, bail};
 use deadbolt_trial::{Network, Node, Place, node::Shape};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    pub(super) fn start(prefix: &str) -> Result<Self> {
+    pub(super) fn start(prefix: &str, programs: Option<&Path>) -> Result<Self> {
         let place = Place::prepare(prefix, false)?;
         let network = if place.may_use_namespaces { Network::namespaces(NODES.len())? } else { Network::relay(NODES.len())? };
         let shape = Shape { nodes: NODES.len(), stall_ms: STALL_MS, has_pid_namespaces: false };
@@ -43,6 +43,11 @@ impl Trial {
             }
             key.get_or_insert_with(|| node.directory().key_file());
             wait_for_member(node)?;
+            if let Some(programs) = programs {
+                node.stop(network)?;
+                node.start_by(programs, network)?;
+                wait_for_member(node)?;
+            }
         }
         Ok(trial)
     }

@@ -26,7 +26,7 @@ pub(crate) const TCP_APART: &str = "floor: TCP round trip over veth, two process
 pub(crate) const POLL: &str = "floor: CPU of a bare poll of the disk, every 250 ms";
 
 /// All of them; the one at rest stands with what it is compared with.
-pub(crate) fn cases(scale: Scale) -> Vec<Case> {
+pub(crate) fn cases(scale: &Scale) -> Vec<Case> {
     let mut cases = processor::cases(scale);
     cases.extend(table::cases(scale));
     cases.extend(rings::cases(scale));

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
     let pairs = scale.entries * 10;
     vec![
         Case::one(Row::new(CAS, "ns"), move || cas_pair(pairs)),

@@ -27,8 +27,8 @@ const REMOVE: u64 = 2;
 /// No more records follow.
 const END: u64 = u64::MAX;
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
-    let Scale { entries, window, .. } = scale;
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
+    let (entries, window) = (scale.entries, scale.window);
     let mut table = None;
     let plain = Case::new(vec![Row::new(RING, "ns")], move || match Places::two_cores()? {
         Some(places) => Ok(Measured::Values(vec![one_way(places, window)?])),

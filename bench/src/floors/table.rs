@@ -29,7 +29,7 @@ const RECORD_BYTES: usize = 56;
 /// One write of the sender.
 const FRAME_RECORDS: usize = 1024;
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
     let entries = scale.entries;
     let mut table = None;
     vec![

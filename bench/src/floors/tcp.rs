@@ -64,7 +64,7 @@ fn make() -> Result<Ends> {
     Ok(Ends { near: near_end, far: far_end, _namespaces: [near, far] })
 }
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
     let window = scale.window;
     let ends = Rc::new(std::cell::OnceCell::new());
     [(TCP, true), (TCP_APART, false)]

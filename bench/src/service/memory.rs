@@ -40,7 +40,7 @@ pub(crate) enum Part {
     Many,
 }
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
     let entries = scale.entries;
     let locks = vec![
         Row::new(LOCK, "B").over(&[TABLE_MEMORY]).reach(Reach::Value(96.0)),

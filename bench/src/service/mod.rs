@@ -12,7 +12,7 @@ mod solo;
 use crate::{locks::Scale, sheet::Case};
 
 /// All of it.
-pub(crate) fn cases(scale: Scale) -> Vec<Case> {
+pub(crate) fn cases(scale: &Scale) -> Vec<Case> {
     let mut cases = pairs::cases(scale);
     cases.extend(memory::cases(scale));
     cases.extend(rebuild::cases(scale));

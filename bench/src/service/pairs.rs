@@ -17,7 +17,7 @@ use deadbolt_dlm_core::Mode;
 
 const PAIR: &str = "core: EX lock+unlock of fresh names among 1 M, one thread";
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
     let entries = scale.entries;
     let mut filled = None;
     let row = Row::new(PAIR, "ns").over(&[TABLE]).reach(Reach::Ratio(1.5));

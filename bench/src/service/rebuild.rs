@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Names that are tried until one is found whose home is the node itself.
 const PROBE_NAMES: u64 = 1000;
 
-pub(super) fn cases(scale: Scale) -> Vec<Case> {
+pub(super) fn cases(scale: &Scale) -> Vec<Case> {
     let entries = scale.entries;
     let rows =
         |time, pause| vec![Row::new(time, "ms").over(&[SOCKET]).reach(Reach::Ratio(2.0)), Row::new(pause, "ms").reach(Reach::Value(5.0))];

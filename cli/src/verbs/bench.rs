@@ -7,7 +7,8 @@
 use super::{EXIT_FAILED, EXIT_OK};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use deadbolt_bench::{locks, sheet::Sheet, work};
+use deadbolt_bench::{Choice, locks, sheet::Sheet, work};
+use std::path::PathBuf;
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -33,6 +34,9 @@ struct LocksArguments {
     /// Only rows whose names contain this, and their floors
     #[arg(long)]
     only: Option<String>,
+    /// Nodes run the separate programs of this folder, as packages install them, instead of this program
+    #[arg(long)]
+    programs: Option<PathBuf>,
 }
 
 /// Arguments of the hidden verb that is a process of a benchmark.
@@ -61,7 +65,8 @@ pub(super) fn run(arguments: BenchArguments) -> Result<u8> {
     if cfg!(debug_assertions) {
         eprintln!("deadbolt: built without optimisation: these are no figures; use --release");
     }
-    let sheet = locks(arguments.quick, arguments.only, |round, case| eprintln!("round {round}: {case}"))?;
+    let choice = Choice { is_quick: arguments.quick, only: arguments.only, programs: arguments.programs };
+    let sheet = locks(choice, |round, case| eprintln!("round {round}: {case}"))?;
     Ok(show(&sheet, wants_json))
 }
 

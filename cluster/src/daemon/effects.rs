@@ -108,9 +108,9 @@ impl Effects {
                 self.connections.insert(peer, Connection { number: connection, outgoing });
                 node.handle(now_ms(), NodeInput::Connected(peer));
             }
-            NetworkEvent::Frame { connection, peer, frame } => {
+            NetworkEvent::Frames { connection, peer, frames } => {
                 if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
-                    node.handle(now_ms(), NodeInput::Frame(peer, frame));
+                    node.handle_all(now_ms(), frames.into_iter().map(|frame| NodeInput::Frame(peer, frame)));
                 }
             }
             NetworkEvent::Disconnected { connection, peer } => {
@@ -137,22 +137,8 @@ impl Effects {
 
     /// Puts everything that clients said to the node; the answers of all of it leave together.
     pub(super) fn handle_clients(&mut self, node: &mut Node) {
-        let now = now_ms();
-        while let Some(event) = self.server.next_event() {
-            let input = match event {
-                ServerEvent::Opened { session, pid, .. } => {
-                    locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }
-                }
-                ServerEvent::Request { session, request } => locks::Input::Request { session, request },
-                ServerEvent::Closed { session, pid, fault } => {
-                    if let Some(fault) = fault {
-                        tracing::warn!("lock session {session} of process {pid} is ended, with all its locks: {fault}");
-                    }
-                    locks::Input::SessionClosed { session }
-                }
-            };
-            node.handle(now, NodeInput::Locks(input));
-        }
+        let said = std::iter::from_fn(|| self.server.next_event());
+        node.handle_all(now_ms(), said.map(|event| NodeInput::Locks(input_of(event))));
     }
 
     /// Sends the clients what they were answered in this turn.
@@ -217,6 +203,21 @@ impl Effects {
         for reply in self.waiting.remove(&victim).unwrap_or_default() {
             let answer = gone_json(node, victim, evidence, waited_ms);
             let _ = reply.send(answer);
+        }
+    }
+}
+
+fn input_of(event: ServerEvent) -> locks::Input {
+    match event {
+        ServerEvent::Opened { session, pid, .. } => {
+            locks::Input::SessionOpened { session, info: locks::SessionInfo { pid: u32::try_from(pid).unwrap_or(0) } }
+        }
+        ServerEvent::Request { session, request } => locks::Input::Request { session, request },
+        ServerEvent::Closed { session, pid, fault } => {
+            if let Some(fault) = fault {
+                tracing::warn!("lock session {session} of process {pid} is ended, with all its locks: {fault}");
+            }
+            locks::Input::SessionClosed { session }
         }
     }
 }

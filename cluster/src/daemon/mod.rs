@@ -33,7 +33,6 @@ use effects::Effects;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -66,8 +65,8 @@ const EXIT_STOPPED: u8 = 0;
 const EXIT_RESET: u8 = 70;
 /// Where the number of the incarnation stands in a tag: below the node's part, above every counter.
 const EPOCH_SHIFT: u32 = 48;
-/// How often the turn counter is advanced at least.
-const TURN: Duration = Duration::from_millis(50);
+/// How often the turn counter is advanced at least: by every fourth part of the stall tolerance, and this often where that is longer.
+const TURN: Duration = Duration::from_millis(250);
 /// How long the first look waits for the last devices once a majority has answered. Chosen: far above a read.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -185,8 +184,7 @@ impl Daemon {
         if self.is_stopping {
             node.handle(now_ms(), NodeInput::Stop);
         }
-        let mut turn = tokio::time::interval(TURN);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let longest = self.longest_turn();
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut alarm_ms = None;
         loop {
@@ -200,7 +198,7 @@ impl Daemon {
             }
             let deadline_ms = node.next_deadline();
             if alarm_ms.replace(deadline_ms) != Some(deadline_ms) {
-                let wait = Duration::from_millis(deadline_ms.saturating_sub(now_ms()).min(1000));
+                let wait = Duration::from_millis(deadline_ms.saturating_sub(now_ms())).min(longest);
                 alarm.as_mut().reset(tokio::time::Instant::now() + wait);
             }
             tokio::select! {
@@ -224,7 +222,6 @@ impl Daemon {
                 }
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
                 () = &mut alarm => alarm_ms = None,
-                _ = turn.tick() => {}
             }
         }
     }
@@ -261,7 +258,7 @@ impl Daemon {
 
     /// Waits for something while the loop's turn counter advances.
     async fn turning<T>(&self, work: impl Future<Output = T>) -> Result<T> {
-        let mut turn = tokio::time::interval(TURN);
+        let mut turn = tokio::time::interval(self.longest_turn());
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -269,6 +266,11 @@ impl Daemon {
                 _ = turn.tick() => self.side.advance_turn(),
             }
         }
+    }
+
+    fn longest_turn(&self) -> Duration {
+        let stall_ms = self.devices.first().map_or(0, |device| device.superblock.timings.stall_ms);
+        TURN.min(Duration::from_millis(u64::from(stall_ms / 4).max(1)))
     }
 
     fn make_node(&mut self, beat: Option<&Beat>, view: &ViewBody) -> Result<Node> {
@@ -340,7 +342,7 @@ impl Daemon {
     fn handle_completion(&mut self, node: &mut Node, device: usize, completion: Completion) {
         self.writes.remove(&(device, completion.tag));
         let Some(tag) = self.untag(completion.tag) else { return };
-        let result = completion.result.map(Arc::from).map_err(|error| {
+        let result = completion.result.map_err(|error| {
             tracing::warn!(device, %error, "disk operation failed");
         });
         node.handle(

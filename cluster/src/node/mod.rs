@@ -330,6 +330,20 @@ impl Node {
 
     /// Takes an event.
     pub fn handle(&mut self, now_ms: u64, input: NodeInput) {
+        self.take(now_ms, input);
+        self.settle(now_ms);
+    }
+
+    /// Takes events that came together: what they make the lock service say to a peer goes in one message.
+    pub fn handle_all(&mut self, now_ms: u64, inputs: impl Iterator<Item = NodeInput>) {
+        self.update_permit(now_ms);
+        for input in inputs {
+            self.take(now_ms, input);
+        }
+        self.settle(now_ms);
+    }
+
+    fn take(&mut self, now_ms: u64, input: NodeInput) {
         match input {
             NodeInput::Start => self.handle_start(now_ms),
             NodeInput::Tick => self.handle_tick(now_ms),
@@ -360,7 +374,6 @@ impl Node {
                 self.begin_stop(now_ms);
             }
         }
-        self.settle(now_ms);
     }
 
     /// Passes outputs on until nothing moves any more.

@@ -38,8 +38,6 @@ use super::{
 /// The names of the watchdog kinds in the boot file.
 const PROCESS: &str = "process";
 const DEVICE: &str = "device";
-/// Only signals and the sign of life: a quarter of a watchdog device's second is 250 ms.
-const DEVICE_INTERVAL: Duration = Duration::from_millis(100);
 /// Beyond the runner's own bound for a clean stop.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// Between a reset and the next life: short, for the others wait for the new boot number; longer when lives are short.
@@ -358,15 +356,17 @@ impl Keeper {
 
     fn wait(&self, page: &SupervisorSide, may_accept: bool) {
         let mut span = match self.options.watchdog {
-            WatchdogKind::Process => WATCH_INTERVAL,
-            WatchdogKind::Device => DEVICE_INTERVAL,
+            WatchdogKind::Process => WATCH_INTERVAL.min(sign_of_life(page.watchdog_ms())),
+            WatchdogKind::Device => WATCH_INTERVAL,
         };
         if let Some(until) = page.fed_until_ns() {
             span = span.min(Duration::from_nanos(until.saturating_sub(now_ns())));
         }
-        let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
-        let listener = PollFd::new(self.listener.as_fd(), PollFlags::POLLIN);
-        let _ = if may_accept { poll(&mut [signals, listener], timeout(span)) } else { poll(&mut [signals], timeout(span)) };
+        let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut polled = [readable(page.ended_event()), readable(self.signals.as_fd()), readable(self.listener.as_fd())];
+        let count = if may_accept { polled.len() } else { polled.len() - 1 };
+        let _ = poll(&mut polled[..count], timeout(span));
+        page.clear_ended();
     }
 
     /// Answers whether everything must end at once.
@@ -447,6 +447,11 @@ fn end_life(runner: Pid, seen: &Seen) -> Option<WaitStatus> {
     };
     process::end_descendants(report_stuck);
     status
+}
+
+/// How often sbd wants to hear of this process, by the time of the process watchdog; 0: not armed.
+fn sign_of_life(watchdog_ms: u32) -> Duration {
+    if watchdog_ms == 0 { WATCH_INTERVAL } else { Duration::from_millis(u64::from(watchdog_ms / 4).max(1)) }
 }
 
 /// Never waits. Answers whether it was taken.

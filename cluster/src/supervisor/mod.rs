@@ -21,8 +21,8 @@
 //!
 //! # What the process watchdog covers
 //!
-//! The deadline lies in the page and is enforced by the keeper (within [`WATCH_INTERVAL`] and scheduling) and, 250 ms later, by
-//! the runner: SIGSTOP of either one is covered by the other. Stopped both at once, nothing enforces the deadline; sbd then sees
+//! The deadline lies in the page. The keeper sleeps until then, and sbd rings it when the deadline comes nearer or a reset is asked for;
+//! 250 to 500 ms later the runner enforces it, too: SIGSTOP of either one is covered by the other. Stopped both at once, nothing enforces the deadline; sbd then sees
 //! that the keeper's sign of life is old and gives no lease, but a client is not ended. The kill of the keeper ends the runner
 //! with its tree (PID namespace: the kernel does it; else the runner does, and its direct children are tied to it). The kill of
 //! keeper and runner in the same instant leaves the next start to find what is left: by the inherited lock `tree.lock`, then by
@@ -67,8 +67,9 @@ pub const TREE_VARIABLE: &str = "DEADBOLT_TREE";
 pub const BOOT_VARIABLE: &str = "DEADBOLT_BOOT";
 /// Environment of every process of a tree: the runner's process number as this process sees it, for [`is_descendant`].
 pub const SUPERVISOR_PID_VARIABLE: &str = "DEADBOLT_SUPERVISOR_PID";
-/// How often the keeper looks at the page. Chosen: a fiftieth of the shortest watchdog time, and no load that is felt.
-pub const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+/// How often keeper and runner look at the page, at least, while nothing rings and no deadline ends sooner; the keeper says then that it is at
+/// work, a quarter of the watchdog's time apart if that is shorter. Chosen: no load that is felt.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// A daemon that ends with this code must not be started again (EX_CONFIG of sysexits.h).
 pub const EXIT_DO_NOT_RESTART: i32 = 78;
 
@@ -110,7 +111,7 @@ pub struct BootContext {
     pub boot: BootId,
     /// The node's directory.
     pub directory: PathBuf,
-    /// `memory,wake,published` as `DEADBOLT_PAGE_FD` and `--page-fd` want it; the descriptors are inherited.
+    /// `memory,wake,published,ended` as `DEADBOLT_PAGE_FD` and `--page-fd` want it; the descriptors are inherited.
     pub page: String,
     /// What ends the node.
     pub watchdog: WatchdogKind,

@@ -28,7 +28,7 @@ use super::handler::{Handler, close_inherited};
 use super::process;
 use super::protocol::{Answer, Info, Order, encode_line};
 use super::socket::{receive, send_all, send_with, timeout};
-use super::{BOOT_VARIABLE, BootContext, EXIT_DO_NOT_RESTART, Namespaces, SupervisorOptions, namespace};
+use super::{BOOT_VARIABLE, BootContext, EXIT_DO_NOT_RESTART, Namespaces, SupervisorOptions, WATCH_INTERVAL, namespace};
 
 /// The runner's exit codes: its report to the keeper.
 pub(crate) const RUNNER_CLEAN: i32 = 0;
@@ -378,8 +378,8 @@ impl<'a> Runner<'a> {
     fn wait(&self) -> Result<(), Verdict> {
         let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
         let orders = PollFd::new(self.setup.channel.as_fd(), PollFlags::POLLIN);
-        let span = match (self.phase, self.pending) {
-            (Phase::Running, None) => Duration::from_millis(100),
+        let span = match (self.phase, self.pending, self.overdue) {
+            (Phase::Running, None, None) => WATCH_INTERVAL,
             _ => Duration::from_millis(20),
         };
         match poll(&mut [signals, orders], timeout(span)) {

@@ -95,7 +95,7 @@ pub fn exercise(device: Arc<dyn RawDevice>, choice: BackendChoice) -> Backend {
     let before = now_ns();
     engine.submit(1, write(4096, 0xa1, 4096));
     let written = next(&completions);
-    assert_eq!((written.tag, written.result), (1, Ok(Vec::new())));
+    assert_eq!((written.tag, written.result), (1, Ok(Arc::from([]))));
     let done = written.write_done_ns.unwrap();
     assert!(before <= written.issued_ns && written.issued_ns <= done && done <= written.ended_ns);
 
@@ -115,7 +115,7 @@ pub fn exercise(device: Arc<dyn RawDevice>, choice: BackendChoice) -> Backend {
         engine.submit(1000 + slot, write(65536 + slot * 4096, u8::try_from(slot).unwrap(), 4096));
     }
     for _ in 0..64 {
-        assert_eq!(next(&completions).result, Ok(Vec::new()));
+        assert_eq!(next(&completions).result, Ok(Arc::from([])));
     }
     for slot in 0..64_u64 {
         engine.submit(2000 + slot, read(65536 + slot * 4096, 4096));
@@ -125,7 +125,7 @@ pub fn exercise(device: Arc<dyn RawDevice>, choice: BackendChoice) -> Backend {
     for (slot, answer) in (0..64_u64).zip(answers) {
         assert_eq!(answer.tag, 2000 + slot);
         assert_eq!(answer.write_done_ns, None);
-        assert_eq!(answer.result.unwrap(), vec![u8::try_from(slot).unwrap(); 4096]);
+        assert_eq!(*answer.result.unwrap(), vec![u8::try_from(slot).unwrap(); 4096]);
     }
     assert!(engine.outstanding().is_empty());
 

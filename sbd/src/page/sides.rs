@@ -189,6 +189,17 @@ impl SupervisorSide {
         ResetRequest::from_word(self.page.raw().feed.reset_request.load(Ordering::Acquire))
     }
 
+    /// Readable once the tree is to be ended at once, or sooner than the deadline said; see [`SupervisorSide::clear_ended`].
+    #[must_use]
+    pub fn ended_event(&self) -> BorrowedFd<'_> {
+        self.page.ended.as_fd()
+    }
+
+    /// Empties the event. Call it before the words are read.
+    pub fn clear_ended(&self) {
+        hush(&self.page.ended);
+    }
+
     /// Says that a daemon starts; call it before each exec, never before the one before was reaped and, if that one did not stop
     /// cleanly, `idle_generation` has reached it. Answers the generation of the new one, from 1.
     pub fn daemon_starts(&self) -> u64 {
@@ -329,7 +340,7 @@ impl SbdSide {
     }
 }
 
-/// The side of sbd's feeding thread. Every call is one store or load.
+/// The side of sbd's feeding thread. No call waits.
 #[derive(Debug)]
 pub struct FeedSide {
     pub(super) page: Page,
@@ -341,9 +352,15 @@ impl FeedSide {
         self.page.raw().feed.watchdog_ms.store(watchdog_ms, Ordering::Release);
     }
 
-    /// Moves the process watchdog's deadline.
+    /// Moves the process watchdog's deadline on.
     pub fn feed_until(&self, until_ns: u64) {
         self.page.raw().feed.fed_until_ns.store(until_ns, Ordering::Release);
+    }
+
+    /// Sets the process watchdog's deadline for the first time or nearer than it was, and rings the supervisor, which may sleep for longer.
+    pub fn set_until(&self, until_ns: u64) {
+        self.feed_until(until_ns);
+        ring(&self.page.ended);
     }
 
     /// Disarms the process watchdog, on a clean stop only.
@@ -351,9 +368,10 @@ impl FeedSide {
         self.page.raw().feed.fed_until_ns.store(0, Ordering::Release);
     }
 
-    /// Asks the supervisor to end the tree at once. The first request stands.
+    /// Asks the supervisor to end the tree at once, and rings it. The first request stands.
     pub fn request_reset(&self, request: ResetRequest) {
         let _ = self.page.raw().feed.reset_request.compare_exchange(0, request.word(), Ordering::SeqCst, Ordering::SeqCst);
+        ring(&self.page.ended);
     }
 
     /// When the supervisor last said that it is at work.

@@ -77,6 +77,20 @@ fn feeding_words_reach_the_supervisor_and_the_first_reset_stands() {
 }
 
 #[test]
+fn the_supervisor_hears_at_once_of_what_is_sooner_than_it_knew() {
+    let (page, _descriptors) = Page::create().unwrap();
+    let (feed, supervisor) = (page.feed(), page.supervisor());
+    feed.feed_until(9);
+    assert!(!is_ringing(supervisor.ended_event()), "a feed is no news");
+    for act in [|feed: &FeedSide| feed.set_until(5), |feed: &FeedSide| feed.request_reset(ResetRequest::Reset)] {
+        act(&feed);
+        assert!(is_ringing(supervisor.ended_event()));
+        supervisor.clear_ended();
+        assert!(!is_ringing(supervisor.ended_event()));
+    }
+}
+
+#[test]
 fn bells_ring_and_are_hushed() {
     let (page, _descriptors) = Page::create().unwrap();
     let (sbd, daemon) = (page.sbd(), page.daemon());
@@ -135,7 +149,7 @@ fn a_child_inherits_the_page_only_when_told() {
 
 #[test]
 fn what_is_not_a_page_is_refused() {
-    for text in ["", "3", "3,4", "a,b,c", "0,1,2", "3,3,3", "-1,4,5", "100000,100001,100002"] {
+    for text in ["", "3", "3,4,5", "a,b,c,d", "0,1,2,3", "4,5,6,4", "-1,4,5,6", "100000,100001,100002,100003"] {
         assert!(PageDescriptors::inherited(text).is_err(), "{text:?}");
     }
     let (page, mut descriptors) = Page::create().unwrap();
