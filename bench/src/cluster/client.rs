@@ -4,6 +4,7 @@
 //! Does not: start nodes, or judge figures.
 //! Called by: the measurements of nodes, in their own process and in workers.
 
+use super::{CLIENTS, LOCAL_NAMES};
 use crate::{clock::time_each, names::name, pair::Pinned, worker::wait_for_begin};
 use anyhow::{Context, Result, bail};
 use deadbolt_dlm::{
@@ -63,7 +64,7 @@ pub(crate) struct Turn {
     pub(super) at: Duration,
 }
 
-/// Lock and unlock names from this one on.
+/// Lock and unlock names from this one on, a share of those that are worked on locally.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Pairs {
     pub(super) shift: Shift,
@@ -155,11 +156,14 @@ pub(crate) fn contend(order: &Contend) -> Result<Vec<Turn>> {
 pub(crate) fn count_pairs(order: &Pairs) -> Result<u64> {
     let _pinned = Pinned::to(order.shift.core)?;
     let space = join(&order.shift.socket)?;
+    let names = LOCAL_NAMES / CLIENTS;
+    pairs(&space, order.first..order.first + names)?;
     let end = order.shift.begin()?;
-    let mut number = order.first;
+    let mut count = 0;
     while now()? < end {
+        let number = order.first + count % names;
         pairs(&space, number..number + 1)?;
-        number += 1;
+        count += 1;
     }
-    Ok(number - order.first)
+    Ok(count)
 }

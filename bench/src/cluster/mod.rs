@@ -129,6 +129,8 @@ type Work = fn(&deadbolt_dlm::blocking::Lockspace, Range<u64>) -> Result<()>;
 
 /// Pairs between two looks at the clock.
 const BATCH: u64 = 128;
+/// Names that a client of the rows called local works on, again and again, so that its node is their master: fewer than a node keeps.
+pub(super) const LOCAL_NAMES: u64 = 32 * BATCH;
 /// Names that the other node is master of: more than a window needs on a fast machine.
 const REMOTE_NAMES: u64 = 100_000;
 
@@ -149,7 +151,8 @@ fn first_pairs(trial: &Trial, window: Duration) -> Result<f64> {
     let begin = Instant::now();
     let mut count = 0;
     while begin.elapsed() < window {
-        client::pairs(&space, count..count + 1)?;
+        let number = count % LOCAL_NAMES;
+        client::pairs(&space, number..number + 1)?;
         count += 1;
     }
     Ok(begin.elapsed().as_secs_f64() * 1e9 / count as f64)
@@ -161,9 +164,12 @@ fn local_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> R
     let _pinned = Pinned::to(places.near)?;
     let space = client::join(&trial.socket(0)?)?;
     let _other = client::keep(&space, 1)?;
-    // The first ones find cold caches and a ring that nobody has looked at.
-    work(&space, 1..BATCH)?;
-    time(BATCH..u64::MAX, window, |numbers| work(&space, numbers))
+    // The first ones find cold caches, a ring that nobody has looked at, and no master.
+    work(&space, 0..LOCAL_NAMES)?;
+    time(0..u64::MAX, window, |numbers| {
+        let first = numbers.start % LOCAL_NAMES;
+        work(&space, first..first + BATCH)
+    })
 }
 
 fn sixteen(trial: &Trial, places: Places, time: Duration) -> Result<f64> {

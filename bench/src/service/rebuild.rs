@@ -98,6 +98,15 @@ impl Node {
         self.serial
     }
 
+    /// Nothing is there for the node before that. A client that was not asking has waited for nothing.
+    fn idle_until(&mut self, at: Duration) {
+        let idle = at.saturating_sub(self.clock);
+        self.clock += idle;
+        if !self.prober.is_asking {
+            self.prober.last_end += idle;
+        }
+    }
+
     fn lock_request(&mut self, name: &Name, mode: Mode) -> Result<ClientRequest> {
         Ok(lock_request(self.next_serial(), self.lockspace, resource(name)?, mode))
     }
@@ -220,11 +229,11 @@ impl World {
         }
         if is_message {
             let Some((sent, from, message)) = node.inbox.pop_front() else { return Ok(false) };
-            node.clock = node.clock.max(sent);
+            node.idle_until(sent);
             self.input(index, Input::Peer { from, message })?;
         } else {
             let at_ms = node.service.next_deadline().unwrap_or(0);
-            node.clock = node.clock.max(Duration::from_millis(at_ms));
+            node.idle_until(Duration::from_millis(at_ms));
             self.input(index, Input::Tick)?;
         }
         Ok(true)

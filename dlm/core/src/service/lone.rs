@@ -7,7 +7,6 @@
 
 use super::LockService;
 use super::holder::LocalLock;
-use super::places::Place;
 use crate::client::ClientReply;
 use crate::mode::{Flags, LockStatus, Mode, ResultFlags, Token};
 use crate::name::Key;
@@ -33,21 +32,25 @@ impl LocalLock {
 }
 
 impl LockService {
-    /// Would a lock be the first of a resource whose home this is, and may it be granted?
-    pub(super) fn is_first(&self, place: u32, key: &Key) -> bool {
-        let is_unused = |place: &Place| place.locks == 0 && !place.is_master() && place.appointed.is_none();
-        self.places.get(place).is_some_and(is_unused) && self.gate().may_grant && self.home(key) == self.me && self.is_free(place, key)
+    /// Would a lock be the first of a resource whose master this node is, or may become by itself as home, and may it be granted?
+    pub(super) fn is_first(&self, number: u32, key: &Key) -> bool {
+        let Some(place) = self.places.get(number).filter(|place| place.locks == 0 && self.gate().may_grant) else { return false };
+        let is_unused = !place.is_master() && place.appointed.is_none();
+        place.is_kept() || (is_unused && self.home(key) == self.me && self.is_free(number, key))
     }
 
     /// Grants the first lock of a resource.
     pub(super) fn grant_alone(&mut self, id: u32, serial: u64, (mode, flags): (Mode, Flags)) {
-        self.counter = self.counter.max(self.share_counter) + 1;
+        self.counter = self.counter.max(self.share_counter).saturating_add(1);
         let token = Token { view: self.view.number, counter: self.counter };
         let Some(lock) = self.locks.get_mut(id) else { return };
         (lock.granted, lock.token, lock.at) = (Some(mode), token, Some(ME));
         let (session, number) = (lock.session, lock.place);
         if let Some(place) = self.places.get_mut(number) {
-            (place.lone, place.master, place.appointed) = (id, Some(ME), Some(ME));
+            if !place.is_kept() {
+                place.appointed = Some(ME);
+            }
+            (place.lone, place.master) = (id, Some(ME));
             let lockspace = place.lockspace;
             self.uses_more(lockspace);
         }
@@ -73,7 +76,7 @@ impl LockService {
         if let Some(place) = self.places.get_mut(number) {
             place.lone = 0;
         }
-        self.give_mastery_back(number, &key, self.counter);
+        self.end_mastery(number, &key, self.counter);
         self.remove_lock(id);
         true
     }
@@ -90,7 +93,7 @@ impl LockService {
         if !is_given_up && !self.gate().may_grant {
             return false;
         }
-        self.counter += u64::from(!is_given_up);
+        self.counter = self.counter.saturating_add(u64::from(!is_given_up));
         let counter = self.counter;
         let Some(lock) = self.locks.get_mut(id) else { return false };
         if !is_given_up {
@@ -108,7 +111,11 @@ impl LockService {
 
     /// Somebody else comes: the resource gets its queues.
     pub(super) fn unfold(&mut self, number: u32) {
-        let Some(place) = self.places.get(number).filter(|place| place.lone != 0) else { return };
+        let Some(place) = self.places.get_mut(number).filter(|place| place.lone != 0) else { return };
+        if place.is_kept() {
+            place.lone = 0;
+            return self.master(number, Resource::with_counter(self.counter));
+        }
         let Some(lock) = self.locks.get(place.lone) else { return };
         let entry = lock.entry(place.lone);
         let queues = self.mastered.insert(Resource::with_holder(entry, self.counter));
@@ -117,8 +124,11 @@ impl LockService {
         }
     }
 
-    /// Nothing is left here: the home may make somebody else master.
-    pub(super) fn give_mastery_back(&mut self, number: u32, key: &Key, counter: u64) {
+    /// Nothing is left here: mastery is kept, or the home may make somebody else master.
+    pub(super) fn end_mastery(&mut self, number: u32, key: &Key, counter: u64) {
+        if self.keep_mastery(number, self.home(key) == self.me) {
+            return;
+        }
         let stamp = self.places.get(number).map_or(0, |place| place.stamp);
         self.return_mastery(number, key, (counter, stamp));
         self.forget_place(number);

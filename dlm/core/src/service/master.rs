@@ -200,7 +200,7 @@ impl LockService {
         if let Some(place) = self.places.get_mut(number) {
             place.mastered = 0;
         }
-        self.give_mastery_back(number, &key, counter);
+        self.end_mastery(number, &key, counter);
     }
 
     /// The home made this node master.

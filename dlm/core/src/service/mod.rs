@@ -11,6 +11,7 @@ mod deadlines;
 mod deadlock;
 mod holder;
 mod home;
+mod kept;
 mod listing;
 mod locks;
 mod lone;
@@ -329,6 +330,7 @@ pub struct LockService {
     ranges: ranges::RangeBook,
     deadlocks: deadlock::Deadlocks,
     moves: moves::Moves,
+    kept: kept::Kept,
     loopback: VecDeque<Record>,
     /// Places of which mastery may be given back when the loopback is empty.
     release_later: Vec<u32>,
@@ -398,6 +400,7 @@ impl LockService {
             ranges: ranges::RangeBook::default(),
             deadlocks: deadlock::Deadlocks::default(),
             moves: moves::Moves::default(),
+            kept: kept::Kept::default(),
             loopback: VecDeque::new(),
             release_later: Vec::new(),
             answer_later: Vec::new(),
@@ -436,6 +439,7 @@ impl LockService {
             Input::Stop if self.is_stopped => {}
             Input::Stop => {
                 self.is_stopped = true;
+                self.give_kept_back(None);
                 self.begin_hand_over();
             }
             Input::Lose { reason } => self.lose(&reason),
@@ -446,6 +450,7 @@ impl LockService {
         }
         self.pump();
         self.expire_ranges();
+        self.sweep_kept();
         self.look_for_deadlocks();
         self.pump();
         self.update_holds();
@@ -467,7 +472,8 @@ impl LockService {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         let work = self.has_work().then_some(self.now_ms);
-        [work, self.holds.idle_until_ms, self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()]
+        let kept = self.kept.next_deadline();
+        [work, kept, self.holds.idle_until_ms, self.deadlines.first(), self.ranges.next_timeout(), self.deadlocks.next_deadline()]
             .into_iter()
             .flatten()
             .min()

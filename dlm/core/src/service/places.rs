@@ -35,9 +35,16 @@ pub(super) struct Place {
     pub(super) locks: u32,
     /// As master: the queues; 0: not master, or there is only the lock `lone`.
     pub(super) mastered: u32,
-    /// As master: the one lock there is, granted to this node and without anything that queues have to know; else 0.
+    /// As master: the one lock there is, granted to this node and without anything that queues have to know, or [`KEPT`]; else 0.
     pub(super) lone: u32,
+    /// As master: it stands in the list of what is kept, or did when it was last looked at.
+    pub(super) is_listed: bool,
+    /// It was used since.
+    pub(super) is_fresh: bool,
 }
+
+/// As `lone`: there is no lock at all, and mastery is kept nevertheless.
+pub(super) const KEPT: u32 = u32::MAX;
 
 /// There are millions of them.
 const _: () = assert!(size_of::<Option<Place>>() == 52);
@@ -45,6 +52,11 @@ const _: () = assert!(size_of::<Option<Place>>() == 52);
 impl Place {
     pub(super) fn is_master(&self) -> bool {
         self.mastered != 0 || self.lone != 0
+    }
+
+    /// Master of a resource without a lock.
+    pub(super) fn is_kept(&self) -> bool {
+        self.lone == KEPT
     }
 
     fn is_used(&self) -> bool {
@@ -115,6 +127,8 @@ impl Places {
             locks: 0,
             mastered: 0,
             lone: 0,
+            is_listed: false,
+            is_fresh: false,
         };
         let number = self.slab.insert(place);
         if number == 0 {

@@ -71,7 +71,7 @@ impl LockService {
             sessions: self.sessions.len(),
             locks: self.locks.len(),
             waiting: self.locks.iter().filter(|(_, lock)| lock.pending.is_some()).count(),
-            mastered: self.places.iter().filter(|(_, place)| place.is_master()).count(),
+            mastered: self.places.iter().filter(|(_, place)| place.is_master() && !place.is_kept()).count(),
             moved: self.moves.count,
         }
     }

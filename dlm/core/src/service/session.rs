@@ -400,6 +400,7 @@ impl LockService {
         if !self.lockspaces.get(&number).is_some_and(is_unused) {
             return;
         }
+        self.give_kept_back(Some(number));
         self.lockspaces.remove(&number);
         self.joins.entry(self.me).or_default().remove(&number);
         if self.is_running() {

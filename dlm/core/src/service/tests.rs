@@ -13,6 +13,7 @@ use std::vec;
 mod asks;
 mod cluster;
 mod deadlocks;
+mod kept;
 mod listing;
 mod many;
 mod moves;

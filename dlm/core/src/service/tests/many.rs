@@ -7,6 +7,7 @@
 use super::stage::Stage;
 use super::*;
 use crate::client::NONE_FAILED;
+use crate::service::kept::KEEP_MS;
 
 fn many(stage: &mut Stage, (slot, session): (u16, u64), wanted: &[(&[u8], Mode)], flags: Flags, timeout_ms: u32) -> u64 {
     let lockspace = stage.space;
@@ -81,7 +82,9 @@ fn one_that_fails_gives_all_back() {
             stage.pass(20);
             assert_eq!(ended(&stage, asked), Some((status, 0, vec![])));
             assert!(free(&mut stage, b"a"));
-            stage.pass(super::super::IDLE_MS);
+            for span_ms in [super::super::IDLE_MS, KEEP_MS, KEEP_MS] {
+                stage.pass(span_ms);
+            }
             assert_eq!(stage.nodes[&0].next_deadline(), None);
         }
     }

@@ -1,0 +1,96 @@
+//! What: mastery that is kept for a while after the last lock of a resource has gone, where another node is the home: who locks and gives back
+//!   the same names again and again asks nobody.
+//! Owns: which places are kept, and how long.
+//! Invariants: nothing is known of a kept resource but who is its master: its value block went with its last lock; there are a bounded number;
+//!   a node that stops keeps none; they count for no lockspace.
+//! Does not: judge requests: the first one makes it a resource like any other.
+//! Called by: `service`.
+
+use super::LockService;
+use super::places::{KEPT, Place};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Places kept at most (chosen: what a node works on in some seconds; a few hundred kilobytes at most).
+pub(super) const KEPT_MAX: usize = if cfg!(test) { 3 } else { 8192 };
+/// How long a place is kept that nobody uses, at least, and twice that at most, in milliseconds (chosen: longer than pauses in work; short for
+/// whoever waits until a dead master is proved gone).
+pub(super) const KEEP_MS: u64 = if cfg!(test) { 40 } else { 5000 };
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// In the order in which they were listed. A place may be in use meanwhile, or gone.
+    order: VecDeque<u32>,
+    sweep_ms: Option<u64>,
+}
+
+impl Kept {
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.sweep_ms
+    }
+}
+
+impl LockService {
+    /// Keeps mastery of a resource whose last lock is gone; false: it has to go back.
+    pub(super) fn keep_mastery(&mut self, number: u32, is_home: bool) -> bool {
+        if is_home || self.is_stopped || !self.view.is_member {
+            return false;
+        }
+        let Some(place) = self.places.get_mut(number) else { return false };
+        (place.lone, place.is_fresh) = (KEPT, true);
+        let (lockspace, is_listed) = (place.lockspace, core::mem::replace(&mut place.is_listed, true));
+        if !is_listed {
+            self.kept.order.push_back(number);
+            self.kept.sweep_ms.get_or_insert(self.now_ms.saturating_add(KEEP_MS));
+        }
+        if self.kept.order.len() > KEPT_MAX {
+            self.look_at_oldest(true);
+        }
+        self.uses_fewer(lockspace);
+        true
+    }
+
+    /// The one that was listed first: back to its home, or to the end of the list.
+    fn look_at_oldest(&mut self, is_full: bool) {
+        let Some(number) = self.kept.order.pop_front() else { return };
+        let Some(place) = self.places.get_mut(number).filter(|place| place.is_listed) else { return };
+        if place.is_kept() && place.is_fresh && !is_full {
+            place.is_fresh = false;
+            self.kept.order.push_back(number);
+            return;
+        }
+        place.is_listed = false;
+        if place.is_kept() {
+            self.end_keeping(number);
+        }
+    }
+
+    fn end_keeping(&mut self, number: u32) {
+        let (Some(key), Some(place)) = (self.places.key(number), self.places.get_mut(number)) else { return };
+        place.lone = 0;
+        let stamp = place.stamp;
+        self.return_mastery(number, &key, (self.counter, stamp));
+        self.forget_place(number);
+    }
+
+    /// What nobody has used for a while goes back.
+    pub(super) fn sweep_kept(&mut self) {
+        if self.kept.sweep_ms.is_none_or(|sweep_ms| self.now_ms < sweep_ms) {
+            return;
+        }
+        for _ in 0..self.kept.order.len() {
+            self.look_at_oldest(false);
+        }
+        self.kept.sweep_ms = (!self.kept.order.is_empty()).then(|| self.now_ms.saturating_add(KEEP_MS));
+    }
+
+    /// Gives back what is kept, of one lockspace or of all.
+    pub(super) fn give_kept_back(&mut self, lockspace: Option<u32>) {
+        let is_it = |place: &Place| place.is_kept() && lockspace.is_none_or(|lockspace| place.lockspace == lockspace);
+        let numbers: Vec<u32> = self.kept.order.iter().copied().filter(|number| self.places.get(*number).is_some_and(is_it)).collect();
+        for number in numbers {
+            self.end_keeping(number);
+        }
+    }
+}
