@@ -219,9 +219,9 @@ impl LockService {
         self.is_complete = true;
         self.answers.next_lost = 1;
         self.authority = Authority::whole(&self.view.members, self.me);
-        let (lost, locks) = (self.reports.len(), self.reports.values().map(Vec::len).sum::<usize>());
-        if lost > 0 {
-            self.log(format!("view {}: rebuilding {lost} resources with {locks} locks whose masters are gone", self.view.number));
+        if !self.reports.is_empty() {
+            let lost = self.reports.len();
+            self.log(format!("view {}: rebuilding {lost} resources whose masters are gone", self.view.number));
         }
         self.doubt_hearsay();
         self.serve_parked();
@@ -319,8 +319,9 @@ impl LockService {
         let was_complete = core::mem::take(&mut self.is_complete);
         let reports = core::mem::take(&mut self.reports);
         let is_half_rebuilt = was_complete && !reports.is_empty();
-        let mut numbers: BTreeSet<u32> = reports.into_keys().collect();
-        numbers.extend(core::mem::take(&mut self.parked).into_keys());
+        // There may be a million: dropping them at once would hold everybody up.
+        self.litter.push(reports);
+        let numbers: BTreeSet<u32> = core::mem::take(&mut self.parked).into_keys().collect();
         let unconfirmed = core::mem::take(&mut self.unconfirmed);
         if is_half_rebuilt || !unconfirmed.is_empty() {
             // Whoever was, or was to be, made master with rebuilt locks may not have heard of it: those who have them must tell them again.
@@ -334,6 +335,17 @@ impl LockService {
         }
         for number in numbers.into_iter().chain(unconfirmed) {
             self.forget_place(number);
+        }
+    }
+
+    /// Drops a slice of what earlier views gathered.
+    pub(super) fn drop_litter(&mut self, slice: u32) {
+        for _ in 0..slice {
+            let Some(reports) = self.litter.last_mut() else { return };
+            match reports.pop_first() {
+                Some((number, _)) => self.forget_place(number),
+                None => drop(self.litter.pop()),
+            }
         }
     }
 

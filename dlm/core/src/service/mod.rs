@@ -269,6 +269,8 @@ pub struct LockService {
     authority: Authority,
     /// As home: locks of this view's lost resources, by place.
     reports: BTreeMap<u32, Vec<(PeerId, Report)>>,
+    /// The same of earlier views, to be dropped when there is time.
+    litter: Vec<BTreeMap<u32, Vec<(PeerId, Report)>>>,
     /// As home: rebuilt resources whose new master has not said that it has them.
     unconfirmed: BTreeSet<u32>,
     /// As home: lookups that wait until somebody may be made master.
@@ -363,6 +365,7 @@ impl LockService {
             is_complete: false,
             authority: Authority::default(),
             reports: BTreeMap::new(),
+            litter: Vec::new(),
             unconfirmed: BTreeSet::new(),
             parked: BTreeMap::new(),
             verifying: BTreeSet::new(),

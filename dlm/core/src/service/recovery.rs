@@ -250,7 +250,7 @@ impl LockService {
     pub(super) fn has_work(&self) -> bool {
         let is_telling = self.answers.next_place != 0 && self.have_all_stood();
         let is_recovering = self.answers.next_lock != 0 || is_telling || self.answers.next_lost != 0 || self.has_rebuilding();
-        self.view.is_member && (is_recovering || self.is_handing_over())
+        self.view.is_member && (is_recovering || self.is_handing_over() || !self.litter.is_empty())
     }
 
     fn have_all_stood(&self) -> bool {
@@ -276,6 +276,7 @@ impl LockService {
             }
         }
         self.rebuild_some(SLICE);
+        self.drop_litter(SLICE);
         self.free_lost();
         self.hand_over_some();
     }
