@@ -17,6 +17,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use client::{Contend, Pairs, Shift, Turn};
+use deadbolt_dlm::blocking::Lockspace;
 use deadbolt_trial::Place;
 use std::{
     cell::OnceCell,
@@ -125,24 +126,22 @@ fn at_rest(lazy: &Lazy, scale: &Scale) -> Case {
     Case::new(rest::rows(), measure).once()
 }
 
-type Work = fn(&deadbolt_dlm::blocking::Lockspace, Range<u64>) -> Result<()>;
+type Work = fn(&Lockspace, Range<u64>) -> Result<()>;
 
 /// Pairs between two looks at the clock.
 const BATCH: u64 = 128;
-/// Names that a client of the rows called local works on, again and again, so that its node is their master: fewer than a node keeps.
+/// Names that a client works on, again and again, so that its node is their master or knows who is: fewer than a node keeps.
 pub(super) const LOCAL_NAMES: u64 = 32 * BATCH;
-/// Names that the other node is master of: more than a window needs on a fast machine.
-const REMOTE_NAMES: u64 = 100_000;
 
-/// Nanoseconds for each pair, batch by batch until the time is over or the names are used up.
-fn time(numbers: Range<u64>, window: Duration, work: impl Fn(Range<u64>) -> Result<()>) -> Result<f64> {
+/// Nanoseconds for each pair, batch by batch until the time is over; each batch is told how many were before it.
+fn time(window: Duration, work: impl Fn(u64) -> Result<()>) -> Result<f64> {
     let begin = Instant::now();
-    let mut next = numbers.start;
-    while begin.elapsed() < window && next + BATCH <= numbers.end {
-        work(next..next + BATCH)?;
-        next += BATCH;
+    let mut count = 0;
+    while begin.elapsed() < window {
+        work(count)?;
+        count += BATCH;
     }
-    Ok(begin.elapsed().as_secs_f64() * 1e9 / (next - numbers.start) as f64)
+    Ok(begin.elapsed().as_secs_f64() * 1e9 / count as f64)
 }
 
 /// Each pair alone, without a batch: one takes as long as a write.
@@ -158,18 +157,22 @@ fn first_pairs(trial: &Trial, window: Duration) -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64() * 1e9 / count as f64)
 }
 
+/// The same names over and over. The first round is not counted: it finds cold caches, a ring that nobody has looked at, and no master.
+fn again_and_again(space: &Lockspace, window: Duration, work: Work) -> Result<f64> {
+    work(space, 0..LOCAL_NAMES)?;
+    time(window, |number| {
+        let first = number % LOCAL_NAMES;
+        work(space, first..first + BATCH)
+    })
+}
+
 /// While another lock is held: a node that holds nothing says so on the disk, and says that it holds something before the next grant.
 fn local_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> Result<f64> {
     let _daemons = trial.pin(1, places.far)?;
     let _pinned = Pinned::to(places.near)?;
     let space = client::join(&trial.socket(0)?)?;
     let _other = client::keep(&space, 1)?;
-    // The first ones find cold caches, a ring that nobody has looked at, and no master.
-    work(&space, 0..LOCAL_NAMES)?;
-    time(0..u64::MAX, window, |numbers| {
-        let first = numbers.start % LOCAL_NAMES;
-        work(&space, first..first + BATCH)
-    })
+    again_and_again(&space, window, work)
 }
 
 fn sixteen(trial: &Trial, places: Places, time: Duration) -> Result<f64> {
@@ -186,10 +189,13 @@ fn remote_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> 
     let _daemons = trial.pin(2, places.far)?;
     let _pinned = Pinned::to(places.near)?;
     let master = client::join(&trial.socket(1)?)?;
-    let guards = client::keep(&master, REMOTE_NAMES)?;
+    let guards = client::keep(&master, LOCAL_NAMES)?;
+    if guards.len() as u64 != LOCAL_NAMES {
+        bail!("only {} locks in a second at the master", guards.len());
+    }
     let space = client::join(&trial.socket(0)?)?;
     let _other = client::keep(&space, 1)?;
-    let each = time(0..guards.len() as u64, window, |numbers| work(&space, numbers))?;
+    let each = again_and_again(&space, window, work)?;
     drop(guards);
     Ok(each)
 }

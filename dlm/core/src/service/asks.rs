@@ -143,7 +143,7 @@ impl LockService {
         if place.is_some_and(Place::is_master) {
             return self.me;
         }
-        let master = place.and_then(|place| place.master).and_then(|master| self.peers.life(master));
+        let master = place.filter(|place| place.locks != 0).and_then(|place| place.master).and_then(|master| self.peers.life(master));
         master.filter(|life| self.is_member(life)).unwrap_or_else(|| self.home(key))
     }
 

@@ -462,11 +462,11 @@ impl LockService {
         self.look_up_for_others(id, lock.place);
         let Some(place) = self.places.get_mut(lock.place) else { return };
         place.locks = place.locks.saturating_sub(1);
-        if place.locks == 0 {
-            place.master = None;
+        let (is_last, lockspace) = (place.locks == 0, place.lockspace);
+        if is_last {
             self.lookups.remove(&lock.place);
+            self.remember_master(lock.place);
         }
-        let lockspace = place.lockspace;
         self.renamed.remove(&id);
         if lock.session == NO_SESSION {
             self.orphans.remove(lock.place, id);

@@ -1,13 +1,14 @@
-//! What: mastery that is kept for a while after the last lock of a resource has gone, where another node is the home: who locks and gives back
-//!   the same names again and again asks nobody.
+//! What: what is kept for a while of a resource on which this node has no lock any more: mastery, where another node is the home, or who is
+//!   master, where a third one is: who locks and gives back the same names again and again asks nobody, or the master alone.
 //! Owns: which places are kept, and how long.
-//! Invariants: nothing is known of a kept resource but who is its master: its value block went with its last lock; there are a bounded number;
-//!   a node that stops keeps none; they count for no lockspace.
+//! Invariants: nothing is known of a kept resource but who is its master: its value block went with its last lock; that another node is master
+//!   is a guess, which that one may refuse; there are a bounded number; a node that stops keeps none; they count for no lockspace.
 //! Does not: judge requests: the first one makes it a resource like any other.
 //! Called by: `service`.
 
 use super::LockService;
 use super::places::{KEPT, Place};
+use crate::peers::ME;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -38,39 +39,65 @@ impl LockService {
             return false;
         }
         let Some(place) = self.places.get_mut(number) else { return false };
-        (place.lone, place.is_fresh) = (KEPT, true);
-        let (lockspace, is_listed) = (place.lockspace, core::mem::replace(&mut place.is_listed, true));
-        if !is_listed {
+        place.lone = KEPT;
+        let lockspace = place.lockspace;
+        self.put_on_list(number);
+        self.uses_fewer(lockspace);
+        true
+    }
+
+    /// The last lock of this node is gone: remembers its master, where that spares asking the home.
+    pub(super) fn remember_master(&mut self, number: u32) {
+        let (Some(place), Some(key)) = (self.places.get(number), self.places.key(number)) else { return };
+        let master = place.master.filter(|master| !place.is_master() && *master != ME && self.is_peer_member(*master));
+        let home = self.home(&key);
+        let is_spared = home != self.me && master.and_then(|master| self.peers.life(master)).is_some_and(|master| master != home);
+        let is_remembered = is_spared && !self.is_stopped && self.view.is_member;
+        if let Some(place) = self.places.get_mut(number) {
+            place.master = master.filter(|_| is_remembered);
+        }
+        if is_remembered {
+            self.put_on_list(number);
+        }
+    }
+
+    fn put_on_list(&mut self, number: u32) {
+        let Some(place) = self.places.get_mut(number) else { return };
+        place.is_fresh = true;
+        if !core::mem::replace(&mut place.is_listed, true) {
             self.kept.order.push_back(number);
             self.kept.sweep_ms.get_or_insert(self.now_ms.saturating_add(KEEP_MS));
         }
         if self.kept.order.len() > KEPT_MAX {
             self.look_at_oldest(true);
         }
-        self.uses_fewer(lockspace);
-        true
     }
 
     /// The one that was listed first: back to its home, or to the end of the list.
     fn look_at_oldest(&mut self, is_full: bool) {
         let Some(number) = self.kept.order.pop_front() else { return };
         let Some(place) = self.places.get_mut(number).filter(|place| place.is_listed) else { return };
-        if place.is_kept() && place.is_fresh && !is_full {
+        let is_idle = place.is_kept() || place.is_remembered();
+        if is_idle && place.is_fresh && !is_full {
             place.is_fresh = false;
             self.kept.order.push_back(number);
             return;
         }
         place.is_listed = false;
-        if place.is_kept() {
+        if is_idle {
             self.end_keeping(number);
         }
     }
 
     fn end_keeping(&mut self, number: u32) {
         let (Some(key), Some(place)) = (self.places.key(number), self.places.get_mut(number)) else { return };
-        place.lone = 0;
-        let stamp = place.stamp;
-        self.return_mastery(number, &key, (self.counter, stamp));
+        let (is_kept, stamp) = (place.is_kept(), place.stamp);
+        if is_kept {
+            place.lone = 0;
+            self.return_mastery(number, &key, (self.counter, stamp));
+        } else {
+            place.master = None;
+        }
         self.forget_place(number);
     }
 
@@ -87,7 +114,8 @@ impl LockService {
 
     /// Gives back what is kept, of one lockspace or of all.
     pub(super) fn give_kept_back(&mut self, lockspace: Option<u32>) {
-        let is_it = |place: &Place| place.is_kept() && lockspace.is_none_or(|lockspace| place.lockspace == lockspace);
+        let is_idle = |place: &Place| place.is_kept() || place.is_remembered();
+        let is_it = |place: &Place| is_idle(place) && lockspace.is_none_or(|lockspace| place.lockspace == lockspace);
         let numbers: Vec<u32> = self.kept.order.iter().copied().filter(|number| self.places.get(*number).is_some_and(is_it)).collect();
         for number in numbers {
             self.end_keeping(number);

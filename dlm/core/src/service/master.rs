@@ -222,6 +222,10 @@ impl LockService {
         let queues = self.mastered.insert(resource);
         if let Some(place) = self.places.get_mut(number) {
             place.mastered = queues;
+            if place.locks == 0 {
+                // It was somebody else, and is remembered no more.
+                place.master = None;
+            }
             let lockspace = place.lockspace;
             self.uses_more(lockspace);
         }

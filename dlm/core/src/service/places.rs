@@ -25,7 +25,7 @@ pub(super) struct Place {
     name: [u8; SHORT],
     /// Over [`SHORT`]: the name stands in `Places::long`.
     length: NonZeroU8,
-    /// As holder: the master, where it is known.
+    /// As holder: the master, where it is known; without a lock here, who was it lately.
     pub(super) master: Option<PeerId>,
     /// As home: whom it made master.
     pub(super) appointed: Option<PeerId>,
@@ -37,7 +37,7 @@ pub(super) struct Place {
     pub(super) mastered: u32,
     /// As master: the one lock there is, granted to this node and without anything that queues have to know, or [`KEPT`]; else 0.
     pub(super) lone: u32,
-    /// As master: it stands in the list of what is kept, or did when it was last looked at.
+    /// It stands in the list of what is kept, or did when it was last looked at.
     pub(super) is_listed: bool,
     /// It was used since.
     pub(super) is_fresh: bool,
@@ -59,8 +59,13 @@ impl Place {
         self.lone == KEPT
     }
 
+    /// There is nothing here but the memory of a master.
+    pub(super) fn is_remembered(&self) -> bool {
+        self.locks == 0 && self.master.is_some()
+    }
+
     fn is_used(&self) -> bool {
-        self.locks != 0 || self.is_master() || self.appointed.is_some()
+        self.locks != 0 || self.is_master() || self.appointed.is_some() || self.master.is_some()
     }
 }
 

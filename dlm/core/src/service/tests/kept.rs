@@ -111,3 +111,31 @@ fn it_is_kept_across_views_also_by_a_node_that_is_home_by_now() {
     pair(&mut stage, (2, 1), &name, None);
     pair(&mut stage, (0, 1), &name, None);
 }
+
+/// Where each message goes that node 0 sends for a pair.
+fn asked_by_first(stage: &mut Stage, name: &[u8]) -> Vec<u16> {
+    stage.is_held_back = true;
+    let asked = stage.lock((0, 1), name, Mode::Ex, Flags::NONE);
+    let to = stage.kept.iter().map(|(to, _)| *to).collect();
+    stage.let_go();
+    let lock = stage.granted(asked);
+    stage.unlock((0, 1), lock, Flags::NONE);
+    to
+}
+
+#[test]
+fn a_master_is_remembered_and_may_be_none_any_more() {
+    let (mut stage, name) = stage();
+    let held = stage.lock((2, 1), &name, Mode::Nl, Flags::NONE);
+    let held = stage.granted(held);
+    assert_eq!(asked_by_first(&mut stage, &name), [1], "the home, which names the master");
+    assert_eq!(asked_by_first(&mut stage, &name), [2], "the master at once");
+    stage.unlock((2, 1), held, Flags::NONE);
+    stage.input(2, Input::Stop);
+    assert_eq!(asked_by_first(&mut stage, &name), [2], "it was master, and says that it is none");
+    assert_eq!(keepers(&stage), [0]);
+    for _ in 0..2 {
+        stage.pass(KEEP_MS);
+    }
+    assert!(stage.nodes.values().all(|node| node.places.iter().next().is_none()), "all is forgotten");
+}
