@@ -278,10 +278,16 @@ impl World {
         Ok(())
     }
 
-    /// The client of the untouched resource: takes it, or gives it back.
+    /// The client of the untouched resource: takes it, and gives it back as soon as it has it.
     fn probe(&mut self, index: usize) -> Result<()> {
         let node = self.node(index)?;
         let Some(name) = node.prober.name else { return Ok(()) };
+        if !node.prober.is_asking {
+            node.prober.is_asking = true;
+            let request = node.lock_request(&name, Mode::Cr)?;
+            self.input(index, Input::Request { session: PROBE, request })?;
+        }
+        let node = self.node(index)?;
         let answer = node.replies.pop_front();
         node.replies.clear();
         match answer {
@@ -292,37 +298,26 @@ impl World {
                 prober.is_asking = false;
                 self.input(index, Input::Request { session: PROBE, request: posted_unlock(lock) })
             }
-            None if !node.prober.is_asking => {
-                node.prober.is_asking = true;
-                let request = node.lock_request(&name, Mode::Cr)?;
-                self.input(index, Input::Request { session: PROBE, request })
-            }
             None => Ok(()),
             other => bail!("the untouched resource: {other:?}"),
         }
-    }
-
-    /// A whole lock and unlock of the untouched resource, if that is possible now.
-    fn probe_fully(&mut self, index: usize) -> Result<()> {
-        self.probe(index)?;
-        self.probe(index)
     }
 
     /// The survivors learn a view; answers when both have recovered, by the later clock.
     fn recover(&mut self, number: u64, members: &[Life], owed: &[Owed]) -> Result<Duration> {
         let begin = self.nodes.iter().map(|node| node.clock).max().unwrap_or_default();
         for index in 0..members.len() {
-            self.node(index)?.clock = begin;
+            self.node(index)?.idle_until(begin);
             self.view(index, number, members, owed)?;
-            self.probe_fully(index)?;
+            self.probe(index)?;
         }
         while self.nodes.iter().any(|node| node.recovered < number) {
             let Some((index, _)) = self.next() else { bail!("recovery in view {number} does not go on") };
             self.step()?;
-            self.probe_fully(index)?;
+            self.probe(index)?;
         }
         for index in 0..members.len() {
-            self.probe_fully(index)?;
+            self.probe(index)?;
         }
         let end = self.nodes.iter().map(|node| node.clock).max().unwrap_or_default();
         Ok(end.saturating_sub(begin))
