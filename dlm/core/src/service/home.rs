@@ -313,8 +313,8 @@ impl LockService {
     pub(super) fn forget_gathered(&mut self) {
         self.ended.clear();
         self.returned.clear();
-        // Doubts that this view cuts off: their answers are of the last one.
-        self.hearsay = core::mem::take(&mut self.verifying);
+        // Doubts that this view cuts off: their answers are of the last one. Those before them were not even asked.
+        self.hearsay.append(&mut self.verifying);
         self.asks.forget_parked();
         let was_complete = core::mem::take(&mut self.is_complete);
         let reports = core::mem::take(&mut self.reports);
