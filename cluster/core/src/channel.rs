@@ -148,13 +148,16 @@ impl Channel {
         self.is_resumed = false;
     }
 
-    /// Takes a frame; returns a payload to deliver, and pushes what is to be sent.
+    /// Takes a frame; returns a payload to deliver, and pushes what is to be sent. Until a `Resume` of the present connection is accepted,
+    /// and after a frame that is refused, nothing else that comes on it counts: it may be of another stream.
     ///
     /// # Errors
     /// A gap in the peer's numbers, or a stream that one end does not know any more.
     pub fn handle_frame(&mut self, frame: Frame, out: &mut Vec<Frame>) -> Result<Option<Vec<u8>>, ChannelError> {
         match frame {
+            Frame::Confirm { .. } | Frame::Data { .. } if !self.is_resumed => Ok(None),
             Frame::Resume { stream, of, delivered } => {
+                self.is_resumed = false;
                 self.check_streams(stream, of)?;
                 self.peer = stream;
                 self.confirm(delivered);
@@ -176,6 +179,7 @@ impl Channel {
                     return Ok(None);
                 }
                 if sequence != self.delivered + 1 {
+                    self.is_resumed = false;
                     return Err(ChannelError::OutOfOrder { found: sequence, expected: self.delivered + 1 });
                 }
                 self.delivered = sequence;
@@ -263,10 +267,26 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_an_error() {
-        let mut channel = Channel::new(1);
-        let gap = channel.handle_frame(Frame::Data { sequence: 2, delivered: 0, payload: Vec::new() }, &mut Vec::new());
-        assert_eq!(gap, Err(ChannelError::OutOfOrder { found: 2, expected: 1 }));
+    fn a_gap_is_an_error_and_ends_what_counts_of_the_connection() {
+        let (mut channel, mut peer) = (Channel::new(1), Channel::new(2));
+        connect(&mut channel, &mut peer).0.unwrap();
+        assert_eq!(channel.handle_frame(data(2), &mut Vec::new()), Err(ChannelError::OutOfOrder { found: 2, expected: 1 }));
+        // What came in the same read as the gap.
+        assert_eq!(channel.handle_frame(data(1), &mut Vec::new()), Ok(None));
+        connect(&mut channel, &mut peer).0.unwrap();
+        assert_eq!(channel.handle_frame(data(1), &mut Vec::new()), Ok(Some(Vec::new())));
+    }
+
+    #[test]
+    fn nothing_of_a_stream_that_was_refused_is_delivered() {
+        let (mut a, mut b, mut forgetful) = (Channel::new(1), Channel::new(2), Channel::new(3));
+        assert_eq!(connect(&mut a, &mut b), (Ok(None), Ok(None)));
+        assert_eq!(connect(&mut a, &mut forgetful).0, Err(ChannelError::StreamLost));
+        assert_eq!(a.handle_frame(data(1), &mut Vec::new()), Ok(None), "the first of another stream");
+    }
+
+    fn data(sequence: u64) -> Frame {
+        Frame::Data { sequence, delivered: 0, payload: Vec::new() }
     }
 
     #[test]
