@@ -81,24 +81,18 @@ fn sim(arguments: &[String]) -> anyhow::Result<()> {
 
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
     let mut build = cargo();
-    build.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--bins",
-        "--package",
-        "deadbolt",
-        "--package",
-        "deadbolt-cluster",
-        "--package",
-        "deadbolt-sbd",
-    ]);
+    build.args(["build", "--quiet", "--release", "--bins"]);
+    build.args(["deadbolt", "deadbolt-cluster", "deadbolt-sbd"].map(|package| format!("--package={package}")));
     let status = build.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("the programs could not be built ({status})");
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let programs = std::path::absolute(target.join("release"))?;
+    // As cargo finds it: by the variable, seen from here, else at the root, wherever this was called.
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => std::path::absolute(target)?,
+        None => root()?.join("target"),
+    };
+    let programs = target.join("release");
     let mut command = std::process::Command::new(programs.join("deadbolt"));
     command.arg("bench").args(arguments).arg("--programs").arg(&programs);
     let status = command.status().with_context(|| format!("{} could not be started", programs.join("deadbolt").display()))?;

@@ -4,7 +4,7 @@
 //! Does not: start nodes, or judge figures.
 //! Called by: the measurements of nodes, in their own process and in workers.
 
-use super::{CLIENTS, LOCAL_NAMES};
+use super::{CLIENTS, NAMES};
 use crate::{clock::time_each, names::name, pair::Pinned, worker::wait_for_begin};
 use anyhow::{Context, Result, bail};
 use deadbolt_dlm::{
@@ -156,7 +156,7 @@ pub(crate) fn contend(order: &Contend) -> Result<Vec<Turn>> {
 pub(crate) fn count_pairs(order: &Pairs) -> Result<u64> {
     let _pinned = Pinned::to(order.shift.core)?;
     let space = join(&order.shift.socket)?;
-    let names = LOCAL_NAMES / CLIENTS;
+    let names = NAMES / CLIENTS;
     pairs(&space, order.first..order.first + names)?;
     let end = order.shift.begin()?;
     let mut count = 0;

@@ -29,7 +29,7 @@ use std::{
 use trial::Trial;
 
 const CACHED: &str = "client: EX that is held already, taken again from the cache, one thread";
-const FIRST: &str = "node: pair of a node that holds nothing else, which has to be published on the disk";
+const LONELY: &str = "node: local pair of a node that holds nothing else, all sleeping on one core";
 const SLEEPING: &str = "node: local pair, synchronous, client and daemon sleeping on one core";
 const SPINNING: &str = "node: local pair, synchronous, client and daemon on two cores";
 const PIPELINED: &str = "node: local pair, pipelined, client and daemon on two cores";
@@ -45,11 +45,14 @@ const LOCAL_TURNS: &str = "node: turns per change of owner";
 const CLIENTS: u64 = 16;
 /// The nodes, started when the first row needs them; or why they could not be.
 #[derive(Clone, Default)]
-struct Lazy(Rc<OnceCell<Result<Trial, String>>>, Option<PathBuf>);
+struct Lazy {
+    started: Rc<OnceCell<Result<Trial, String>>>,
+    programs: Option<PathBuf>,
+}
 
 impl Lazy {
     fn get(&self) -> Result<&Trial> {
-        let started = self.0.get_or_init(|| Trial::start(PREFIX, self.1.as_deref()).map_err(|error| format!("{error:#}")));
+        let started = self.started.get_or_init(|| Trial::start(PREFIX, self.programs.as_deref()).map_err(|error| format!("{error:#}")));
         started.as_ref().map_err(|why| anyhow::anyhow!("the nodes did not start: {why}"))
     }
 }
@@ -83,7 +86,7 @@ enum Needs {
 
 /// All of it, what is at rest first.
 pub(crate) fn cases(scale: &Scale) -> Vec<Case> {
-    let lazy = Lazy(Rc::default(), scale.programs.clone());
+    let lazy = Lazy { started: Rc::default(), programs: scale.programs.clone() };
     let mut cases = vec![at_rest(&lazy, scale)];
     let ratio = |name, floors, most| Row::new(name, "ns").over(floors).reach(Reach::Ratio(most));
     let (window, entries) = (scale.window, scale.entries);
@@ -99,8 +102,8 @@ pub(crate) fn cases(scale: &Scale) -> Vec<Case> {
             case(vec![row], &lazy, needs, move |trial, places| Ok(vec![local_pairs(trial, places, window, work)?]))
         }),
     );
-    let row = Row::new(FIRST, "ns");
-    cases.push(case(vec![row], &lazy, Needs::OneCore, move |trial, _| Ok(vec![first_pairs(trial, window)?])));
+    let row = Row::new(LONELY, "ns");
+    cases.push(case(vec![row], &lazy, Needs::OneCore, move |trial, places| Ok(vec![lonely_pairs(trial, places, window)?])));
     cases.push(case(vec![ratio(SIXTEEN, &[RING_TABLE], 1.8)], &lazy, Needs::TwoCores, move |trial, places| {
         Ok(vec![sixteen(trial, places, window)?])
     }));
@@ -131,7 +134,7 @@ type Work = fn(&Lockspace, Range<u64>) -> Result<()>;
 /// Pairs between two looks at the clock.
 const BATCH: u64 = 128;
 /// Names that a client works on, again and again, so that its node is their master or knows who is: fewer than a node keeps.
-pub(super) const LOCAL_NAMES: u64 = 32 * BATCH;
+pub(super) const NAMES: u64 = 32 * BATCH;
 
 /// Nanoseconds for each pair, batch by batch until the time is over; each batch is told how many were before it.
 fn time(window: Duration, work: impl Fn(u64) -> Result<()>) -> Result<f64> {
@@ -144,29 +147,23 @@ fn time(window: Duration, work: impl Fn(u64) -> Result<()>) -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64() * 1e9 / count as f64)
 }
 
-/// Each pair alone, without a batch: one takes as long as a write.
-fn first_pairs(trial: &Trial, window: Duration) -> Result<f64> {
-    let space = client::join(&trial.socket(0)?)?;
-    let begin = Instant::now();
-    let mut count = 0;
-    while begin.elapsed() < window {
-        let number = count % LOCAL_NAMES;
-        client::pairs(&space, number..number + 1)?;
-        count += 1;
-    }
-    Ok(begin.elapsed().as_secs_f64() * 1e9 / count as f64)
-}
-
 /// The same names over and over. The first round is not counted: it finds cold caches, a ring that nobody has looked at, and no master.
 fn again_and_again(space: &Lockspace, window: Duration, work: Work) -> Result<f64> {
-    work(space, 0..LOCAL_NAMES)?;
+    work(space, 0..NAMES)?;
     time(window, |number| {
-        let first = number % LOCAL_NAMES;
+        let first = number % NAMES;
         work(space, first..first + BATCH)
     })
 }
 
-/// While another lock is held: a node that holds nothing says so on the disk, and says that it holds something before the next grant.
+/// While no other lock is held: that the node holds something stays said on the disk for a while after each.
+fn lonely_pairs(trial: &Trial, places: Places, window: Duration) -> Result<f64> {
+    let _daemons = trial.pin(1, places.far)?;
+    let _pinned = Pinned::to(places.near)?;
+    again_and_again(&client::join(&trial.socket(0)?)?, window, client::pairs)
+}
+
+/// While another lock is held, as on a node at work.
 fn local_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> Result<f64> {
     let _daemons = trial.pin(1, places.far)?;
     let _pinned = Pinned::to(places.near)?;
@@ -189,8 +186,8 @@ fn remote_pairs(trial: &Trial, places: Places, window: Duration, work: Work) -> 
     let _daemons = trial.pin(2, places.far)?;
     let _pinned = Pinned::to(places.near)?;
     let master = client::join(&trial.socket(1)?)?;
-    let guards = client::keep(&master, LOCAL_NAMES)?;
-    if guards.len() as u64 != LOCAL_NAMES {
+    let guards = client::keep(&master, NAMES)?;
+    if guards.len() as u64 != NAMES {
         bail!("only {} locks in a second at the master", guards.len());
     }
     let space = client::join(&trial.socket(0)?)?;

@@ -21,13 +21,14 @@
 //!
 //! # What the process watchdog covers
 //!
-//! The deadline lies in the page. The keeper sleeps until then, and sbd rings it when the deadline comes nearer or a reset is asked for;
-//! 250 to 500 ms later the runner enforces it, too: SIGSTOP of either one is covered by the other. Stopped both at once, nothing enforces the deadline; sbd then sees
-//! that the keeper's sign of life is old and gives no lease, but a client is not ended. The kill of the keeper ends the runner
-//! with its tree (PID namespace: the kernel does it; else the runner does, and its direct children are tied to it). The kill of
-//! keeper and runner in the same instant leaves the next start to find what is left: by the inherited lock `tree.lock`, then by
-//! DEADBOLT_TREE in the environment; without a PID namespace a process that closed all files *and* cleared its environment
-//! *and* outlived both would not be seen. A command that changed to a user whom this one may not signal is never counted gone.
+//! The deadline lies in the page. The keeper sleeps until then, and sbd rings it when the deadline comes nearer or a reset is
+//! asked for; 250 to 500 ms later the runner enforces it, too: SIGSTOP of either one is covered by the other. Stopped both at
+//! once, nothing enforces the deadline; sbd then sees that the keeper's sign of life is old and gives no lease, but a client is
+//! not ended. The kill of the keeper ends the runner with its tree (PID namespace: the kernel does it; else the runner does,
+//! and its direct children are tied to it). The kill of keeper and runner in the same instant leaves the next start to find
+//! what is left: by the inherited lock `tree.lock`, then by DEADBOLT_TREE in the environment; without a PID namespace a process
+//! that closed all files *and* cleared its environment *and* outlived both would not be seen. A command that changed to a user
+//! whom this one may not signal is never counted gone.
 
 mod boot;
 mod caller;

@@ -36,7 +36,7 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Mixed, 16, "S1"),
     (Mixed, 3, "S1"),
     (Partitions, 44, "S1"),
-    (Mixed, 44, "S2"),
+    (Mixed, 27, "S4"),
     (Mixed, 1, "S2"),
     (Mixed, 2, "S2"),
     (Mixed, 3, "S12"),

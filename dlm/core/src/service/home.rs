@@ -320,7 +320,7 @@ impl LockService {
         let reports = core::mem::take(&mut self.reports);
         let is_half_rebuilt = was_complete && !reports.is_empty();
         // There may be a million: dropping them at once would hold everybody up.
-        self.litter.push(reports);
+        self.litter.extend(Some(reports).filter(|reports| !reports.is_empty()));
         let numbers: BTreeSet<u32> = core::mem::take(&mut self.parked).into_keys().collect();
         let unconfirmed = core::mem::take(&mut self.unconfirmed);
         if is_half_rebuilt || !unconfirmed.is_empty() {

@@ -8,6 +8,7 @@
 
 use super::LockService;
 use super::places::{KEPT, Place};
+use crate::name::Key;
 use crate::peers::ME;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -24,6 +25,8 @@ pub(super) struct Kept {
     /// In the order in which they were listed. A place may be in use meanwhile, or gone.
     order: VecDeque<u32>,
     sweep_ms: Option<u64>,
+    /// Of the sweep that has begun.
+    left: usize,
 }
 
 impl Kept {
@@ -34,8 +37,13 @@ impl Kept {
 
 impl LockService {
     /// Keeps mastery of a resource whose last lock is gone; false: it has to go back.
-    pub(super) fn keep_mastery(&mut self, number: u32, is_home: bool) -> bool {
-        if is_home || self.is_stopped || !self.view.is_member {
+    pub(super) fn keep_mastery(&mut self, number: u32, key: &Key) -> bool {
+        if self.is_stopped || !self.view.is_member {
+            return false;
+        }
+        // What stands in the list had another home when it came there; should this node be the home by now, no harm is done.
+        let is_listed = self.places.get(number).is_some_and(|place| place.is_listed);
+        if !is_listed && self.home(key) == self.me {
             return false;
         }
         let Some(place) = self.places.get_mut(number) else { return false };
@@ -101,15 +109,22 @@ impl LockService {
         self.forget_place(number);
     }
 
-    /// What nobody has used for a while goes back.
-    pub(super) fn sweep_kept(&mut self) {
+    /// What nobody has used for a while goes back, a slice in one turn.
+    pub(super) fn sweep_kept(&mut self, slice: usize) {
         if self.kept.sweep_ms.is_none_or(|sweep_ms| self.now_ms < sweep_ms) {
             return;
         }
-        for _ in 0..self.kept.order.len() {
+        if self.kept.left == 0 {
+            self.kept.left = self.kept.order.len();
+        }
+        let count = self.kept.left.min(slice);
+        self.kept.left -= count;
+        for _ in 0..count {
             self.look_at_oldest(false);
         }
-        self.kept.sweep_ms = (!self.kept.order.is_empty()).then(|| self.now_ms.saturating_add(KEEP_MS));
+        if self.kept.left == 0 {
+            self.kept.sweep_ms = (!self.kept.order.is_empty()).then(|| self.now_ms.saturating_add(KEEP_MS));
+        }
     }
 
     /// Gives back what is kept, of one lockspace or of all.

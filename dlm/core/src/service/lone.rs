@@ -126,7 +126,7 @@ impl LockService {
 
     /// Nothing is left here: mastery is kept, or the home may make somebody else master.
     pub(super) fn end_mastery(&mut self, number: u32, key: &Key, counter: u64) {
-        if self.keep_mastery(number, self.home(key) == self.me) {
+        if self.keep_mastery(number, key) {
             return;
         }
         let stamp = self.places.get(number).map_or(0, |place| place.stamp);

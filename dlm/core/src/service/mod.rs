@@ -453,7 +453,7 @@ impl LockService {
         }
         self.pump();
         self.expire_ranges();
-        self.sweep_kept();
+        self.sweep_kept(recovery::SLICE as usize);
         self.look_for_deadlocks();
         self.pump();
         self.update_holds();

@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::types::Life;
 
 /// Locks or resources that one turn looks at (chosen: well below a millisecond; few in the small worlds of the tests).
-const SLICE: u32 = if cfg!(test) { 2 } else { 512 };
+pub(super) const SLICE: u32 = if cfg!(test) { 2 } else { 512 };
 /// Views whose members are remembered, to know which homes stayed (chosen: more than change while one recovery runs).
 const VIEWS_MAX: usize = 8;
 
