@@ -2,7 +2,7 @@
 //! Owns: rows, rounds and medians (`sheet`); the floors; the measurements, one module per benchmark.
 //! Invariants: a row that cannot be measured here says why and is no figure; whatever ends a run, nothing of it is left.
 //! Does not: judge by absolute times: a figure counts beside its floor.
-//! Called by: `deadbolt bench`.
+//! Called by: `deadbolt bench`, the benchmark of fences.
 
 mod clock;
 mod cluster;
@@ -14,7 +14,11 @@ mod pair;
 mod ring;
 mod service;
 pub mod sheet;
+mod usage;
 mod worker;
 
+pub use floors::poll::{WATCHER, poll};
 pub use locks::{Choice, locks};
+pub use memory::proportional;
+pub use usage::Use;
 pub use worker::work;

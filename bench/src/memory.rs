@@ -1,4 +1,4 @@
-//! What: resident memory of this process, and what the machine has left.
+//! What: memory of processes, and what the machine has left.
 //! Owns: reading /proc.
 //! Invariants: bytes.
 //! Does not: measure by counting allocations: what counts is what the machine has less of.
@@ -16,6 +16,14 @@ fn field(path: &str, name: &str) -> Result<u64> {
 /// Resident bytes of a process.
 pub(crate) fn resident(pid: u32) -> Result<u64> {
     field(&format!("/proc/{pid}/status"), "VmRSS:")
+}
+
+/// Bytes of a process, each shared one divided by its users.
+///
+/// # Errors
+/// No such process, or it is another user's.
+pub fn proportional(pid: u32) -> Result<u64> {
+    field(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
 /// Resident bytes of this process.

@@ -1,12 +1,13 @@
-//! What: rows and rounds: every case is measured once a round, in order, and each row is compared with the floors of the same round.
+//! What: rows and rounds: every case is measured once a round, in order or beside its neighbours, and each row is compared with the
+//! floors of the same round.
 //! Owns: the shape of a result, medians, the table for people and the object for programs.
 //! Invariants: lower is better in every row; a row's ratio is the median of the rounds' ratios; no figure is made up for a case that failed.
 //! Does not: know what is measured.
 //! Called by: every benchmark.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt::Write};
+use std::{collections::BTreeMap, fmt::Write, thread};
 
 /// How far a row is to come.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -57,11 +58,16 @@ pub enum Measured {
     Skipped(String),
 }
 
+enum Work {
+    Alone(Box<dyn FnMut() -> Result<Measured>>),
+    Beside(Box<dyn FnMut() -> Result<Measured> + Send>),
+}
+
 /// Rows that are measured together.
 pub struct Case {
     rows: Vec<Row>,
     is_once: bool,
-    measure: Box<dyn FnMut() -> Result<Measured>>,
+    work: Work,
 }
 
 impl std::fmt::Debug for Case {
@@ -74,7 +80,13 @@ impl Case {
     /// Measured in every round.
     #[must_use]
     pub fn new(rows: Vec<Row>, measure: impl FnMut() -> Result<Measured> + 'static) -> Self {
-        Self { rows, is_once: false, measure: Box::new(measure) }
+        Self { rows, is_once: false, work: Work::Alone(Box::new(measure)) }
+    }
+
+    /// Measured in every round, at one time with the neighbours that are made so too: for work that is nearly all sleep.
+    #[must_use]
+    pub fn beside(rows: Vec<Row>, measure: impl FnMut() -> Result<Measured> + Send + 'static) -> Self {
+        Self { rows, is_once: false, work: Work::Beside(Box::new(measure)) }
     }
 
     /// One row, measured in every round.
@@ -87,6 +99,10 @@ impl Case {
     #[must_use]
     pub fn once(self) -> Self {
         Self { is_once: true, ..self }
+    }
+
+    fn is_beside(&self, next: &Self) -> bool {
+        matches!((&self.work, &next.work), (Work::Beside(_), Work::Beside(_)))
     }
 }
 
@@ -170,30 +186,56 @@ pub fn measure(mut cases: Vec<Case>, wishes: &Wishes, mut tell: impl FnMut(usize
     let mut sheet = Sheet::default();
     let mut samples = Samples::new();
     for round in 0..wishes.rounds {
-        for case in &mut cases {
+        for group in cases.chunk_by_mut(|case, next| case.is_beside(next)) {
             let is_over = |row: &Row| sheet.skipped.iter().chain(&sheet.failed).any(|missing| missing.name == row.name);
-            if (round > 0 && case.is_once) || case.rows.iter().any(is_over) {
-                continue;
+            let is_due = |case: &&mut Case| (round == 0 || !case.is_once) && !case.rows.iter().any(is_over);
+            let due: Vec<&mut Case> = group.iter_mut().filter(is_due).collect();
+            for case in &due {
+                tell(round + 1, case.rows.first().map_or("", |row| row.name));
             }
-            tell(round + 1, case.rows.first().map_or("", |row| row.name));
-            let missing = |why: String| case.rows.iter().map(move |row| Missing { name: row.name, why: why.clone() });
-            match (case.measure)() {
-                Ok(Measured::Values(values)) if values.len() == case.rows.len() => {
-                    for (row, value) in case.rows.iter().zip(values) {
-                        samples.entry(row.name).or_default().push(value);
-                    }
-                }
-                Ok(Measured::Values(values)) => {
-                    sheet.failed.extend(missing(format!("{} values for {} rows", values.len(), case.rows.len())));
-                }
-                Ok(Measured::Skipped(why)) => sheet.skipped.extend(missing(why)),
-                Err(error) => sheet.failed.extend(missing(format!("{error:#}"))),
+            for (rows, measured) in measure_group(due) {
+                take(rows, measured, &mut samples, &mut sheet);
             }
         }
     }
     let rows = cases.iter().flat_map(|case| &case.rows).filter(|row| wanted.contains(&row.name));
     sheet.rows = rows.filter_map(|row| figure(row, &samples)).collect();
     Ok(sheet)
+}
+
+/// Measures one case, or several side by side.
+fn measure_group<'a>(cases: Vec<&'a mut Case>) -> Vec<(&'a [Row], Result<Measured>)> {
+    enum Run<'a> {
+        Over(Result<Measured>),
+        UnderWay(thread::ScopedJoinHandle<'a, Result<Measured>>),
+    }
+    thread::scope(|scope| {
+        let begin = |case: &'a mut Case| match &mut case.work {
+            Work::Alone(measure) => (&case.rows[..], Run::Over(measure())),
+            Work::Beside(measure) => (&case.rows[..], Run::UnderWay(scope.spawn(measure))),
+        };
+        let runs: Vec<(&[Row], Run<'_>)> = cases.into_iter().map(begin).collect();
+        let end = |run| match run {
+            Run::Over(measured) => measured,
+            Run::UnderWay(run) => run.join().unwrap_or_else(|_| Err(anyhow!("its thread panicked; the reason stands above"))),
+        };
+        runs.into_iter().map(|(rows, run)| (rows, end(run))).collect()
+    })
+}
+
+/// Takes in what the measurement of a case gave.
+fn take(rows: &[Row], measured: Result<Measured>, samples: &mut Samples, sheet: &mut Sheet) {
+    let missing = |why: String| rows.iter().map(move |row| Missing { name: row.name, why: why.clone() });
+    match measured {
+        Ok(Measured::Values(values)) if values.len() == rows.len() => {
+            for (row, value) in rows.iter().zip(values) {
+                samples.entry(row.name).or_default().push(value);
+            }
+        }
+        Ok(Measured::Values(values)) => sheet.failed.extend(missing(format!("{} values for {} rows", values.len(), rows.len()))),
+        Ok(Measured::Skipped(why)) => sheet.skipped.extend(missing(why)),
+        Err(error) => sheet.failed.extend(missing(format!("{error:#}"))),
+    }
 }
 
 fn figure(row: &Row, samples: &Samples) -> Option<Figure> {
@@ -232,6 +274,12 @@ impl Sheet {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// For people or for programs.
+    #[must_use]
+    pub fn text(&self, is_json: bool) -> String {
+        if is_json { self.json() } else { self.table().trim_end().to_owned() }
+    }
+
     /// As a table for people.
     #[must_use]
     pub fn table(&self) -> String {
@@ -259,6 +307,10 @@ impl Sheet {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use std::{
+        sync::mpsc::{Receiver, Sender, channel},
+        time::Duration,
+    };
 
     fn series(row: Row, values: &'static [f64]) -> Case {
         let mut values = values.iter();
@@ -317,6 +369,24 @@ mod tests {
         let sheet = run(vec![series(Row::new("a", "ns"), &[1.5])], 1);
         let row = r#"{"name":"a","value":1.5,"unit":"ns","floor":null,"ratio":null,"reach":null,"met":null}"#;
         assert_eq!(sheet.json(), format!(r#"{{"rows":[{row}],"skipped":[],"failed":[]}}"#));
+    }
+
+    #[test]
+    fn neighbours_run_at_one_time() {
+        // Each hears the other before it ends.
+        let ((to_a, at_a), (to_b, at_b)) = (channel(), channel());
+        let case = |name, value, to: Sender<()>, at: Receiver<()>| {
+            Case::beside(vec![Row::new(name, "s")], move || {
+                to.send(())?;
+                at.recv_timeout(Duration::from_secs(10))?;
+                Ok(Measured::Values(vec![value]))
+            })
+        };
+        let broken = Case::beside(vec![Row::new("broken", "s")], || panic!("as it should"));
+        let sheet =
+            run(vec![case("a", 1.0, to_b, at_a), broken, case("b", 2.0, to_a, at_b), series(Row::new("alone", "s"), &[3.0, 3.0])], 2);
+        assert_eq!(sheet.rows.iter().map(|row| row.value).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+        assert_eq!(sheet.failed.iter().map(|missing| missing.name).collect::<Vec<_>>(), ["broken"]);
     }
 
     #[test]

@@ -5,10 +5,15 @@
 //! Called by: every verb that starts or asks a node. docs/node.toml.example lists every key.
 
 use crate::seal::ClusterKey;
-use deadbolt_cluster_core::timing::{Driver, driver};
+use deadbolt_cluster_core::{
+    membership::check_name,
+    timing::{Driver, driver},
+};
 use deadbolt_sbd::pill::KeyFileError;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
+    fmt,
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -51,10 +56,81 @@ pub struct NodeFile {
     /// Group that may use `lock`, `locks`, `status`, `why`; empty: root (or the owner) only.
     #[serde(default)]
     pub group: String,
+    /// Fence agents by which other nodes can be put out of action, at most one for each.
+    #[serde(default)]
+    pub fence_agents: Vec<FenceAgent>,
+}
+
+/// A fence agent: how to put one other node out of action by another device.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FenceAgent {
+    /// The node's name, as in the cluster's configuration.
+    pub node: String,
+    /// Path of the agent.
+    pub program: PathBuf,
+    /// How long each of its actions may take.
+    #[serde(default = "default_timeout_s")]
+    pub timeout_s: u32,
+    /// Power the node on again, once it was seen off.
+    #[serde(default)]
+    pub power_on: bool,
+    /// What the agent is told besides the action.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// Values are passwords, too.
+impl fmt::Debug for FenceAgent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FenceAgent").field("node", &self.node).field("program", &self.program).finish_non_exhaustive()
+    }
+}
+
+/// Longest time that one action of an agent may take. Chosen: ten minutes; who waits longer is not being fenced.
+const AGENT_SECONDS_MAX: u32 = 600;
+/// Most bytes that an agent is told: less than a pipe holds.
+const PARAMETER_BYTES_MAX: usize = 32 << 10;
+
+impl FenceAgent {
+    /// Refuses what could not be called, or would be called with something else than was meant.
+    fn check(&self) -> Result<(), String> {
+        let node = &self.node;
+        check_name(node).map_err(|reason| format!("fence_agents: {reason}"))?;
+        if !self.program.is_absolute() {
+            return Err(format!("fence_agents, node {node}: program {:?} is no absolute path", self.program));
+        }
+        if self.program.file_name().is_some_and(|name| name == "fence_sbd") {
+            return Err(format!(
+                "fence_agents, node {node}: fence_sbd takes its status from the text of a mailbox, which proves nothing; the node gets a pill anyway"
+            ));
+        }
+        if !(1..=AGENT_SECONDS_MAX).contains(&self.timeout_s) {
+            return Err(format!("fence_agents, node {node}: timeout_s is {}; use 1 to {AGENT_SECONDS_MAX}", self.timeout_s));
+        }
+        let bytes: usize = self.parameters.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        if bytes > PARAMETER_BYTES_MAX {
+            return Err(format!("fence_agents, node {node}: the parameters have {bytes} bytes; at most {PARAMETER_BYTES_MAX} are passed"));
+        }
+        for (name, value) in &self.parameters {
+            let is_word = !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-'));
+            if !is_word || value.chars().any(char::is_control) {
+                return Err(format!("fence_agents, node {node}: the parameter {name:?} is no word, or its value is not one line"));
+            }
+            if matches!(name.as_str(), "action" | "nodename") {
+                return Err(format!("fence_agents, node {node}: {name} is set by the daemon; take it out"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn default_watchdog() -> String {
     "/dev/watchdog".into()
+}
+
+const fn default_timeout_s() -> u32 {
+    60
 }
 
 const fn default_restart() -> bool {
@@ -107,6 +183,20 @@ pub enum ConfigError {
 }
 
 impl NodeFile {
+    /// Refuses values that no line of the file shows to be wrong by itself.
+    fn check(&self) -> Result<(), String> {
+        for (index, agent) in self.fence_agents.iter().enumerate() {
+            agent.check()?;
+            if self.fence_agents.iter().take(index).any(|other| other.node.eq_ignore_ascii_case(&agent.node)) {
+                return Err(format!("fence_agents: node {} has two; one is called", agent.node));
+            }
+            if agent.node.eq_ignore_ascii_case(&self.name) {
+                return Err(format!("fence_agents: {} is this node; an agent is for another one", agent.node));
+            }
+        }
+        Ok(())
+    }
+
     /// Number of the group that may use the node; none: nobody but root and the owner.
     ///
     /// # Errors
@@ -183,7 +273,8 @@ impl NodeDirectory {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ConfigError::NoNode { directory: self.0.clone() }),
             Err(source) => return Err(ConfigError::File { path, source }),
         };
-        toml::from_str(&text).map_err(|error| ConfigError::Invalid { path, reason: error.to_string() })
+        let file: Result<NodeFile, _> = toml::from_str(&text).map_err(|error| error.to_string());
+        file.and_then(|file| file.check().map(|()| file)).map_err(|reason| ConfigError::Invalid { path, reason })
     }
 
     /// Reads the key; refuses one that others may read.
@@ -267,6 +358,49 @@ mod tests {
             allow_unprotected: true,
             restart_after_reset: true,
             group: String::new(),
+            fence_agents: Vec::new(),
+        }
+    }
+
+    fn agent() -> FenceAgent {
+        FenceAgent {
+            node: "b".into(),
+            program: "/usr/sbin/fence_x".into(),
+            timeout_s: 60,
+            power_on: false,
+            parameters: BTreeMap::from([("password".into(), "hush".into())]),
+        }
+    }
+
+    #[test]
+    fn agents_are_judged_when_the_file_is_read() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = NodeDirectory(temporary.path().join("n"));
+        let with = |agents: &[FenceAgent]| {
+            let _ = directory.remove();
+            directory.create(&NodeFile { fence_agents: agents.to_vec(), ..node() }, &ClusterKey::draw().unwrap()).unwrap();
+            directory.read_node()
+        };
+        let good = with(&[agent(), FenceAgent { node: "c".into(), ..agent() }]).unwrap();
+        assert_eq!(good.fence_agents[0], agent());
+        assert!(!format!("{good:?}").contains("hush"), "{good:?}");
+        let parameter = |name: &str, value: &str| FenceAgent { parameters: BTreeMap::from([(name.into(), value.into())]), ..agent() };
+        for (agents, word) in [
+            (vec![agent(), FenceAgent { node: "B".into(), ..agent() }], "two"),
+            (vec![FenceAgent { node: "A".into(), ..agent() }], "this node"),
+            (vec![FenceAgent { node: String::new(), ..agent() }], "empty"),
+            (vec![FenceAgent { program: "fence_x".into(), ..agent() }], "absolute"),
+            (vec![FenceAgent { program: "/usr/sbin/fence_sbd".into(), ..agent() }], "mailbox"),
+            (vec![FenceAgent { timeout_s: 0, ..agent() }], "timeout_s"),
+            (vec![FenceAgent { timeout_s: 601, ..agent() }], "timeout_s"),
+            (vec![parameter("action", "on")], "action"),
+            (vec![parameter("nodename", "x")], "nodename"),
+            (vec![parameter("plug", "a\naction=on")], "one line"),
+            (vec![parameter("a=b", "c")], "no word"),
+            (vec![parameter("plug", &"x".repeat(40_000))], "bytes"),
+        ] {
+            let error = with(&agents).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
         }
     }
 

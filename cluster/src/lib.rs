@@ -4,6 +4,7 @@
 //! Does not: decide membership, grant locks, or write the node's beat.
 //! Called by: the programs `deadboltd` and `deadbolt`.
 
+mod agents;
 pub mod ask;
 pub mod config;
 pub mod daemon;

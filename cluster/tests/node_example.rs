@@ -5,7 +5,7 @@
 //! Called by: `cargo test`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use deadbolt_cluster::config::NodeFile;
+use deadbolt_cluster::config::{FenceAgent, NodeFile};
 
 fn example() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/node.toml.example")).unwrap()
@@ -21,6 +21,22 @@ fn the_example_is_a_node_file_with_every_key_and_the_defaults() {
     let least: toml::Table = whole.into_iter().filter(|(key, _)| matches!(key.as_str(), "name" | "devices" | "addresses")).collect();
     let defaults: NodeFile = toml::from_str(&toml::to_string(&least).unwrap()).unwrap();
     assert_eq!(file, defaults, "a default in docs/node.toml.example is not the program's");
+}
+
+#[test]
+fn the_example_of_a_fence_agent_shows_every_key_and_the_defaults() {
+    let text = example();
+    let lines = text.lines().skip_while(|line| *line != "#   [[fence_agents]]").map_while(|line| line.strip_prefix("#   "));
+    let shown = lines.collect::<Vec<_>>().join("\n");
+    let file: NodeFile = toml::from_str(&format!("{}\n{shown}\n", text.replace("\nfence_agents = []\n", "\n"))).unwrap();
+    let [agent] = &file.fence_agents[..] else { panic!("{:?}", file.fence_agents) };
+    let table: toml::Table = toml::from_str(&shown).unwrap();
+    let shown = table["fence_agents"][0].as_table().unwrap();
+    let whole = toml::Table::try_from(agent).unwrap();
+    assert_eq!(shown.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+    let is_needed = |key: &str| matches!(key, "node" | "program" | "parameters");
+    let least: toml::Table = whole.into_iter().filter(|(key, _)| is_needed(key)).collect();
+    assert_eq!(agent, &least.try_into::<FenceAgent>().unwrap(), "a default in docs/node.toml.example is not the program's");
 }
 
 #[test]

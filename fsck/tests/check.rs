@@ -146,6 +146,7 @@ impl Disk {
             acknowledged: None,
             wall_ms: 0,
             boottime_ms: 0,
+            outlive_ms: 0,
             daemon,
         };
         self.device.overwrite(place.offset, beat.encode(&place).as_slice());
@@ -392,6 +393,7 @@ fn a_node_that_is_not_configured_and_beats_is_noted() {
         acknowledged: None,
         wall_ms: 0,
         boottime_ms: 0,
+        outlive_ms: 0,
         daemon: DaemonPart::default(),
     };
     disk.device.overwrite(place.offset, living.encode(&place).as_slice());

@@ -2,18 +2,30 @@
 //! Owns: the opened device and the sector size that its area is laid out in.
 //! Invariants: every message is read back and compared; a header that is not plausible is never trusted for a fence.
 //! Does not: wait or print.
-//! Called by: `stock`.
+//! Called by: `stock`, `fence`, the fence agent.
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use deadbolt_disk::{Access, AlignedBuf, ByteOffset, Device, DeviceKind, IoError, OpenError, RawDevice};
+use deadbolt_disk::{
+    Access, BackendChoice, ByteOffset, Completion, Device, DeviceKind, Engine, EngineError, IoError, OpenError, Operation, RawDevice,
+};
 use deadbolt_disk_format::sbd::{Command, Mailbox, SBD_MINOR, SbdError, SbdHeader, SbdNode, Tail, area_bytes, mailbox_offset, node_offset};
-use deadbolt_disk_format::{NAME_BYTES_MAX, SLOTS_MAX, SlotIndex, SuperblockChoice, UNIT_BYTES, choose_superblock, read_superblocks};
+use deadbolt_disk_format::{
+    NAME_BYTES_MAX, SLOTS_MAX, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, choose_superblock, read_superblocks,
+};
 
-/// An SBD area.
+use deadbolt_sbd_core::OwnPlace;
+
+use crate::placement::Placement;
+
+/// An SBD area. Its operations go through an engine: a device that hangs keeps neither its caller nor the end of the process.
 pub(crate) struct Area {
-    device: Box<dyn RawDevice>,
+    engine: Engine,
+    answers: Mutex<(u64, Receiver<Completion>)>,
+    limit: Duration,
     sector_bytes: u32,
 }
 
@@ -39,8 +51,10 @@ pub(crate) enum AreaError {
         "this device belongs to the Deadbolt cluster {cluster:?}: creating the area anew would take its nodes' names; use `deadbolt format`"
     )]
     Ours { cluster: String },
-    #[error("not every device answered within {waited_s} s")]
+    #[error("no answer within {waited_s} s")]
     NoAnswer { waited_s: u64 },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// One slot in use, or not.
@@ -63,27 +77,89 @@ pub(crate) fn is_same_name(one: &str, two: &str) -> bool {
 
 impl Area {
     pub(crate) fn open(path: &Path, access: Access, limit: Duration) -> Result<Self, AreaError> {
-        Ok(Self::of(Box::new(Device::open_within(path, access, limit)?)))
+        Self::over(Arc::new(Device::open_within(path, access, limit)?), limit)
     }
 
-    fn of(device: Box<dyn RawDevice>) -> Self {
+    pub(crate) fn over(device: Arc<dyn RawDevice>, limit: Duration) -> Result<Self, AreaError> {
+        let (sender, answers) = channel();
+        // Who waits no longer needs no answer.
+        let sink = move |completion| drop(sender.send(completion));
         let sector_bytes = device.geometry().logical_sector_bytes;
-        let mut area = Self { device, sector_bytes };
+        let is_file = device.geometry().kind == DeviceKind::File;
+        let engine = Engine::start(device, BackendChoice::Auto, Box::new(sink))?;
+        let mut area = Self { engine, answers: Mutex::new((0, answers)), limit, sector_bytes };
         // A file has no sector size of its own: the area's header says in which it was made.
-        if area.device.geometry().kind == DeviceKind::File && sector_bytes == 512 && area.header_of(4096).is_ok() {
+        if is_file && sector_bytes == 512 && area.header_of(4096).is_ok() {
             area.sector_bytes = 4096;
         }
-        area
+        Ok(area)
     }
 
-    fn read(&self, offset: u64, bytes: u64) -> Result<AlignedBuf, AreaError> {
-        let mut buffer = AlignedBuf::zeroed(size(bytes));
-        self.device.read_at(ByteOffset(offset), &mut buffer)?;
-        Ok(buffer)
+    /// One operation and its answer; answers that came too late are of no use to anybody.
+    fn ask(&self, operation: Operation) -> Result<Arc<[u8]>, AreaError> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.0 += 1;
+        let tag = answers.0;
+        self.engine.submit(tag, operation);
+        let end = Instant::now() + self.limit;
+        loop {
+            let Ok(completion) = answers.1.recv_timeout(end.saturating_duration_since(Instant::now())) else {
+                return Err(AreaError::NoAnswer { waited_s: self.limit.as_secs() });
+            };
+            if completion.tag == tag {
+                return Ok(completion.result?);
+            }
+        }
+    }
+
+    /// A node's place in this area, which is a stock one or that of a device of ours.
+    pub(crate) fn placement(&self, slot: SlotIndex, header: &SbdHeader) -> Placement {
+        match self.superblock() {
+            Some(superblock) if superblock.layout.has_slot(slot) => Placement::ours(superblock.cluster, superblock.layout, slot),
+            _ => Placement::stock(header.uuid, self.sector_bytes, slot),
+        }
+    }
+
+    /// A node's beat and the bytes of its mailbox; the beat was read together with the mailbox, or after it.
+    pub(crate) fn read_place(&self, placement: &Placement) -> Result<(OwnPlace, Vec<u8>), AreaError> {
+        let ((beat_offset, beat_bytes), (offset, bytes)) = (placement.beat(), placement.mailbox());
+        if !placement.has_own_name() {
+            // The beat stands in the sector right before the mailbox: one read shows both.
+            let both = self.read(beat_offset.0, u64::try_from(beat_bytes + bytes).unwrap_or(0))?;
+            let (beat, mailbox) = both.split_at(beat_bytes);
+            return Ok((placement.decode(beat).0, mailbox.to_vec()));
+        }
+        let mailbox = self.read(offset.0, u64::try_from(bytes).unwrap_or(0))?.to_vec();
+        let beat = self.read(beat_offset.0, u64::try_from(beat_bytes).unwrap_or(0))?;
+        Ok((placement.decode(&beat).0, mailbox))
+    }
+
+    /// Writes a mailbox and reads it back.
+    pub(crate) fn write_mailbox(&self, placement: &Placement, sector: &[u8]) -> Result<(), AreaError> {
+        let (offset, bytes) = placement.mailbox();
+        self.write(offset.0, sector)?;
+        if self.read(offset.0, u64::try_from(bytes).unwrap_or(0))?[..] == *sector { Ok(()) } else { Err(AreaError::ReadBack) }
+    }
+
+    pub(crate) fn into_device(self) -> Arc<dyn RawDevice> {
+        Arc::clone(self.engine.device())
+    }
+
+    fn superblock(&self) -> Option<Superblock> {
+        let device_bytes = self.engine.device().geometry().size_bytes;
+        let copies = read_superblocks(device_bytes, |offset| self.read(offset.0, 4096).ok().map(|buffer| buffer.to_vec()));
+        match choose_superblock(&copies) {
+            SuperblockChoice::Agreed { superblock, .. } | SuperblockChoice::Alone { superblock, .. } => Some(superblock),
+            _ => None,
+        }
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> Result<Arc<[u8]>, AreaError> {
+        self.ask(Operation::Read { offset: ByteOffset(offset), bytes: size(bytes) })
     }
 
     fn write(&self, offset: u64, sector: &[u8]) -> Result<(), AreaError> {
-        Ok(self.device.write_at(ByteOffset(offset), &AlignedBuf::copy_of(sector))?)
+        self.ask(Operation::Write { offset: ByteOffset(offset), data: sector.to_vec() }).map(drop)
     }
 
     fn header_of(&self, sector_bytes: u32) -> Result<SbdHeader, AreaError> {
@@ -96,7 +172,7 @@ impl Area {
     }
 
     /// A header fit to be trusted for a fence or an allocation.
-    fn plausible_header(&self) -> Result<SbdHeader, AreaError> {
+    pub(crate) fn plausible_header(&self) -> Result<SbdHeader, AreaError> {
         let header = self.header()?;
         if u16::from(header.slots) != SLOTS_MAX {
             return Err(AreaError::Slots { slots: header.slots });
@@ -107,13 +183,8 @@ impl Area {
     /// Writes a new area. `said` is called before anything is written. No header stands while the slots are written: a half-made
     /// area would otherwise show what stood there before as names and messages.
     pub(crate) fn create(&self, times: [u32; 4], uuid: [u8; 16], said: impl FnOnce()) -> Result<(), AreaError> {
-        let device_bytes = self.device.geometry().size_bytes;
-        let copies = read_superblocks(device_bytes, |offset| self.read(offset.0, 4096).ok().map(|buffer| buffer.to_vec()));
-        match choose_superblock(&copies) {
-            SuperblockChoice::Agreed { superblock, .. } | SuperblockChoice::Alone { superblock, .. } => {
-                return Err(AreaError::Ours { cluster: superblock.name });
-            }
-            _ => {}
+        if let Some(superblock) = self.superblock() {
+            return Err(AreaError::Ours { cluster: superblock.name });
         }
         said();
         let [watchdog_s, allocate_s, loop_s, msgwait_s] = times;
@@ -131,7 +202,7 @@ impl Area {
 
     /// The slots in use.
     pub(crate) fn slots(&self) -> Result<Vec<Slot>, AreaError> {
-        let header = self.header()?;
+        let header = self.plausible_header()?;
         let area = self.read(0, area_bytes(self.sector_bytes))?;
         let sector = |offset: u64| area.get(size(offset)..size(offset) + size(u64::from(self.sector_bytes))).unwrap_or_default();
         let mut slots = Vec::new();
@@ -151,15 +222,23 @@ impl Area {
         Ok(self.slots()?.into_iter().find(|slot| is_same_name(&slot.name, name)).map(|slot| slot.index))
     }
 
-    /// Writes a name into the first free slot; the caller waits and looks again.
-    pub(crate) fn claim_free(&self, name: &str, said: impl FnOnce(SlotIndex)) -> Result<u32, AreaError> {
-        let header = self.plausible_header()?;
-        let taken: Vec<SlotIndex> = self.slots()?.into_iter().map(|slot| slot.index).collect();
-        let free = (0..SLOTS_MAX).map(SlotIndex).find(|slot| !taken.contains(slot)).ok_or(AreaError::Full)?;
-        said(free);
+    /// Writes a name into a slot.
+    pub(crate) fn write_name(&self, slot: SlotIndex, name: &str) -> Result<(), AreaError> {
         let node = SbdNode { is_in_use: true, name: name.to_owned() };
-        self.write(node_offset(free, self.sector_bytes), &node.encode(self.sector_bytes))?;
-        Ok(header.allocate_s)
+        self.write(node_offset(slot, self.sector_bytes), &node.encode(self.sector_bytes))
+    }
+
+    /// Writes other times into the header, and reads them back.
+    pub(crate) fn write_times(&self, [watchdog_s, allocate_s, loop_s, msgwait_s]: [u32; 4]) -> Result<(), AreaError> {
+        let header = SbdHeader { watchdog_s, allocate_s, loop_s, msgwait_s, ..self.plausible_header()? };
+        self.write(0, &header.encode())?;
+        if self.header()? == header { Ok(()) } else { Err(AreaError::ReadBack) }
+    }
+
+    /// Frees a slot; its mailbox first, so that the next owner finds no message in it.
+    pub(crate) fn free(&self, slot: SlotIndex) -> Result<(), AreaError> {
+        self.write(mailbox_offset(slot, self.sector_bytes), &Mailbox::default().encode(self.sector_bytes))?;
+        self.write(node_offset(slot, self.sector_bytes), &SbdNode::default().encode(self.sector_bytes))
     }
 
     /// Writes a message and reads it back.
@@ -187,6 +266,10 @@ mod tests {
     use deadbolt_disk::MemoryDevice;
     use deadbolt_tests::crash::{Recorder, each_image};
 
+    fn over(device: Arc<dyn RawDevice>) -> Area {
+        Area::over(device, crate::fence::ANSWER).unwrap()
+    }
+
     const TIMES: [u32; 4] = [5, 0, 1, 10];
 
     /// A device with room for the area and no more.
@@ -201,17 +284,17 @@ mod tests {
         for sector_bytes in [512, 4096] {
             // Over another area with a node and a pill for it, and over bytes that look like names.
             let old = device_of(&[], sector_bytes);
-            let area = Area::of(Box::new(old.second_path()));
+            let area = over(Arc::new(old.second_path()));
             area.create(TIMES, [1; 16], || ()).unwrap();
-            area.claim_free("alpha", |_| ()).unwrap();
+            area.write_name(SlotIndex(0), "alpha").unwrap();
             area.send("alpha", Command::Reset, "beta").unwrap();
             for before in [old.contents(), [1, b'x', 0, 2].repeat(old.contents().len() / 4)] {
                 let recorder = Recorder::new(device_of(&before, sector_bytes));
                 let writes = recorder.writes();
-                Area::of(Box::new(recorder)).create(TIMES, [2; 16], || ()).unwrap();
+                over(Arc::new(recorder)).create(TIMES, [2; 16], || ()).unwrap();
                 let writes = writes.lock().unwrap();
                 let judge = |image: &[u8], moment: &deadbolt_tests::crash::Moment| {
-                    let area = Area::of(Box::new(device_of(image, sector_bytes)));
+                    let area = over(Arc::new(device_of(image, sector_bytes)));
                     match area.header() {
                         Ok(header) if moment.complete == 0 => {
                             assert_eq!((header.uuid, area.slots().unwrap().len()), ([1; 16], 1), "{moment}")
@@ -222,10 +305,7 @@ mod tests {
                         }
                         Err(error) => {
                             assert!(error.to_string().contains("sbd create"), "{moment}: {error}");
-                            assert!(
-                                area.slots().is_err() && area.find("alpha").is_err() && area.claim_free("gamma", |_| ()).is_err(),
-                                "{moment}"
-                            );
+                            assert!(area.slots().is_err() && area.find("alpha").is_err() && area.plausible_header().is_err(), "{moment}");
                             assert!(moment.complete < writes.len(), "{moment}");
                         }
                     }
@@ -240,10 +320,10 @@ mod tests {
     fn a_slot_is_claimed_and_a_message_sent_with_one_sector() {
         let recorder = Recorder::new(device_of(&[], 512));
         let writes = recorder.writes();
-        let area = Area::of(Box::new(recorder));
+        let area = over(Arc::new(recorder));
         area.create(TIMES, [1; 16], || ()).unwrap();
         let made = writes.lock().unwrap().len();
-        area.claim_free("alpha", |_| ()).unwrap();
+        area.write_name(SlotIndex(0), "alpha").unwrap();
         area.send("alpha", Command::Test, "beta").unwrap();
         let writes = writes.lock().unwrap();
         let claimed: Vec<(u64, usize)> = writes[made..].iter().map(|write| (write.offset.0, write.data.len())).collect();

@@ -22,9 +22,12 @@ const STACK_BYTES: usize = 128 * 1024;
 const ORDER_FEED: u32 = 0;
 const ORDER_RETIRE: u32 = 1;
 const ORDER_DISARM: u32 = 2;
+const ORDER_RETIRE_FOR_CRASH: u32 = 3;
+const ORDER_SET: u32 = 4;
 const ANSWER_NONE: u32 = 0;
 const ANSWER_RETIRED: u32 = 1;
 const ANSWER_DISARMED: u32 = 2;
+const ANSWER_SET: u32 = 3;
 
 /// The words between the disk thread and the feeding thread. One writer each, none waits.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ struct Words {
     order: AtomicU32,
     answer: AtomicU32,
     reset_ms: AtomicU32,
+    wanted_ms: AtomicU32,
 }
 
 /// What the feeder has answered.
@@ -45,6 +49,11 @@ pub enum FeederAnswer {
     },
     /// The watchdog was told to stop.
     Disarmed,
+    /// The watchdog has another time.
+    Set {
+        /// T.
+        reset_ms: u32,
+    },
 }
 
 /// How to feed.
@@ -89,6 +98,7 @@ impl Feeder {
             order: AtomicU32::new(ORDER_FEED),
             answer: AtomicU32::new(ANSWER_NONE),
             reset_ms: AtomicU32::new(reset_ms),
+            wanted_ms: AtomicU32::new(0),
         });
         let shared = Arc::clone(&words);
         let body = move || {
@@ -117,9 +127,16 @@ impl Feeder {
     }
 
     /// Tells it to set the shortest time, never to feed again, and to answer. Does not wait.
-    pub fn retire(&self) {
-        self.words.order.store(ORDER_RETIRE, Ordering::SeqCst);
+    pub fn retire(&self, is_crash: bool) {
+        self.words.order.store(if is_crash { ORDER_RETIRE_FOR_CRASH } else { ORDER_RETIRE }, Ordering::SeqCst);
         self.thread.thread().unpark();
+    }
+
+    /// Tells it to give the watchdog another time, once the lease has room for that. Does not wait.
+    pub fn set_time(&self, watchdog_ms: u32) {
+        self.words.wanted_ms.store(watchdog_ms, Ordering::SeqCst);
+        // An order to retire or to disarm is never taken back.
+        let _ = self.words.order.compare_exchange(ORDER_FEED, ORDER_SET, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Tells it to disarm. Does not wait.
@@ -134,6 +151,7 @@ impl Feeder {
         match self.words.answer.swap(ANSWER_NONE, Ordering::SeqCst) {
             ANSWER_RETIRED => Some(FeederAnswer::Retired { reset_ms: self.words.reset_ms.load(Ordering::SeqCst) }),
             ANSWER_DISARMED => Some(FeederAnswer::Disarmed),
+            ANSWER_SET => Some(FeederAnswer::Set { reset_ms: self.words.reset_ms.load(Ordering::SeqCst) }),
             _ => None,
         }
     }
@@ -157,7 +175,7 @@ pub enum FeederError {
 /// The loop. It ends only when told, and then this thread never touches the watchdog again.
 fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig) {
     let interval = Duration::from_millis(u64::from(config.feed_ms));
-    let full_ms = words.reset_ms.load(Ordering::SeqCst);
+    let mut full_ms = words.reset_ms.load(Ordering::SeqCst);
     loop {
         let order = words.order.load(Ordering::SeqCst);
         // The clock first: a stop of this thread after it only makes the verdict older, never the feed allowed.
@@ -165,9 +183,9 @@ fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig) {
         // To set a time is a feed too, so retiring goes by the same verdict, under the lease that there was.
         let is_leased = feed_verdict(now, words.lease_end_ns.load(Ordering::SeqCst), full_ms) == FeedVerdict::Feed;
         match order {
-            ORDER_RETIRE => {
-                if is_leased && let Some(granted_ms) = watchdog.shorten(now) {
-                    words.reset_ms.store(reset_ms_of(granted_ms, config.lateness_ms, config.drift_ppm).min(full_ms), Ordering::SeqCst);
+            ORDER_RETIRE | ORDER_RETIRE_FOR_CRASH => {
+                if is_leased && let Some(granted_ms) = watchdog.shorten(now, order == ORDER_RETIRE_FOR_CRASH) {
+                    words.reset_ms.store(reset_ms_of(granted_ms, config.lateness_ms, config.drift_ppm), Ordering::SeqCst);
                 }
                 words.answer.store(ANSWER_RETIRED, Ordering::SeqCst);
                 return;
@@ -178,11 +196,29 @@ fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig) {
                 }
                 return;
             }
+            ORDER_SET if is_leased => full_ms = set_time(watchdog, words, config, (now, full_ms)),
             _ if is_leased => watchdog.feed(now),
             _ => {}
         }
         std::thread::park_timeout(interval);
     }
+}
+
+/// Gives the watchdog the wanted time, which is a feed that lasts for that long: so the lease must have room for it; else it is fed as
+/// before, and asked again in the next turn. Answers T.
+fn set_time(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig, (now, full_ms): (u64, u32)) -> u32 {
+    let reset_of = |granted_ms| reset_ms_of(granted_ms, config.lateness_ms, config.drift_ppm);
+    let wanted_ms = words.wanted_ms.load(Ordering::SeqCst);
+    let lease_end_ns = words.lease_end_ns.load(Ordering::SeqCst);
+    if feed_verdict(now, lease_end_ns, reset_of(wanted_ms).max(full_ms)) == FeedVerdict::Withhold {
+        watchdog.feed(now);
+        return full_ms;
+    }
+    let reset_ms = watchdog.set_time(wanted_ms).map_or(full_ms, reset_of);
+    words.reset_ms.store(reset_ms, Ordering::SeqCst);
+    words.answer.store(ANSWER_SET, Ordering::SeqCst);
+    let _ = words.order.compare_exchange(ORDER_SET, ORDER_FEED, Ordering::SeqCst, Ordering::SeqCst);
+    reset_ms
 }
 
 #[cfg(test)]
@@ -196,6 +232,7 @@ mod tests {
         Fed,
         Shortened,
         Disarmed,
+        Set(u32),
     }
 
     struct Imagined(Arc<Mutex<Vec<Act>>>, u32);
@@ -208,9 +245,13 @@ mod tests {
         fn feed(&mut self, _now_ns: u64) {
             self.0.lock().unwrap().push(Act::Fed);
         }
-        fn shorten(&mut self, _now_ns: u64) -> Option<u32> {
+        fn shorten(&mut self, _now_ns: u64, _is_crash: bool) -> Option<u32> {
             self.0.lock().unwrap().push(Act::Shortened);
             Some(10)
+        }
+        fn set_time(&mut self, wanted_ms: u32) -> Option<u32> {
+            self.0.lock().unwrap().push(Act::Set(wanted_ms));
+            Some(wanted_ms)
         }
         fn disarm(&mut self) -> Result<(), WatchdogError> {
             self.0.lock().unwrap().push(Act::Disarmed);
@@ -243,7 +284,7 @@ mod tests {
         assert_eq!(count(Act::Fed), 0, "no lease, no feed");
         feeder.set_lease_end(now_ns() + 60_000_000_000);
         wait_for(|| count(Act::Fed) > 2);
-        feeder.retire();
+        feeder.retire(false);
         let mut answer = None;
         wait_for(|| {
             answer = feeder.poll_answer();
@@ -259,7 +300,7 @@ mod tests {
     fn retiring_without_a_lease_leaves_the_time() {
         let (feeder, acts) = started(50);
         let feeder = feeder.unwrap();
-        feeder.retire();
+        feeder.retire(false);
         wait_for(|| feeder.poll_answer() == Some(FeederAnswer::Retired { reset_ms: 50 }));
         assert_eq!(*acts.lock().unwrap(), [Act::Armed]);
     }
@@ -270,6 +311,26 @@ mod tests {
         let refused = feeder.err().unwrap();
         assert!(matches!(refused, FeederError::Watchdog(WatchdogError::TooSlow { granted_ms: 51, reset_ms: 51, allowed_ms: 50 })));
         assert_eq!(*acts.lock().unwrap(), [Act::Armed, Act::Disarmed]);
+    }
+
+    #[test]
+    fn another_time_is_set_only_where_the_lease_has_room_for_it() {
+        let (feeder, acts) = started(50);
+        let feeder = feeder.unwrap();
+        feeder.set_lease_end(now_ns() + 3_000_000_000);
+        feeder.set_time(2_000_000);
+        let count = |act: Act| acts.lock().unwrap().iter().filter(|found| **found == act).count();
+        wait_for(|| count(Act::Fed) > 2);
+        assert_eq!((count(Act::Set(2_000_000)), feeder.poll_answer()), (0, None), "it is fed as before");
+        feeder.set_lease_end(now_ns() + 60_000_000_000_000);
+        wait_for(|| feeder.poll_answer() == Some(FeederAnswer::Set { reset_ms: 2_000_000 }));
+        let fed = count(Act::Fed);
+        wait_for(|| count(Act::Fed) > fed);
+        feeder.set_lease_end(now_ns() + 3_000_000_000);
+        std::thread::sleep(Duration::from_millis(5));
+        let fed = count(Act::Fed);
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(count(Act::Fed), fed, "the new time is the margin now");
     }
 
     #[test]

@@ -13,22 +13,25 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::SystemTime;
 
 use deadbolt_disk::{Backend, BackendChoice, Completion, Engine, EngineError, Operation, RawDevice, now_ns};
-use deadbolt_disk_format::sbd::{SbdNode, mailbox_offset, node_offset};
-use deadbolt_disk_format::{Beat, ByteOffset, ClusterUuid, DAEMON_PART_BYTES, DaemonPart, Layout, Place, RecordError, UNIT_BYTES};
+use deadbolt_disk_format::sbd::SbdNode;
+use deadbolt_disk_format::{Beat, DAEMON_PART_BYTES, DaemonPart, Timings};
 use deadbolt_sbd_core::{
-    CycleSeen, DaemonSeen, DiskFailed, Input, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Output, OwnPlace, PhaseName, RefuseReason,
-    ResetCommand, ResetReason,
+    ClusterSeen, CycleSeen, DaemonSeen, DiskFailed, Input, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Output, OwnPlace, PhaseName,
+    RefuseReason, ResetCommand, ResetReason,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::area::is_same_name;
 use crate::feeder::{Feeder, FeederAnswer, FeederConfig};
+use crate::flush::Flush;
 use crate::log::Log;
 use crate::page::{Page, SbdSide, SbdState};
 use crate::pill::{PillKey, read_mailbox};
+use crate::placement::Placement;
 use crate::reset::ResetAction;
 use crate::say::{say_note, say_reset};
+use crate::watch::{Sampler, SbdTimes};
 use crate::watchdog::Watchdog;
 
 /// How often the words of the page are looked at when nothing else happens: every poll interval, and this often where that is longer. Chosen:
@@ -41,6 +44,8 @@ const RESET_AGAIN_MS: u64 = 200;
 /// After a cycle that failed its read leaves the name out for so long: a bad sector beside the mailbox must not cost the lease.
 /// Chosen: seldom enough that its failures are no burden.
 const NAME_AGAIN_MS: u64 = 10_000;
+/// Marks the tag of a look at other nodes.
+const SAMPLE_TAG: u64 = 1 << 63;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// One device of the cluster.
@@ -48,8 +53,8 @@ const NS_PER_MS: u64 = 1_000_000;
 pub struct LifeDevice {
     /// The device.
     pub device: Arc<dyn RawDevice>,
-    /// Where its areas lie.
-    pub layout: Layout,
+    /// Where this node's place is on it.
+    pub placement: Placement,
     /// For people.
     pub name: String,
 }
@@ -62,8 +67,6 @@ impl std::fmt::Debug for LifeDevice {
 
 /// All that a life needs.
 pub struct LifeSetup {
-    /// The cluster.
-    pub cluster: ClusterUuid,
     /// The node's name in the SBD area.
     pub node: String,
     /// Its devices, in the order of their numbers.
@@ -86,6 +89,54 @@ pub struct LifeSetup {
     pub log: Log,
     /// Becomes readable when somebody asks for a clean stop.
     pub stop: OwnedFd,
+    /// For a drop-in watcher.
+    pub watch: Option<WatchSetup>,
+}
+
+/// What the life of a drop-in watcher has beside that of a node of ours.
+pub struct WatchSetup {
+    /// How it begins.
+    pub begin: WatchBegin,
+    /// What a reset is for that no message asked for.
+    pub timeout_action: ResetCommand,
+    /// Are the file systems flushed when no cycle is completed for a while?
+    pub flushes: bool,
+    /// The cluster on this node, if it has a say.
+    pub cluster: Option<Box<dyn ClusterWord>>,
+    /// Looks at the other nodes, and at the header.
+    pub sampler: Sampler,
+    /// What follows from other times in the header.
+    pub(crate) retimed: Box<dyn Fn(SbdTimes) -> Timings + Send>,
+    /// Called once, with the first lease.
+    pub alive: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for WatchSetup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchSetup").field("begin", &self.begin).finish_non_exhaustive()
+    }
+}
+
+/// How the life of a watcher begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WatchBegin {
+    /// Up to the first complete cycle and no further: [`LifeEnd::Ready`].
+    Try,
+    /// Behind a life that ended so, as the same writer.
+    Resume {
+        /// The last beat handed out.
+        beat: u64,
+        /// Devices whose mailbox it had not read, a bit each.
+        unread: u32,
+    },
+}
+
+/// What the cluster on this node says of it.
+pub trait ClusterWord: Send {
+    /// Become readable when there is something new.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+    /// What holds now.
+    fn poll_word(&mut self, now_ms: u64) -> ClusterSeen;
 }
 
 impl std::fmt::Debug for LifeSetup {
@@ -106,6 +157,15 @@ pub enum LifeEnd {
     Refused(RefuseReason),
     /// An imagined reset.
     Reset(ResetReason),
+    /// The first cycle of a watcher is complete and nothing is armed.
+    Ready {
+        /// The last beat handed out.
+        beat: u64,
+        /// Not later than the issue of the first cycle.
+        since_ms: u64,
+        /// Devices whose mailbox was not read, a bit each.
+        unread: u32,
+    },
 }
 
 /// Why a life could not begin.
@@ -130,11 +190,12 @@ enum Work {
     Mailbox,
     Clear,
     Rename,
+    /// A look at other nodes; none of the machine's.
+    Sample,
 }
 
 struct Life {
     machine: Lifeline,
-    cluster: ClusterUuid,
     node: String,
     config: LifelineConfig,
     devices: Vec<LifeDevice>,
@@ -154,6 +215,10 @@ struct Life {
     part_number: u64,
     is_part_bad: bool,
     log: Log,
+    watch: Option<WatchSetup>,
+    first_cycle_ms: Option<u64>,
+    samples: u64,
+    flush: Option<Flush>,
     end: Option<LifeEnd>,
 }
 
@@ -175,7 +240,6 @@ pub fn live(setup: LifeSetup) -> Result<LifeEnd, LifeError> {
     let side = setup.page.sbd();
     let mut life = Life {
         machine: Lifeline::new(setup.config.clone()),
-        cluster: setup.cluster,
         node: setup.node,
         config: setup.config,
         nameless_until_ms: vec![0; setup.devices.len()],
@@ -194,6 +258,10 @@ pub fn live(setup: LifeSetup) -> Result<LifeEnd, LifeError> {
         part_number: 0,
         is_part_bad: false,
         log: setup.log,
+        watch: setup.watch,
+        first_cycle_ms: None,
+        samples: 0,
+        flush: None,
         end: None,
     };
     Ok(life.run(bell.as_fd(), setup.stop.as_fd()))
@@ -221,30 +289,33 @@ fn now_ms() -> u64 {
     now_ns() / NS_PER_MS
 }
 
-/// Waits until one of the descriptors is readable; answers which.
-fn wait(descriptors: [BorrowedFd<'_>; 3], span_ms: u64) -> [bool; 3] {
-    let mut polled = descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+/// Waits until one of the descriptors is readable; answers which of the first three.
+fn wait<'a>(first: [BorrowedFd<'a>; 3], others: impl Iterator<Item = BorrowedFd<'a>>, span_ms: u64) -> [bool; 3] {
+    let mut polled: Vec<PollFd<'_>> =
+        first.into_iter().chain(others).map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
     let timeout = u16::try_from(span_ms).map_or(PollTimeout::MAX, PollTimeout::from);
     if poll(&mut polled, timeout).is_err() {
         return [false; 3];
     }
-    polled.map(|one| one.any().unwrap_or(false))
+    [0, 1, 2].map(|index| polled[index].any().unwrap_or(false))
 }
 
 impl Life {
     fn run(&mut self, bell: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> LifeEnd {
         self.side.start(self.config.boot, self.config.writer, self.config.timings.reset_ms);
-        self.give(Input::Start);
+        self.give(match self.watch.as_ref().map(|watch| watch.begin) {
+            Some(WatchBegin::Resume { beat, unread }) => Input::Resume { beat, unread },
+            Some(WatchBegin::Try) | None => Input::Start,
+        });
         let wake_page = self.side.wake_event().try_clone_to_owned();
         loop {
             if let Some(end) = self.end.take() {
                 return end;
             }
             let span_ms = self.span_ms();
-            let rung = match &wake_page {
-                Ok(wake) => wait([bell, stop, wake.as_fd()], span_ms),
-                Err(_) => wait([bell, stop, bell], span_ms),
-            };
+            let wake = wake_page.as_ref().map_or(bell, |wake| wake.as_fd());
+            let cluster = self.watch.iter().filter_map(|watch| watch.cluster.as_ref()).flat_map(|cluster| cluster.descriptors());
+            let rung = wait([bell, stop, wake], cluster, span_ms);
             if rung[0] {
                 let mut count = [0; 8];
                 let _ = nix::unistd::read(bell, &mut count);
@@ -253,7 +324,12 @@ impl Life {
             if rung[2] {
                 self.side.clear_wake();
             }
-            self.take_words();
+            if self.watch.is_some() {
+                self.take_cluster();
+                self.sample();
+            } else {
+                self.take_words();
+            }
             if rung[2] {
                 self.give(Input::Woken);
             }
@@ -263,6 +339,9 @@ impl Life {
                 self.give(Input::StopAsked);
             }
             self.take_answers();
+            if self.flush.as_mut().is_some_and(|flush| flush.is_over(now_ms())) {
+                self.flush = None;
+            }
             self.reset_again();
         }
     }
@@ -285,6 +364,17 @@ impl Life {
         while let Ok(completion) = self.completions.try_recv() {
             let Some((device, work)) = self.works.remove(&completion.tag) else { continue };
             let tag = completion.tag;
+            if work == Work::Sample {
+                if let Some(watch) = &mut self.watch {
+                    watch.sampler.handle_read(device, completion.result.ok().as_deref(), now_ms());
+                    if let Some(times) = watch.sampler.poll_times() {
+                        self.log.say(&format!("the devices name other times: watchdog {} s, loop {} s", times.watchdog_s, times.loop_s));
+                        let timings = (watch.retimed)(times);
+                        self.give(Input::Retimed(timings));
+                    }
+                }
+                continue;
+            }
             if let Err(error) = &completion.result {
                 self.log.say(&format!("device {}: {error}", self.devices[device].name));
             }
@@ -297,7 +387,7 @@ impl Life {
                 Work::Mailbox => Input::MailboxRead { tag, result: bytes.and_then(|bytes| self.mailbox_of(&bytes)) },
                 Work::Own => Input::OwnRead { tag, result: bytes.map(|bytes| self.own_of(device, &bytes)) },
                 Work::Clear => Input::ClearDone { tag, result: bytes.map(drop) },
-                Work::Rename => Input::NameDone { tag },
+                Work::Rename | Work::Sample => Input::NameDone { tag },
             };
             self.give(input);
         }
@@ -305,7 +395,7 @@ impl Life {
 
     /// The mailbox is the last sector of the read; where there are two, the first is the node's.
     fn cycle_of(&self, device: usize, bytes: &[u8]) -> Result<CycleSeen, DiskFailed> {
-        let (_, sector_bytes) = self.mailbox(device);
+        let (_, sector_bytes) = self.devices[device].placement.mailbox();
         let (node, mailbox) = bytes.split_at(bytes.len().saturating_sub(sector_bytes));
         let name = if node.is_empty() { NameSeen::NotRead } else { self.name_of(node) };
         Ok(CycleSeen { mailbox: self.mailbox_of(mailbox)?, name })
@@ -328,19 +418,27 @@ impl Life {
     }
 
     fn own_of(&self, device: usize, bytes: &[u8]) -> OwnPlace {
-        match Beat::decode(bytes, &self.place(device)) {
-            Ok(beat) => OwnPlace::Beat(Box::new(beat)),
-            Err(RecordError::NotARecord { is_all_zero: true, .. }) => OwnPlace::NeverWritten,
-            Err(error) => {
-                self.log.say(&format!("device {}: own beat unit: {error}", self.devices[device].name));
-                OwnPlace::Unreadable
-            }
+        let (place, error) = self.devices[device].placement.decode(bytes);
+        if let Some(error) = error {
+            self.log.say(&format!("device {}: own beat unit: {error}", self.devices[device].name));
+        }
+        place
+    }
+
+    fn take_cluster(&mut self) {
+        let cluster = self.watch.as_mut().and_then(|watch| watch.cluster.as_mut());
+        if let Some(seen) = cluster.map(|cluster| cluster.poll_word(now_ms())) {
+            self.give(Input::ClusterSeen(seen));
         }
     }
 
-    fn place(&self, device: usize) -> Place {
-        let slot = self.config.slot;
-        Place { cluster: self.cluster, offset: self.devices[device].layout.beat(slot), slot }
+    /// Tags of the machine count from 1; those of the looks have the highest bit.
+    fn sample(&mut self) {
+        let Some(watch) = self.watch.as_mut().filter(|watch| watch.begin != WatchBegin::Try) else { return };
+        for (device, read) in watch.sampler.poll_reads(now_ms()) {
+            self.samples += 1;
+            self.submit(SAMPLE_TAG | self.samples, device, Work::Sample, read);
+        }
     }
 
     fn take_words(&mut self) {
@@ -386,6 +484,10 @@ impl Life {
         match self.feeder.as_ref().and_then(Feeder::poll_answer) {
             Some(FeederAnswer::Retired { reset_ms }) => self.give(Input::FeederRetired { reset_ms }),
             Some(FeederAnswer::Disarmed) => self.give(Input::Disarmed),
+            Some(FeederAnswer::Set { reset_ms }) => {
+                self.log.say(&format!("the watchdog has another time: it resets this node within {reset_ms} ms of its last feed"));
+                self.give(Input::WatchdogSet { reset_ms });
+            }
             None => self.give(Input::Tick),
         }
     }
@@ -395,34 +497,26 @@ impl Life {
         self.engines[device].submit(tag, operation);
     }
 
-    fn mailbox(&self, device: usize) -> (ByteOffset, usize) {
-        let sector_bytes = self.devices[device].layout.sector_bytes;
-        (ByteOffset(mailbox_offset(self.config.slot, sector_bytes)), usize::try_from(sector_bytes).unwrap_or(UNIT_BYTES))
-    }
-
-    fn name_offset(&self, device: usize) -> ByteOffset {
-        ByteOffset(node_offset(self.config.slot, self.devices[device].layout.sector_bytes))
-    }
-
     fn act(&mut self, output: Output) {
         match output {
             Output::Cycle { tag, device, beat } => self.write_cycle(tag, device, *beat),
             Output::ReadOwn { tag, device } => {
-                let offset = self.place(device).offset;
-                self.submit(tag, device, Work::Own, Operation::Read { offset, bytes: UNIT_BYTES });
+                let (offset, bytes) = self.devices[device].placement.beat();
+                self.submit(tag, device, Work::Own, Operation::Read { offset, bytes });
             }
             Output::ReadMailbox { tag, device } => {
-                let (offset, bytes) = self.mailbox(device);
+                let (offset, bytes) = self.devices[device].placement.mailbox();
                 self.submit(tag, device, Work::Mailbox, Operation::Read { offset, bytes });
             }
             Output::ClearMailbox { tag, device } => {
-                let (offset, bytes) = self.mailbox(device);
+                let (offset, bytes) = self.devices[device].placement.mailbox();
                 self.submit(tag, device, Work::Clear, Operation::Write { offset, data: vec![0; bytes] });
             }
             Output::RewriteName { tag, device } => {
                 let node = SbdNode { is_in_use: true, name: self.node.clone() };
-                let data = node.encode(self.devices[device].layout.sector_bytes);
-                self.submit(tag, device, Work::Rename, Operation::Write { offset: self.name_offset(device), data });
+                let placement = self.devices[device].placement;
+                let data = node.encode(placement.sector_bytes());
+                self.submit(tag, device, Work::Rename, Operation::Write { offset: placement.node_sector().0, data });
             }
             Output::Arm => self.arm(),
             Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms } => {
@@ -435,9 +529,21 @@ impl Life {
                 }
             }
             Output::PublishIdle { generation } => self.side.set_idle_generation(generation),
-            Output::RetireFeeder => {
+            Output::RetireFeeder { is_crash } => {
+                // Nothing is written after an answer.
+                self.flush = None;
                 if let Some(feeder) = &self.feeder {
-                    feeder.retire();
+                    feeder.retire(is_crash);
+                }
+            }
+            Output::SetWatchdog { watchdog_ms } => {
+                if let Some(feeder) = &self.feeder {
+                    feeder.set_time(watchdog_ms);
+                }
+            }
+            Output::Flush { until_ms } => {
+                if self.watch.as_ref().is_some_and(|watch| watch.flushes) {
+                    self.flush = Flush::start(until_ms, &self.log);
                 }
             }
             Output::PublishAcknowledged { reset_ms } => self.side.set_acknowledged(reset_ms),
@@ -459,17 +565,23 @@ impl Life {
     fn write_cycle(&mut self, tag: u64, device: usize, mut beat: Beat) {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         beat.wall_ms = u64::try_from(wall.as_millis()).unwrap_or(0);
-        let place = self.place(device);
-        let (mut read_offset, mut read_bytes) = self.mailbox(device);
-        if now_ms() >= self.nameless_until_ms[device] {
+        self.first_cycle_ms.get_or_insert_with(now_ms);
+        let placement = &self.devices[device].placement;
+        let (mut read_offset, mut read_bytes) = placement.mailbox();
+        if placement.has_own_name() && now_ms() >= self.nameless_until_ms[device] {
             // The node's sector stands right before its mailbox.
-            (read_offset, read_bytes) = (self.name_offset(device), 2 * read_bytes);
+            (read_offset, read_bytes) = (placement.node_sector().0, 2 * read_bytes);
         }
-        let data = beat.encode(&place).to_vec();
-        self.submit(tag, device, Work::Cycle, Operation::WriteThenRead { write_offset: place.offset, data, read_offset, read_bytes });
+        let (write_offset, data) = placement.encode(beat, &self.node);
+        self.submit(tag, device, Work::Cycle, Operation::WriteThenRead { write_offset, data, read_offset, read_bytes });
     }
 
     fn arm(&mut self) {
+        if self.watch.as_ref().is_some_and(|watch| watch.begin == WatchBegin::Try) {
+            let (status, since_ms) = (self.machine.status(), self.first_cycle_ms.unwrap_or(0));
+            self.end = Some(LifeEnd::Ready { beat: status.beat, since_ms, unread: status.unread });
+            return;
+        }
         let Some(watchdog) = self.watchdog.take() else { return };
         match Feeder::start(watchdog, self.feeder_config) {
             Ok(feeder) => {
@@ -506,10 +618,15 @@ impl Life {
         self.side.publish_cycle(lease_end_ms * NS_PER_MS, number, beat, cycle_ms * 1000);
         if is_first {
             self.side.set_state(SbdState::Alive);
+            if let Some(watch) = &mut self.watch {
+                std::mem::replace(&mut watch.alive, Box::new(|| ()))();
+            }
         }
     }
 
     fn begin_reset(&mut self, command: ResetCommand, reason: &ResetReason) {
+        let timeout_action = self.watch.as_ref().map(|watch| watch.timeout_action);
+        let command = timeout_action.filter(|_| !matches!(reason, ResetReason::Pill { .. })).unwrap_or(command);
         if let Some(feeder) = &self.feeder {
             feeder.set_lease_end(0);
         }

@@ -4,6 +4,7 @@
 //! Does not: filter or format beyond one line.
 //! Called by: `run`.
 
+use std::ffi::{CStr, CString};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,18 +27,29 @@ impl Log {
     /// To standard error; `prefix` begins each line.
     #[must_use]
     pub fn to_standard_error(prefix: &str) -> Self {
+        // Standard error closed or full: nothing can be done about it here.
+        Self::written_by(prefix, |line| drop(writeln!(std::io::stderr(), "{line}")))
+    }
+
+    fn written_by(prefix: &str, write: impl Fn(&str) + Send + 'static) -> Self {
         let (lines, given) = sync_channel::<String>(LINES_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
         let unwritten = Arc::clone(&waiting);
         let body = move || {
             for line in given {
-                // Standard error closed or full: nothing can be done about it here.
-                let _ = writeln!(std::io::stderr(), "{line}");
+                write(&line);
                 unwritten.fetch_sub(1, Ordering::SeqCst);
             }
         };
         let thread = std::thread::Builder::new().name("deadbolt-log".into()).stack_size(64 * 1024).spawn(body);
         Self { lines: thread.is_ok().then_some(lines), prefix: prefix.to_owned(), waiting: Some(waiting) }
+    }
+
+    /// To the system log, as the daemon `name`.
+    #[must_use]
+    pub fn to_syslog(name: &'static CStr) -> Self {
+        open_system_log(name);
+        Self::written_by("", write_syslog)
     }
 
     /// Into a channel; what does not fit is dropped.
@@ -74,4 +86,23 @@ impl Log {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+fn open_system_log(name: &'static CStr) {
+    // SAFETY: the C library keeps the address of the name, which stays for ever.
+    unsafe { libc::openlog(name.as_ptr(), libc::LOG_PID, libc::LOG_DAEMON) };
+}
+
+/// One line to the system log, for a tool that has one to say and then ends: a system log that hangs keeps it for a second at most.
+pub(crate) fn to_system_log(line: &str) {
+    let log = Log::to_syslog(c"sbd");
+    log.say(line);
+    log.finish(Duration::from_secs(1));
+}
+
+/// One line to the system log.
+fn write_syslog(line: &str) {
+    let Ok(line) = CString::new(line.replace('\0', " ")) else { return };
+    // SAFETY: the format takes one string, which ends with a zero byte and lives through the call.
+    unsafe { libc::syslog(libc::LOG_NOTICE, c"%s".as_ptr(), line.as_ptr()) };
 }

@@ -4,6 +4,7 @@
 //! Does not: decide that the node must end.
 //! Called by: the shell of the lifeline.
 
+use std::ffi::CStr;
 use std::io;
 
 use deadbolt_sbd_core::ResetCommand;
@@ -30,18 +31,30 @@ pub struct MachineReset;
 impl ResetAction for MachineReset {
     fn reset(&mut self, command: ResetCommand) -> io::Result<()> {
         let (key, mode) = match command {
-            ResetCommand::Reset => ("b", RebootMode::RB_AUTOBOOT),
-            ResetCommand::Off => ("o", RebootMode::RB_POWER_OFF),
+            ResetCommand::Reset => (c"b", RebootMode::RB_AUTOBOOT),
+            ResetCommand::Off => (c"o", RebootMode::RB_POWER_OFF),
             // Without a crash kernel the key does nothing useful; then the machine is reset like any other.
-            ResetCommand::Crash => ("c", RebootMode::RB_AUTOBOOT),
+            ResetCommand::Crash => (c"c", RebootMode::RB_AUTOBOOT),
         };
         if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == FIRST_PID_NAMESPACE) {
-            let _ = std::fs::write("/proc/sysrq-trigger", key);
+            press(key);
         }
         match reboot(mode) {
             Ok(never) => match never {},
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+/// Presses a key of the system request trigger, by the C library's own streams: test beds of distributions stand in for them.
+fn press(key: &CStr) {
+    // SAFETY: both arguments are strings that end with a zero byte; the stream is checked before it is used.
+    let stream = unsafe { libc::fopen(c"/proc/sysrq-trigger".as_ptr(), c"w".as_ptr()) };
+    if !stream.is_null() {
+        // SAFETY: the stream is open; the format takes one string, which ends with a zero byte.
+        unsafe { libc::fprintf(stream, c"%s\n".as_ptr(), key.as_ptr()) };
+        // SAFETY: the stream is open and used no more.
+        unsafe { libc::fclose(stream) };
     }
 }
 

@@ -17,7 +17,7 @@ use deadbolt_disk_format::{
     BootId, ByteOffset, DEVICES_MAX, Incarnation, Permission, SlotIndex, Superblock, SuperblockChoice, UNIT_BYTES, ViewNumber,
     WatchdogKind, choose_superblock, read_superblocks,
 };
-use deadbolt_sbd_core::{LegacyPills, LifelineConfig};
+use deadbolt_sbd_core::{LegacyPills, LifelineConfig, Regime};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -27,6 +27,7 @@ use crate::life::{LifeDevice, LifeEnd, LifeSetup, live};
 use crate::log::Log;
 use crate::page::{Page, PageDescriptors};
 use crate::pill::PillKey;
+use crate::placement::Placement;
 use crate::protect::{Protection, end_with_parent, lock_memory, use_ordinary_time, use_real_time};
 use crate::reset::{MachineReset, ResetAction, TreeReset};
 use crate::say::say_refusal;
@@ -235,7 +236,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
             log.say(&say_refusal(&reason));
             USAGE
         }
-        Ok(LifeEnd::Reset(_)) => FAILED,
+        Ok(LifeEnd::Reset(_) | LifeEnd::Ready { .. }) => FAILED,
         Err(error) => {
             log.say(&error.to_string());
             USAGE
@@ -263,7 +264,6 @@ fn begin(options: &Options, log: &Log, stop: OwnedFd) -> Result<LifeSetup, RunEr
     let (watchdog, kind) = choose_watchdog(options, &page, log)?;
     let reset: Box<dyn ResetAction> = if options.reset == "tree" { Box::new(TreeReset::new(page.feed())) } else { Box::new(MachineReset) };
     Ok(LifeSetup {
-        cluster: first.cluster,
         node: options.name.clone(),
         config: LifelineConfig {
             slot: SlotIndex(options.slot),
@@ -273,7 +273,7 @@ fn begin(options: &Options, log: &Log, stop: OwnedFd) -> Result<LifeSetup, RunEr
             timings,
             watchdog: kind,
             legacy: if options.refuse_legacy { LegacyPills::Refuse } else { LegacyPills::Accept },
-            absence_ms: ABSENCE_MS,
+            regime: Regime::Node { absence_ms: ABSENCE_MS },
         },
         devices,
         backend: if options.shared_device { BackendChoice::Threads } else { BackendChoice::Auto },
@@ -291,6 +291,7 @@ fn begin(options: &Options, log: &Log, stop: OwnedFd) -> Result<LifeSetup, RunEr
         page,
         log: log.clone(),
         stop,
+        watch: None,
     })
 }
 
@@ -382,9 +383,10 @@ fn open_devices(options: &Options, log: &Log) -> Result<(Vec<LifeDevice>, Superb
     }
     let first = opened.first().map(|(_, _, superblock)| superblock.clone());
     let first = first.ok_or(RunError::Slot { slot: options.slot, slots: 0 })?;
+    let slot = SlotIndex(options.slot);
     let one = |(path, device, superblock): (PathBuf, Device, Superblock)| LifeDevice {
         device: Arc::new(device),
-        layout: superblock.layout,
+        placement: Placement::ours(superblock.cluster, superblock.layout, slot),
         name: path.display().to_string(),
     };
     Ok((opened.into_iter().map(one).collect(), first))

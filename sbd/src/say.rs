@@ -17,6 +17,7 @@ pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> S
             let follows = match verdict {
                 MailboxVerdict::Obey(_) => "obeyed",
                 MailboxVerdict::Empty | MailboxVerdict::Answer => "answered by erasing it",
+                MailboxVerdict::Stop => "obeyed: the watcher ends",
                 MailboxVerdict::Stale => "stale: it was meant for another boot of this node; not obeyed, left alone",
                 MailboxVerdict::Outdated => "stale: it stood here before this boot; erased, not obeyed",
                 MailboxVerdict::Refused => {
@@ -112,6 +113,9 @@ pub(crate) fn say_reset<'a>(command: ResetCommand, reason: &ResetReason, name: i
         ResetReason::OwnPlaceReverted { device, found, completed } => {
             format!("{} shows beat {found} although {completed} was completed there: it went back in time", name(*device))
         }
+        ResetReason::AnsweredBefore { writer } => {
+            format!("an earlier sbd ({writer}) of this boot has answered a pill: this machine was promised to end, others count on it")
+        }
         ResetReason::DaemonHung => "the daemon makes no turns and may hold something".into(),
         ResetReason::DaemonDiedHolding => "the daemon died while something may be held".into(),
         ResetReason::DaemonRestartedUnrecorded { generation } => {
@@ -137,6 +141,14 @@ pub(crate) fn say_refusal(reason: &RefuseReason) -> String {
         RefuseReason::SlotInUse { boot, first, second } => {
             format!(
                 "the beat in this node's place advances ({first}, then {second}, boot {boot}): another machine lives in this slot; give this one another name, or stop the other"
+            )
+        }
+        RefuseReason::NotClean { device, seen } => {
+            let command = command_word(seen.command);
+            format!(
+                "the message {command} from {:?} stands in this node's mailbox on device {}, and the start mode is clean: look why it was sent, then clear it with `sbd message LOCAL clear`",
+                seen.sender,
+                device + 1
             )
         }
         RefuseReason::NotArmed => "the watchdog could not be armed".into(),

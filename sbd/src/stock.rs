@@ -1,46 +1,51 @@
 //! What: the verbs of stock sbd: create, list, dump, allocate, message, ping, query-watchdog, test-watchdog, with its output.
 //! Owns: the words that other tools parse, on standard output; reasons of our own go to standard error.
-//! Invariants: success of `message` means: written and read back on more than half of the devices, and msgwait passed after that,
-//! with a header whose times can be true.
-//! Does not: watch; a node of ours lives by `run`.
-//! Called by: `main_from`.
+//! Invariants: success of a message that ends a node means that it is gone, by evidence; of any other: written and read back on more
+//! than half of the devices.
+//! Does not: watch (`watch`), or judge evidence (`fence`).
+//! Called by: `main_from`; `fence` sends by it.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use deadbolt_disk::Access;
 use deadbolt_disk_format::DeviceUuid;
-use deadbolt_disk_format::sbd::{Command, SBD_VERSION, SbdHeader};
+use deadbolt_disk_format::sbd::{Command, SBD_VERSION, SbdHeader, Tail};
 
-use crate::area::{Area, AreaError};
+use crate::area::{Area, AreaError, is_same_name};
+use crate::check;
+use crate::fence::{FenceReport, FenceRequest, fence, lives_of};
 use crate::options::{Parsed, StockOptions, parse};
+use crate::retime;
+use crate::slots::{self, SlotError};
+use crate::watch::watch;
 use crate::watchdog::{DeviceWatchdog, Watchdog};
 
 const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
 
 /// Where output goes.
-struct Say;
+pub(crate) struct Say;
 
 impl Say {
     /// A broken pipe ends nothing: the work counts, not its report.
-    fn out(text: &str) {
+    pub(crate) fn out(text: &str) {
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
-    fn err(text: &str) {
+    pub(crate) fn err(text: &str) {
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
 }
 
 /// Runs one command line.
 pub(crate) fn stock(program: &str, arguments: &[String]) -> u8 {
-    let environment = std::env::var("SBD_DEVICE").ok();
-    let options = match parse(program, arguments, environment.as_deref()) {
-        Parsed::Run(options) => options,
+    let variable = |name: &str| std::env::var(name).ok();
+    let options = match parse(program, arguments, &variable) {
+        Parsed::Run(options) => *options,
         Parsed::Help => {
             Say::err(&usage());
             return SUCCESS;
@@ -63,14 +68,18 @@ pub(crate) fn stock(program: &str, arguments: &[String]) -> u8 {
         ["allocate", rest @ ..] => allocate(&options, rest.first().copied()),
         ["message", rest @ ..] => message(&options, rest.first().copied(), rest.get(1).copied()),
         ["ping", rest @ ..] => ping(&options, rest.first().copied()),
+        ["release", rest @ ..] => release(&options, rest.first().copied()),
+        ["check", ..] => check::check(&options),
+        ["retime", ..] => retime::retime(&options),
         ["query-watchdog", ..] => query_watchdog(),
         ["test-watchdog", ..] => test_watchdog(&options),
-        ["watch", ..] => {
-            Say::err(
-                "watch: a node of a Deadbolt cluster is watched by `deadbolt start`; for a Pacemaker cluster use the sbd of your distribution\n",
-            );
-            false
-        }
+        ["watch", ..] => match watch(&options, &own_name(&options)) {
+            Ok(()) => true,
+            Err(error) => {
+                Say::err(&format!("{error}\n"));
+                false
+            }
+        },
         _ => {
             Say::err(&usage());
             return FAILURE;
@@ -91,22 +100,37 @@ Usage:
 Options:
   -d DEVICE   shared device; again for a second and third
   -n NAME     name of this node (default: its host name)
-  -w DEVICE   watchdog device (default: /dev/watchdog)
+  -w DEVICE   watchdog device (default: /dev/watchdog; /dev/null: none)
+  -W          use a watchdog; twice: do not
+  -T          leave the watchdog's time as it is
+  -P, -c      ask Pacemaker, ask the cluster; twice: do not (default: SBD_PACEMAKER)
+  -z          the cluster has to be well beside the disk
+  -p FILE     file for the number of the process
+  -S 0|1      start mode: always, or only with an empty mailbox
+  -s SECONDS  how long `watch` waits for its devices (default: 120)
+  -r ACTION   when no cycle is complete in time: flush or noflush, reboot or off or crashdump
+  -C SECONDS  the watchdog's time during a crash dump (default: the shortest)
+  -R          no real-time scheduling
   -1 SECONDS  watchdog time, for create (default: 5)
   -2 SECONDS  allocate time, for create (default: 2)
   -3 SECONDS  loop time, for create (default: 1)
   -4 SECONDS  msgwait time, for create (default: 10)
-  -I SECONDS  how long a device may take to answer (default: 3)
+  -I SECONDS  how long an operation on a device may take (default: 3)
+  --json      message and check: one JSON object
   -h          this text
   Other options of ClusterLabs sbd are taken and have no effect here.
 Commands:
   create              make the area on the devices; what stood there is lost
   list                slots in use, and their messages
   dump                the header of each device
+  check               can the times of the devices, and those that the nodes live by, prove a death?
   allocate NODE       give a node a slot
+  retime              give the area the times named by -1 to -4, while its nodes live
+  release NODE        free the slot of a node that does not live any more
   message NODE COMMAND
                       COMMAND: test, reset, off, crashdump, exit, clear; NODE may be LOCAL
   ping NODE           send a test and wait until it is answered
+  watch               keep this node alive, or end it
   query-watchdog      the watchdog devices of this machine
   test-watchdog       let the watchdog reset this machine
 ";
@@ -118,7 +142,7 @@ fn own_name(options: &StockOptions) -> String {
     options.node.clone().unwrap_or_else(host)
 }
 
-fn open(options: &StockOptions, device: &str, access: Access) -> Result<Area, AreaError> {
+pub(crate) fn open(options: &StockOptions, device: &str, access: Access) -> Result<Area, AreaError> {
     Area::open(Path::new(device), access, Duration::from_secs(u64::from(options.io_s.max(1))))
 }
 
@@ -238,14 +262,29 @@ fn allocate(options: &StockOptions, name: Option<&str>) -> bool {
     true
 }
 
-fn allocate_on(options: &StockOptions, device: &str, name: &str) -> Result<(), AreaError> {
+fn allocate_on(options: &StockOptions, device: &str, name: &str) -> Result<(), SlotError> {
     let area = open(options, device, Access::ReadWrite)?;
-    // Another writer may have taken the slot in the same moment: after the wait it is looked for again.
-    while area.find(name)?.is_none() {
-        let wait_s = area.claim_free(name, |slot| Say::out(&format!("slot {slot} is unused - trying to own\n")))?;
-        std::thread::sleep(Duration::from_secs(u64::from(wait_s)));
+    slots::allocate_slot(&area, name, |slot| Say::out(&format!("slot {slot} is unused - trying to own\n"))).map(drop)
+}
+
+/// Gives a node's slot back on all devices. A verb of ours.
+fn release(options: &StockOptions, node: Option<&str>) -> bool {
+    let Some(node) = node else {
+        Say::err("release: give a node\n");
+        return false;
+    };
+    let devices: Vec<PathBuf> = options.devices.iter().map(PathBuf::from).collect();
+    let areas: Result<Vec<Area>, AreaError> = options.devices.iter().map(|device| open(options, device, Access::ReadWrite)).collect();
+    match areas.map_err(SlotError::from).and_then(|areas| slots::release(&devices, &areas, node)) {
+        Ok(()) => {
+            Say::out(&format!("Slot of {node} has been released.\n"));
+            true
+        }
+        Err(error) => {
+            Say::err(&format!("release: {error}\n"));
+            false
+        }
     }
-    Ok(())
 }
 
 fn command_of(word: &str) -> Option<Command> {
@@ -265,26 +304,87 @@ fn message(options: &StockOptions, name: Option<&str>, word: Option<&str>) -> bo
     };
     let own = own_name(options);
     let name = if name == "LOCAL" { &own } else { name };
+    if command.is_deadly() {
+        return fence_by_message(options, name, command, &own);
+    }
+    if command == Command::Clear
+        && let Some(reason) = why_not_clear(options, name, &own)
+    {
+        Say::err(&format!("message: {reason}\n"));
+        return false;
+    }
     let Some(headers) = send_to_all(options, name, command, &own) else { return false };
     let msgwait_s = headers.iter().map(|header| header.msgwait_s).max().unwrap_or(0);
+    // Compatibility: a sender waits for everything but an exit.
     if command != Command::Exit {
         std::thread::sleep(Duration::from_secs(u64::from(msgwait_s)));
     }
-    // A fence is claimed only when the time waited can have been enough for the victim's watchdog.
-    match headers.iter().find(|header| command.is_deadly() && header.msgwait_s <= header.watchdog_s) {
-        Some(header) => {
-            let (msgwait, watchdog) = (header.msgwait_s, header.watchdog_s);
-            Say::err(&format!(
-                "message: written, but msgwait {msgwait} s is not more than the watchdog's {watchdog} s: that proves nothing; create the area with other times\n"
-            ));
-            false
+    true
+}
+
+/// Ends a node and says what proves it: to people, to scripts, and to the system log.
+fn fence_by_message(options: &StockOptions, victim: &str, command: Command, sender: &str) -> bool {
+    let devices: Vec<PathBuf> = options.devices.iter().map(PathBuf::from).collect();
+    let io = Duration::from_secs(u64::from(options.io_s));
+    let report = fence(&FenceRequest { devices: &devices, victim, command, sender, io, limit: Duration::MAX, protected: None });
+    let (is_gone, text, fields) = match &report {
+        Ok(FenceReport::Gone { evidence, waited, detail }) => {
+            let seconds = waited.as_secs_f64();
+            let text = format!("{victim:?} is gone after {seconds:.2} s; evidence: {evidence} ({detail})");
+            let waited_ms = waited.as_millis();
+            (true, text, format!("\"evidence\":\"{evidence}\",\"waited_ms\":{waited_ms},\"detail\":{}", json_text(detail)))
         }
-        None => true,
+        Ok(FenceReport::NotProved { reason }) => {
+            let text = format!("written, but nothing proves that {victim:?} is gone: {reason}");
+            (false, text, format!("\"evidence\":null,\"error\":{}", json_text(reason)))
+        }
+        Err(error) => (false, error.to_string(), format!("\"evidence\":null,\"error\":{}", json_text(&error.to_string()))),
+    };
+    let (node, word) = (json_text(victim), command.word());
+    if options.is_json {
+        Say::out(&format!("{{\"ok\":{is_gone},\"node\":{node},\"command\":\"{word}\",{fields}}}\n"));
+    } else {
+        Say::err(&format!("message: {text}\n"));
     }
+    crate::log::to_system_log(&format!("{word} of {victim:?} asked by {sender:?}: {text}"));
+    is_gone
+}
+
+/// A text as a JSON string.
+pub(crate) fn json_text(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => quoted.extend(['\\', letter]),
+            letter if letter.is_control() => {
+                let _ = write!(quoted, "\\u{:04x}", u32::from(letter));
+            }
+            letter => quoted.push(letter),
+        }
+    }
+    quoted + "\""
+}
+
+/// A pill of somebody else stays while the boot that it names neither was reset nor is gone.
+fn why_not_clear(options: &StockOptions, name: &str, own: &str) -> Option<String> {
+    let look = |device: &String| {
+        let area = open(options, device, Access::Read).ok()?;
+        let slot = area.slots().ok()?.into_iter().find(|slot| is_same_name(&slot.name, name))?;
+        let Tail::Present(tail) = slot.mailbox.tail else { return None };
+        let is_others = slot.mailbox.command.is_deadly() && !is_same_name(&slot.mailbox.sender, own);
+        is_others.then_some((slot.mailbox.sender, tail.victim_boot))
+    };
+    let (sender, boot) = options.devices.iter().find_map(look)?;
+    let devices: Vec<PathBuf> = options.devices.iter().map(PathBuf::from).collect();
+    let seen = lives_of(&devices, name);
+    let is_pending = seen.iter().any(|life| life.boot == boot && !life.is_gone);
+    is_pending.then(|| {
+        format!("{sender:?} has asked for the end of boot {boot} of {name:?}, and nothing shows that it ended: clear it once it has, or as {sender:?} (-n)")
+    })
 }
 
 /// Sends to all devices side by side; the headers of more than half of them, or none.
-fn send_to_all(options: &StockOptions, name: &str, command: Command, sender: &str) -> Option<Vec<SbdHeader>> {
+pub(crate) fn send_to_all(options: &StockOptions, name: &str, command: Command, sender: &str) -> Option<Vec<SbdHeader>> {
     let (answer, answers) = channel();
     for device in &options.devices {
         let (options, device, answer) = (options.clone(), device.clone(), answer.clone());

@@ -4,11 +4,14 @@
 //! Does not: decide when to feed.
 //! Called by: the feeding thread.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 
 use crate::page::FeedSide;
 
@@ -34,8 +37,14 @@ pub trait Watchdog: Send {
     fn arm(&mut self, wanted_ms: u32, now_ns: u64) -> Result<u32, WatchdogError>;
     /// Gives it another full time. No allocation, no lock, no disk.
     fn feed(&mut self, now_ns: u64);
-    /// Sets the shortest time that it grants, which is a feed, and answers it, ms. None: the time stays and it was not fed.
-    fn shorten(&mut self, now_ns: u64) -> Option<u32>;
+    /// Sets the shortest time that it grants, or the one that a crash dump gets, which is a feed, and answers it, ms. None: the time
+    /// stays and it was not fed.
+    fn shorten(&mut self, now_ns: u64, is_crash: bool) -> Option<u32>;
+    /// Gives it another time, which is a feed, and answers what it grants, ms. None: the time stays and it was not fed.
+    fn set_time(&mut self, wanted_ms: u32) -> Option<u32> {
+        let _ = wanted_ms;
+        None
+    }
     /// Stops it.
     ///
     /// # Errors
@@ -83,6 +92,8 @@ pub enum WatchdogError {
 #[derive(Debug)]
 pub struct DeviceWatchdog {
     path: PathBuf,
+    /// Its time during a crash dump, s; 0: the shortest.
+    crash_s: u32,
     // Never closed by drop: a close without the magic byte leaves most drivers running, and that must not depend on an exit path.
     file: ManuallyDrop<Option<File>>,
 }
@@ -91,7 +102,30 @@ impl DeviceWatchdog {
     /// Does not open it yet: opening starts it.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), file: ManuallyDrop::new(None) }
+        Self { path: path.to_path_buf(), crash_s: 0, file: ManuallyDrop::new(None) }
+    }
+
+    /// Gives a crash dump this time, s, where the pill asks for one.
+    #[must_use]
+    pub fn crash_time(self, crash_s: u32) -> Self {
+        Self { crash_s, ..self }
+    }
+
+    /// Starts it with the time that its driver has, and answers that, ms.
+    ///
+    /// # Errors
+    /// As [`Watchdog::arm`].
+    pub fn arm_as_it_is(&mut self) -> Result<u32, WatchdogError> {
+        self.open()?;
+        self.granted_ms().inspect_err(|_| drop(self.disarm()))
+    }
+
+    fn open(&mut self) -> Result<(), WatchdogError> {
+        let fault = |source| WatchdogError::Open { path: self.path.clone(), source };
+        // The C library's own open: test beds of distributions stand in for it.
+        let file = open(&self.path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| fault(errno.into()))?;
+        *self.file = Some(File::from(file));
+        Ok(())
     }
 
     fn set_seconds(&self, seconds: u32) -> Result<u32, WatchdogError> {
@@ -102,8 +136,16 @@ impl DeviceWatchdog {
         let mut value = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
         // SAFETY: the descriptor is open and value is an int that lives through the call, as WDIOC_SETTIMEOUT wants.
         unsafe { ioctls::set_timeout(file.as_raw_fd(), &raw mut value) }.map_err(fault("WDIOC_SETTIMEOUT"))?;
+        self.granted_ms()
+    }
+
+    fn granted_ms(&self) -> Result<u32, WatchdogError> {
+        let fault =
+            |call: &'static str| move |errno: nix::Error| WatchdogError::Ioctl { path: self.path.clone(), call, source: errno.into() };
+        let closed = || WatchdogError::Ioctl { path: self.path.clone(), call: "open", source: io::ErrorKind::NotConnected.into() };
+        let file = self.file.as_ref().ok_or_else(closed)?;
         let mut granted = 0;
-        // SAFETY: as above, for WDIOC_GETTIMEOUT.
+        // SAFETY: as for WDIOC_SETTIMEOUT.
         unsafe { ioctls::get_timeout(file.as_raw_fd(), &raw mut granted) }.map_err(fault("WDIOC_GETTIMEOUT"))?;
         let zero = || WatchdogError::Ioctl { path: self.path.clone(), call: "WDIOC_GETTIMEOUT", source: io::ErrorKind::InvalidData.into() };
         u32::try_from(granted).ok().filter(|granted| *granted > 0).map(|granted| granted.saturating_mul(1000)).ok_or_else(zero)
@@ -112,9 +154,7 @@ impl DeviceWatchdog {
 
 impl Watchdog for DeviceWatchdog {
     fn arm(&mut self, wanted_ms: u32, _now_ns: u64) -> Result<u32, WatchdogError> {
-        let file =
-            OpenOptions::new().write(true).open(&self.path).map_err(|source| WatchdogError::Open { path: self.path.clone(), source })?;
-        *self.file = Some(file);
+        self.open()?;
         let granted = self.set_seconds(wanted_ms.div_ceil(1000).max(1));
         if granted.is_err() {
             let _ = self.disarm();
@@ -129,8 +169,13 @@ impl Watchdog for DeviceWatchdog {
         }
     }
 
-    fn shorten(&mut self, _now_ns: u64) -> Option<u32> {
-        self.set_seconds(1).ok()
+    fn shorten(&mut self, _now_ns: u64, is_crash: bool) -> Option<u32> {
+        let seconds = if is_crash { self.crash_s.max(1) } else { 1 };
+        self.set_seconds(seconds).ok()
+    }
+
+    fn set_time(&mut self, wanted_ms: u32) -> Option<u32> {
+        self.set_seconds(wanted_ms.div_ceil(1000).max(1)).ok()
     }
 
     fn disarm(&mut self) -> Result<(), WatchdogError> {
@@ -141,6 +186,44 @@ impl Watchdog for DeviceWatchdog {
         let _ = unsafe { ioctls::set_options(file.as_raw_fd(), &raw mut option) };
         let written = file.write_all(MAGIC_CLOSE);
         written.map_err(|source| WatchdogError::Ioctl { path: self.path.clone(), call: "write of the closing byte", source })
+    }
+}
+
+/// A watchdog that runs already; to arm it answers the time that it has.
+pub struct ArmedWatchdog {
+    inner: Box<dyn Watchdog>,
+    granted_ms: u32,
+}
+
+impl std::fmt::Debug for ArmedWatchdog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ArmedWatchdog").field("granted_ms", &self.granted_ms).finish_non_exhaustive()
+    }
+}
+
+impl ArmedWatchdog {
+    /// `granted_ms` was answered when it was armed.
+    #[must_use]
+    pub fn new(inner: Box<dyn Watchdog>, granted_ms: u32) -> Self {
+        Self { inner, granted_ms }
+    }
+}
+
+impl Watchdog for ArmedWatchdog {
+    fn arm(&mut self, _wanted_ms: u32, _now_ns: u64) -> Result<u32, WatchdogError> {
+        Ok(self.granted_ms)
+    }
+    fn feed(&mut self, now_ns: u64) {
+        self.inner.feed(now_ns);
+    }
+    fn shorten(&mut self, now_ns: u64, is_crash: bool) -> Option<u32> {
+        self.inner.shorten(now_ns, is_crash)
+    }
+    fn set_time(&mut self, wanted_ms: u32) -> Option<u32> {
+        self.inner.set_time(wanted_ms)
+    }
+    fn disarm(&mut self) -> Result<(), WatchdogError> {
+        self.inner.disarm()
     }
 }
 
@@ -176,7 +259,7 @@ impl Watchdog for ProcessWatchdog {
         self.page.feed_until(Self::until(now_ns, self.watchdog_ms));
     }
 
-    fn shorten(&mut self, now_ns: u64) -> Option<u32> {
+    fn shorten(&mut self, now_ns: u64, _is_crash: bool) -> Option<u32> {
         let shortest_ms = self.shortest_ms.min(self.watchdog_ms);
         self.page.set_watchdog_ms(shortest_ms);
         self.page.set_until(Self::until(now_ns, shortest_ms));
@@ -198,7 +281,7 @@ impl Watchdog for NoWatchdog {
         Ok(wanted_ms)
     }
     fn feed(&mut self, _now_ns: u64) {}
-    fn shorten(&mut self, _now_ns: u64) -> Option<u32> {
+    fn shorten(&mut self, _now_ns: u64, _is_crash: bool) -> Option<u32> {
         None
     }
     fn disarm(&mut self) -> Result<(), WatchdogError> {
@@ -230,7 +313,7 @@ mod tests {
         assert_eq!(supervisor.fed_until_ns(), Some(1_005_000_000));
         watchdog.feed(10_000_000);
         assert_eq!(supervisor.fed_until_ns(), Some(1_010_000_000));
-        assert_eq!(watchdog.shorten(20_000_000), Some(200));
+        assert_eq!(watchdog.shorten(20_000_000, false), Some(200));
         assert_eq!((supervisor.fed_until_ns(), supervisor.watchdog_ms()), (Some(220_000_000), 200));
         watchdog.disarm().unwrap();
         assert_eq!(supervisor.fed_until_ns(), None);

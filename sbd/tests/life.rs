@@ -23,10 +23,11 @@ use deadbolt_sbd::life::{LifeDevice, LifeEnd, LifeSetup, live};
 use deadbolt_sbd::log::Log;
 use deadbolt_sbd::page::{DaemonSide, Page, SbdState, SupervisorSide};
 use deadbolt_sbd::pill::{Pill, PillKey, encode_pill};
+use deadbolt_sbd::placement::Placement;
 use deadbolt_sbd::protect::Protection;
 use deadbolt_sbd::reset::ResetAction;
 use deadbolt_sbd::watchdog::{Watchdog, WatchdogError};
-use deadbolt_sbd_core::{LegacyPills, LifelineConfig, ResetCommand, ResetReason};
+use deadbolt_sbd_core::{LegacyPills, LifelineConfig, Regime, ResetCommand, ResetReason};
 
 const CLUSTER: ClusterUuid = ClusterUuid([3; 16]);
 const BOOT: BootId = BootId([1; 16]);
@@ -66,7 +67,7 @@ impl Watchdog for Imagined {
     fn feed(&mut self, _now_ns: u64) {
         self.fed_ns.store(now_ns(), Ordering::SeqCst);
     }
-    fn shorten(&mut self, now_ns: u64) -> Option<u32> {
+    fn shorten(&mut self, now_ns: u64, _is_crash: bool) -> Option<u32> {
         self.is_shortened.store(true, Ordering::SeqCst);
         self.feed(now_ns);
         Some(100)
@@ -115,7 +116,7 @@ impl Node {
             timings: timings(),
             watchdog: WatchdogKind::Device,
             legacy: LegacyPills::Accept,
-            absence_ms: 60_000,
+            regime: Regime::Node { absence_ms: 60_000 },
         };
         let feeder = FeederConfig {
             watchdog_ms: 200,
@@ -127,11 +128,10 @@ impl Node {
         };
         let one = |(index, device): (usize, &Arc<MemoryDevice>)| LifeDevice {
             device: Arc::<MemoryDevice>::clone(device),
-            layout,
+            placement: Placement::ours(CLUSTER, layout, SLOT),
             name: format!("memory {index}"),
         };
         let setup = LifeSetup {
-            cluster: CLUSTER,
             node: "node1".into(),
             devices: devices.iter().enumerate().map(one).collect(),
             backend,
@@ -143,6 +143,7 @@ impl Node {
             page: page.clone(),
             log: Log::to_channel(lines),
             stop: stop_read,
+            watch: None,
         };
         supervisor.daemon_starts();
         let turning = Arc::new(AtomicBool::new(true));

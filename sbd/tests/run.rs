@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{CLUSTER, Held, Image, STOCK, attach, beat, has_stock, namespace, ours, sbd, wait_for, write};
+use common::{CLUSTER, Held, Image, STOCK, attach, beat, has_stock, made, ours, sbd, wait_for, write};
 use deadbolt_disk::{ByteOffset, now_ns};
 use deadbolt_disk_format::sbd::{Command as PillCommand, SbdNode, mailbox_offset, node_offset};
 use deadbolt_disk_format::{
@@ -194,17 +194,16 @@ fn a_stock_message_ends_our_node_in_its_namespace() {
         let layout = common::format(path, sector_bytes);
         let boot = "22".repeat(16);
         let script = format!(
-            "exec {} run --device {path} --slot 2 --name node2 --boot {boot} --watchdog none --reset reboot --allow-unprotected",
+            "{} run --device {path} --slot 2 --name node2 --boot {boot} --watchdog none --reset reboot --allow-unprotected",
             ours().display()
         );
-        let Some(mut node) = namespace(&script) else { return };
+        let Some(node) = made(deadbolt_tests::node::Node::start(common::folder(), "node2", &script)) else { return };
         wait_for("the first beats", LIMIT, || beat(path, &layout, SLOT).is_some_and(|beat| beat.beat > 3));
         let sent = std::thread::spawn({
             let line = format!("-d {path} -n me message node2 reset");
             move || sbd(STOCK, &line)
         });
-        let ended = node.wait(Duration::from_secs(3));
-        assert!(ended.is_some_and(|status| !status.success()), "{ended:?}");
+        assert!(node.died_by(std::time::Instant::now() + Duration::from_secs(3)).is_some(), "{}", node.log());
         assert!(sent.join().unwrap().status.success());
         assert!(beat(path, &layout, SLOT).unwrap().acknowledged.is_some(), "and it had answered");
     }

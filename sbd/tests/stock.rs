@@ -9,8 +9,11 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Image, STOCK, attach, has_stock, namespace, ours, out, read, sbd, write};
+use common::{Image, STOCK, attach, has_stock, ours, out, read, sbd, write};
 use deadbolt_disk::ByteOffset;
+use deadbolt_disk_format::node_record::{encode_node_sector, node_record_place};
+use deadbolt_disk_format::sbd::{SbdHeader, SbdNode};
+use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, Rule, SlotIndex, WatchdogKind};
 
 const HEADER: &str = "Number of slots    : 255
 Sector size        : 512
@@ -75,6 +78,9 @@ fn a_fence_is_not_claimed_when_it_is_not_proved() {
     // One of two devices is not more than half.
     let one = sbd(ours(), &format!("-d {path} -d /nonexistent message victim exit"));
     assert_eq!(one.status.code(), Some(1));
+    // One device by two paths is one device.
+    let twice = sbd(ours(), &format!("-d {path} -d /proc/self/root{path} message victim reset"));
+    assert!(twice.status.code() == Some(1) && String::from_utf8_lossy(&twice.stderr).contains("the same device"), "{twice:?}");
     // A header that hides slots.
     let mut header = read(path, ByteOffset(0), 512);
     header[9] = 1;
@@ -109,7 +115,7 @@ fn our_area_is_never_made_over_a_cluster_of_ours() {
 }
 
 #[test]
-fn stock_and_ours_agree_line_by_line_and_byte_by_byte() {
+fn each_goes_on_where_the_other_wrote() {
     if !has_stock() {
         return;
     }
@@ -132,55 +138,54 @@ fn stock_and_ours_agree_line_by_line_and_byte_by_byte() {
             bytes[33..49].fill(0);
         }
         assert!(one == two, "the areas differ with sectors of {sector_bytes} bytes");
-        for line in ["list", "dump", "allocate NODEA", "message nodeb exit", "message nodea foo"] {
-            for device in [path, second] {
-                let (mine, stock) = (sbd(ours(), &format!("-d {device} {line}")), sbd(STOCK, &format!("-d {device} {line}")));
-                assert_eq!((mine.status.code(), out(&mine)), (stock.status.code(), out(&stock)), "{line}");
-            }
-        }
-    }
-    for line in [
-        "list",
-        "dump",
-        "-h",
-        "",
-        "-d /nonexistent list",
-        "-d /nonexistent dump",
-        "-d rel list",
-        "-1 x create",
-        "-d /a -d /b -d /c -d /d list",
-    ] {
-        let (mine, stock) = (sbd(ours(), line), sbd(STOCK, line));
-        assert_eq!((mine.status.code(), out(&mine)), (stock.status.code(), out(&stock)), "{line}");
     }
 }
 
+/// A node under the rule *cluster* that is silent: only its cluster's loss bounds its life.
 #[test]
-fn our_message_kills_a_stock_watcher() {
-    if !has_stock() {
-        return;
-    }
-    let image = Image::new();
-    let Some(device) = attach(&image, 512) else { return };
-    let path = device.path().to_str().unwrap();
-    assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 2 create")).status.success());
-    assert!(sbd(ours(), &format!("-d {path} allocate victim")).status.success());
-    let pidfile = tempfile::tempdir().unwrap();
-    let watch = format!(
-        "SBD_PACEMAKER=no SBD_SYNC_RESOURCE_STARTUP=no SBD_WATCHDOG_DEV=/dev/null {STOCK} -d {path} -w /dev/null -n victim -p {}/pid watch; sleep 60",
-        pidfile.path().display()
-    );
-    let Some(mut node) = namespace(&watch) else { return };
-    // A watcher that is at work answers a test.
-    std::thread::sleep(Duration::from_millis(300));
-    let pinged = sbd(ours(), &format!("-d {path} -n me ping victim"));
-    assert!(pinged.status.success(), "{pinged:?}");
-    assert!(node.wait(Duration::ZERO).is_none(), "the watcher lives");
-    let sent = std::thread::spawn({
-        let line = format!("-d {path} -n me message victim reset");
-        move || sbd(ours(), &line)
+fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_has_lost_it() {
+    let beat = Beat {
+        slot: SlotIndex(0),
+        boot: BootId([1; 16]),
+        writer: Incarnation([2; 16]),
+        beat: 5,
+        lease_ms: 2000,
+        reset_ms: 500,
+        rule: Rule::Cluster,
+        watchdog: WatchdogKind::Device,
+        is_stopped: false,
+        is_idle: false,
+        acknowledged: None,
+        wall_ms: 0,
+        boottime_ms: 0,
+        outlive_ms: 3000,
+        daemon: DaemonPart::default(),
+    };
+    let message = |state: &str| {
+        let image = Image::new();
+        let path = image.path();
+        assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 6 create")).status.success());
+        let header = SbdHeader::decode(&read(path, ByteOffset(0), 512), 512).unwrap();
+        let place = node_record_place(header.uuid, beat.slot, 512);
+        let node = SbdNode { is_in_use: true, name: "victim".into() };
+        write(path, ByteOffset(512), &encode_node_sector(&node, &beat, &place, 512));
+        let tools = tempfile::tempdir().unwrap();
+        let tool = tools.path().join("crm_node");
+        let script = format!("#!/bin/sh\ncase $1 in --quorum) echo 1;; *) printf '1 sender member\\n2 victim {state}\\n';; esac\n");
+        std::fs::write(&tool, script).unwrap();
+        std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let path_variable = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
+        let mut command = std::process::Command::new(ours());
+        command.args(["-d", path, "message", "victim", "reset"]).env("PATH", path_variable).env_remove("SBD_DEVICE");
+        (Instant::now(), command.output().unwrap(), Instant::now())
+    };
+    let (lost, member) = std::thread::scope(|scope| {
+        let lost = scope.spawn(|| message("lost"));
+        (lost.join().unwrap(), message("member"))
     });
-    let ended = node.wait(Duration::from_secs(4));
-    assert!(ended.is_some_and(|status| !status.success()), "{ended:?}");
-    assert!(sent.join().unwrap().status.success());
+    assert!(lost.1.status.success(), "{lost:?}");
+    assert!(String::from_utf8_lossy(&lost.1.stderr).contains("evidence: cluster-lost"), "{lost:?}");
+    assert!(lost.2 - lost.0 >= Duration::from_secs(6), "never shorter than stock");
+    assert_eq!(member.1.status.code(), Some(1), "{member:?}");
+    assert!(String::from_utf8_lossy(&member.1.stderr).contains("silence proves nothing"), "{member:?}");
 }

@@ -1,5 +1,5 @@
 //! What: `sbd run` with a watchdog device, imitated by a preloaded library over a plain file.
-//! Owns: the library, built here from `preload.rs.in`; the file in which every feed is a byte.
+//! Owns: the library, built from `tests/src/preload.rs.in`; the file in which every feed is a byte.
 //! Invariants: the program under test is the one that is shipped.
 //! Does not: need a driver or root.
 //! Called by: `cargo test`.
@@ -7,7 +7,6 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -30,18 +29,7 @@ impl Node {
     /// None where the library cannot be built.
     fn start(least_s: u32) -> Option<Self> {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let library = folder.path().join("libwatchdog.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/preload.rs.in");
-        let compiler = option_env!("RUSTC").map_or_else(|| PathBuf::from("rustc"), PathBuf::from);
-        let built = Command::new(compiler)
-            .args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "watchdog", "-o"])
-            .arg(&library)
-            .arg(source)
-            .output();
-        if !built.as_ref().is_ok_and(|output| output.status.success()) {
-            eprintln!("skipped: needs rustc: {built:?}");
-            return None;
-        }
+        let library = common::made(deadbolt_tests::watchdog::library(common::folder()))?;
         let image = Image::new();
         let layout = common::format(image.path(), 512);
         std::fs::write(folder.path().join("watchdog"), b"").unwrap();

@@ -27,10 +27,10 @@ const SERVER_TEST: &str = "hung_disk_server";
 const IMAGE_VARIABLE: &str = "DEADBOLT_TEST_HUNG_DISK_IMAGE";
 /// Begins each line that the server says, so that the test harness's own lines are not taken for it.
 const PREFIX: &str = "hung-disk ";
-/// Name of the one file in the file system.
-const FILE_NAME: &str = "disk";
-/// Inode of that file.
-const FILE_INODE: INodeNo = INodeNo(2);
+/// Name and inode of the file that hangs.
+const FILE: (&str, INodeNo) = ("disk", INodeNo(2));
+/// Name and inode of the file that is the same disk and never hangs: the path of another machine.
+const OTHER: (&str, INodeNo) = ("other", INodeNo(3));
 /// How long the kernel may believe attributes: the size never changes.
 const ATTRIBUTES_LAST: Duration = Duration::from_secs(3600);
 /// How often the server looks for its parent. Chosen: soon, and cheap.
@@ -49,11 +49,19 @@ pub enum Hold {
     All,
     /// Nothing is held: all fails with an I/O error; what was held too.
     Fail,
+    /// Nothing is held: writes fail for want of space, as on a thin volume whose pool is full; all else is answered.
+    Full,
 }
 
 impl Hold {
-    const NAMES: [(Self, &'static str); 5] =
-        [(Self::Nothing, "nothing"), (Self::Reads, "reads"), (Self::Writes, "writes"), (Self::All, "all"), (Self::Fail, "fail")];
+    const NAMES: [(Self, &'static str); 6] = [
+        (Self::Nothing, "nothing"),
+        (Self::Reads, "reads"),
+        (Self::Writes, "writes"),
+        (Self::All, "all"),
+        (Self::Fail, "fail"),
+        (Self::Full, "full"),
+    ];
 
     fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(hold, _)| *hold == self).map_or("nothing", |(_, name)| name)
@@ -67,6 +75,7 @@ pub struct HungDisk {
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
     path: PathBuf,
+    other: PathBuf,
 }
 
 impl HungDisk {
@@ -84,10 +93,10 @@ impl HungDisk {
         let (Some(commands), Some(answers)) = (server.stdin.take(), server.stdout.take()) else {
             return Err(io::Error::other("no pipes to the server"));
         };
-        let mut disk = Self { server, commands, answers: BufReader::new(answers), path: PathBuf::new() };
+        let mut disk = Self { server, commands, answers: BufReader::new(answers), path: PathBuf::new(), other: PathBuf::new() };
         let ready = disk.answer()?;
         let place = ready.strip_prefix("ready ").ok_or_else(|| io::Error::other(ready.clone()))?;
-        disk.path = PathBuf::from(place);
+        (disk.path, disk.other) = (Path::new(place).join(FILE.0), Path::new(place).join(OTHER.0));
         Ok(disk)
     }
 
@@ -95,6 +104,12 @@ impl HungDisk {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same bytes, by a path that never hangs. Nobody may use the image itself meanwhile.
+    #[must_use]
+    pub fn other_path(&self) -> &Path {
+        &self.other
     }
 
     /// From now on, until the next call, this is not answered. In force when the call returns.
@@ -191,11 +206,11 @@ fn serve(image: &Path) -> io::Result<()> {
     let gate = Arc::new(Gate { file, state: Mutex::default() });
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("deadbolt-test".into()), MountOption::NoDev, MountOption::NoSuid];
-    let _session = fuser::spawn_mount(OneFile { gate: Arc::clone(&gate), size }, folder, &config)?;
+    let _session = fuser::spawn_mount(OneDisk { gate: Arc::clone(&gate), size }, folder, &config)?;
     let relative = folder.strip_prefix("/").map_err(io::Error::other)?;
     let thread = nix::unistd::gettid();
     let root = PathBuf::from(format!("/proc/{}/task/{thread}/root", std::process::id()));
-    say(&format!("ready {}", root.join(relative).join(FILE_NAME).display()));
+    say(&format!("ready {}", root.join(relative).display()));
     for line in io::stdin().lock().lines() {
         let line = line?;
         if line == "count" {
@@ -255,11 +270,20 @@ impl Held {
         }
     }
 
-    fn fail(self) {
+    fn fail(self, error: Errno) {
         match self {
-            Self::Read { reply, .. } => reply.error(Errno::EIO),
-            Self::Write { reply, .. } => reply.error(Errno::EIO),
-            Self::Flush { reply } => reply.error(Errno::EIO),
+            Self::Read { reply, .. } => reply.error(error),
+            Self::Write { reply, .. } => reply.error(error),
+            Self::Flush { reply } => reply.error(error),
+        }
+    }
+
+    /// What it fails with, if it is to fail.
+    fn failure(&self, hold: Hold) -> Option<Errno> {
+        match (hold, self) {
+            (Hold::Fail, _) => Some(Errno::EIO),
+            (Hold::Full, Self::Write { .. }) => Some(Errno::ENOSPC),
+            _ => None,
         }
     }
 
@@ -300,37 +324,41 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pass(&self, request: Held) {
-        let mut state = self.state();
-        match state.hold {
-            Some(Hold::Fail) => request.fail(),
-            Some(hold) if request.is_held_by(hold) => state.held.push(request),
-            _ => request.answer(&self.file),
+    fn pass(&self, inode: INodeNo, request: Held) {
+        if inode == OTHER.1 {
+            return request.answer(&self.file);
         }
+        let mut state = self.state();
+        let hold = state.hold.unwrap_or(Hold::Nothing);
+        self.settle(&mut state, hold, request);
     }
 
     fn change(&self, hold: Hold) {
         let mut state = self.state();
         state.hold = Some(hold);
         for request in std::mem::take(&mut state.held) {
-            if hold == Hold::Fail {
-                request.fail();
-            } else if request.is_held_by(hold) {
-                state.held.push(request);
-            } else {
-                request.answer(&self.file);
-            }
+            self.settle(&mut state, hold, request);
+        }
+    }
+
+    fn settle(&self, state: &mut GateState, hold: Hold, request: Held) {
+        if let Some(error) = request.failure(hold) {
+            request.fail(error);
+        } else if request.is_held_by(hold) {
+            state.held.push(request);
+        } else {
+            request.answer(&self.file);
         }
     }
 }
 
-/// A folder with one file.
-struct OneFile {
+/// A folder with one disk in it, by two names.
+struct OneDisk {
     gate: Arc<Gate>,
     size: u64,
 }
 
-impl OneFile {
+impl OneDisk {
     fn attributes(&self, inode: INodeNo) -> FileAttr {
         let is_folder = inode == INodeNo::ROOT;
         FileAttr {
@@ -353,17 +381,16 @@ impl OneFile {
     }
 }
 
-impl Filesystem for OneFile {
+impl Filesystem for OneDisk {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Else the loop driver waits for each request, and a held write holds up reads too.
         config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).map_err(|_| io::ErrorKind::Unsupported.into())
     }
 
     fn lookup(&self, _request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if name == FILE_NAME {
-            reply.entry(&ATTRIBUTES_LAST, &self.attributes(FILE_INODE), Generation(0));
-        } else {
-            reply.error(Errno::ENOENT);
+        match [FILE, OTHER].into_iter().find(|(known, _)| name == *known) {
+            Some((_, inode)) => reply.entry(&ATTRIBUTES_LAST, &self.attributes(inode), Generation(0)),
+            None => reply.error(Errno::ENOENT),
         }
     }
 
@@ -378,7 +405,7 @@ impl Filesystem for OneFile {
     fn read(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
         bytes: u32,
@@ -386,13 +413,13 @@ impl Filesystem for OneFile {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.gate.pass(Held::Read { offset, bytes, reply });
+        self.gate.pass(inode, Held::Read { offset, bytes, reply });
     }
 
     fn write(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -401,14 +428,14 @@ impl Filesystem for OneFile {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.gate.pass(Held::Write { offset, data: data.to_vec(), reply });
+        self.gate.pass(inode, Held::Write { offset, data: data.to_vec(), reply });
     }
 
     fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        self.gate.pass(Held::Flush { reply });
+    fn fsync(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        self.gate.pass(inode, Held::Flush { reply });
     }
 }

@@ -5,4 +5,7 @@
 //! Called by: the tests of every package.
 
 pub mod crash;
+pub mod disks;
 pub mod hung_disk;
+pub mod node;
+pub mod watchdog;

@@ -22,9 +22,12 @@ verbs:
   models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release
   sim [ARGUMENT]... run 20000 seeds of the simulator, or what these arguments of deadbolt-sim say, optimised
   bench BENCHMARK [ARGUMENT]...
-                    run `deadbolt bench` with these words, optimised
+                    run `deadbolt bench` with these words, optimised; `bench fence`: fences beside stock sbd's (docs/benchmarks.md)
   torture [--seconds N] [--clients N] [--seed S] [ARGUMENT]...
                     real nodes and 64 clients under kill -9 for 300 seconds, optimised; needs root (`deadbolt torture run --help`)
+  stock [all]       what stock sbd does and what ours does in the same places, with the times measured; needs root and the package sbd
+  vm SCENARIO|all|list [--repeat N]
+                    scenarios in virtual machines with the distribution's kernel; needs root and Debian (docs/vm.md)
   fuzz [TARGET] [SECONDS]
                     run every fuzz target (or that one), each for 60 seconds (or that many); needs cargo-fuzz
   tidy              check that sources are ASCII, begin with their heads, are small, and carry no marks of unfinished work";
@@ -38,6 +41,8 @@ fn main() -> anyhow::Result<()> {
         Some("sim") => sim(&rest),
         Some("bench") => bench(&rest),
         Some("torture") => torture(&rest),
+        Some("stock") => stock(&rest),
+        Some("vm") => vm(&rest),
         Some("fuzz") => fuzz::fuzz(&root()?, &rest),
         Some("tidy") => tidy(),
         Some("help" | "--help" | "-h") => {
@@ -79,10 +84,15 @@ fn sim(arguments: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Fences are measured by a program of their own, which needs the helpers of the tests.
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    let (program, packages, words): (_, &[&str], _) = match arguments.split_first() {
+        Some((first, rest)) if first == "fence" => ("bench-fence", &["deadbolt-bench-fence", "deadbolt-sbd"], [&[], rest].concat()),
+        _ => ("deadbolt", &["deadbolt", "deadbolt-cluster", "deadbolt-sbd"], [&["bench".to_owned()], arguments].concat()),
+    };
     let mut build = cargo();
     build.args(["build", "--quiet", "--release", "--bins"]);
-    build.args(["deadbolt", "deadbolt-cluster", "deadbolt-sbd"].map(|package| format!("--package={package}")));
+    build.args(packages.iter().map(|package| format!("--package={package}")));
     let status = build.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("the programs could not be built ({status})");
@@ -93,9 +103,9 @@ fn bench(arguments: &[String]) -> anyhow::Result<()> {
         None => root()?.join("target"),
     };
     let programs = target.join("release");
-    let mut command = std::process::Command::new(programs.join("deadbolt"));
-    command.arg("bench").args(arguments).arg("--programs").arg(&programs);
-    let status = command.status().with_context(|| format!("{} could not be started", programs.join("deadbolt").display()))?;
+    let program = programs.join(program);
+    let status = Command::new(&program).args(words).arg("--programs").arg(&programs).status();
+    let status = status.with_context(|| format!("{} could not be started", program.display()))?;
     if !status.success() {
         bail!("not everything could be measured ({status})");
     }
@@ -108,6 +118,38 @@ fn torture(arguments: &[String]) -> anyhow::Result<()> {
     let status = command.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("the run did not end with the verdict \"held\" ({status})");
+    }
+    Ok(())
+}
+
+fn stock(arguments: &[String]) -> anyhow::Result<()> {
+    let set = match arguments {
+        [] => "short",
+        [all] if all == "all" => "all",
+        other => bail!("stock takes \"all\" or nothing, not {other:?}"),
+    };
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--package", "deadbolt-sbd", "--test", "stock", "--test", "lab", "--", "--nocapture"]);
+    let status = command.env("DEADBOLT_STOCK", set).status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("stock and ours did not behave as they should ({status})");
+    }
+    Ok(())
+}
+
+/// As the tests build it: a guest's clock is emulated, nothing here is measured for speed.
+fn vm(arguments: &[String]) -> anyhow::Result<()> {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--package", "deadbolt", "--bin", "deadbolt", "--package", "deadbolt-vm", "--bin", "deadbolt-vm"]);
+    let status = build.status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("the programs could not be built ({status})");
+    }
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "deadbolt-vm", "--bin", "deadbolt-vm", "--"]).args(arguments);
+    let status = command.status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("not every scenario held ({status})");
     }
     Ok(())
 }

@@ -7,15 +7,11 @@
 use super::trial::Trial;
 use crate::{
     floors::{POLL, poll},
-    memory::resident,
     sheet::{Measured, Reach, Row},
+    usage::Use,
 };
 use anyhow::{Context, Result, anyhow};
 use deadbolt_trial::{Node, Place};
-use nix::{
-    time::{ClockId, clock_gettime},
-    unistd::Pid,
-};
 use std::{thread, time::Duration};
 
 const CPU: &str = "at rest: CPU of a node's deadboltd, sbd and supervisor, 250 ms poll";
@@ -41,24 +37,6 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
-/// Processor time and resident bytes.
-#[derive(Clone, Copy, Default)]
-struct Use {
-    time: Duration,
-    bytes: u64,
-}
-
-impl Use {
-    fn of(pid: i32) -> Result<Self> {
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).with_context(|| format!("the clock of process {pid}"))?;
-        Ok(Self { time: clock_gettime(clock)?.into(), bytes: resident(u32::try_from(pid)?)? })
-    }
-
-    fn add(self, other: Self) -> Self {
-        Self { time: self.time + other.time, bytes: self.bytes + other.bytes }
-    }
-}
-
 /// Daemon, sbd, supervisor's processes of all nodes.
 fn used(nodes: &[Node]) -> Result<[Use; 3]> {
     let mut sum = [Use::default(); 3];
@@ -66,9 +44,9 @@ fn used(nodes: &[Node]) -> Result<[Use; 3]> {
         let info = node.info()?;
         let daemon = Use::of(info.daemon.context("no daemon")?)?;
         let sbd = Use::of(info.sbd.context("no sbd")?)?;
-        let supervisor = Use::of(info.supervisor)?.add(Use::of(info.runner)?);
+        let supervisor = Use::of(info.supervisor)?.and(Use::of(info.runner)?);
         for (sum, one) in sum.iter_mut().zip([daemon, sbd, supervisor]) {
-            *sum = sum.add(one);
+            *sum = sum.and(one);
         }
     }
     Ok(sum)
@@ -79,7 +57,7 @@ pub(super) fn measure(trial: &Trial, floor: &Place, time: Duration) -> Result<Me
     thread::sleep(SETTLE);
     let device = floor.device.clone();
     let before = used(trial.nodes())?;
-    let polled = thread::spawn(move || poll::poll(&device, time)).join().map_err(|_| anyhow!("the bare poll panicked"))??;
+    let polled = thread::spawn(move || poll::poll(&device, &poll::NODE, time)).join().map_err(|_| anyhow!("the bare poll panicked"))??;
     let after = used(trial.nodes())?;
     let nodes = trial.nodes().len() as f64;
     let share = |index: usize| {

@@ -53,6 +53,7 @@ fn beat_of(slot: u16, superblock: &Superblock, beat: u64, is_stopped: bool) -> V
         acknowledged: None,
         wall_ms: 0,
         boottime_ms: 0,
+        outlive_ms: 0,
         daemon: DaemonPart::default(),
     };
     beat.encode(&place).to_vec()

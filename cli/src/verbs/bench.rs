@@ -71,11 +71,7 @@ pub(super) fn run(arguments: BenchArguments) -> Result<u8> {
 }
 
 fn show(sheet: &Sheet, wants_json: bool) -> u8 {
-    if wants_json {
-        say!("{}", sheet.json());
-    } else {
-        say!("{}", sheet.table().trim_end());
-    }
+    say!("{}", sheet.text(wants_json));
     if sheet.failed.is_empty() { EXIT_OK } else { EXIT_FAILED }
 }
 

@@ -124,6 +124,7 @@ impl OwnArguments {
             allow_unprotected: self.allow_unprotected,
             restart_after_reset: !self.no_restart,
             group: self.group.clone(),
+            fence_agents: Vec::new(),
         })
     }
 }

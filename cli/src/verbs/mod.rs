@@ -82,7 +82,7 @@ enum Verb {
     Fence(fence::FenceArguments),
     /// Show every time of the cluster and where it comes from
     Timing(timing::TimingArguments),
-    /// Attach a file as a block device
+    /// Attach a file or a disk over iSCSI as a block device
     Attach(attach::AttachArguments),
     /// Detach a device that `attach` made
     Detach(attach::DetachArguments),

@@ -1,11 +1,13 @@
 //! What: the one place that says whether a life is gone, and by what (design section 7).
 //! Owns: the evidence ladder and its waits.
-//! Invariants: nothing is evidence but what a read of the disk showed or a person said; every wait runs from the end of that read.
+//! Invariants: nothing is evidence but what a read of the disk showed, a fence agent saw or a person said; every wait runs from the end of
+//!   that read.
 //! Does not: write pills or propose views.
 //! Called by: the membership machine.
 
-use crate::{observer::Observer, timing::observed_ms};
+use crate::observer::Observer;
 use alloc::{collections::BTreeMap, vec::Vec};
+use deadbolt_disk_format::span::{expiry_ms, observed_ms};
 use deadbolt_disk_format::{Beat, BootId, DEVICES_MAX, Evidence, Life, NodeState, Rule, Timings};
 
 /// Who judges decides how long silence must last.
@@ -39,6 +41,8 @@ struct Sightings {
     left: bool,
     idle: bool,
     operator: bool,
+    /// When a fence agent had first seen its machine off.
+    agent_ms: Option<u64>,
     /// Per device: another boot than the life's that it shows.
     others: [Option<OtherBoot>; DEVICES_MAX],
     /// Newest beat seen under the life's own boot: beats are numbered on across boots, so an older one is an old read or a stale device.
@@ -112,6 +116,11 @@ impl Evidences {
         self.sightings.entry(life).or_default().operator = true;
     }
 
+    /// A fence agent has put the life's machine out of action and seen it so, which ended at `ended_ms`.
+    pub fn handle_agent(&mut self, life: Life, ended_ms: u64) {
+        self.sightings.entry(life).or_default().agent_ms.get_or_insert(ended_ms);
+    }
+
     /// Drops everything about lives that are watched no more.
     pub fn keep(&mut self, is_watched: impl Fn(&Life) -> bool) {
         self.sightings.retain(|life, _| is_watched(life));
@@ -132,12 +141,10 @@ impl Evidences {
         }
         let delay_ms = u64::from(timings.storage_delay_ms);
         let wait = |wait_ms: u64| observed_ms(wait_ms, timings.drift_ppm);
-        let rebooted_ms = seen.rebooted_ms(observer.devices());
-        let mut due: Option<(u64, Evidence)> = rebooted_ms.map(|at| (at + wait(delay_ms), Evidence::Rebooted));
-        if let Some((at, reset_ms)) = seen.acknowledged {
-            let acknowledged = (at + wait(u64::from(reset_ms) + delay_ms), Evidence::Acknowledged);
-            due = Some(due.map_or(acknowledged, |known| known.min(acknowledged)));
-        }
+        let rebooted = seen.rebooted_ms(observer.devices()).map(|at| (at + wait(delay_ms), Evidence::Rebooted));
+        let acknowledged = |(at, reset_ms)| (at + wait(u64::from(reset_ms) + delay_ms), Evidence::Acknowledged);
+        let off = seen.agent_ms.map(|at| (at + wait(delay_ms), Evidence::Agent));
+        let due = [rebooted, seen.acknowledged.map(acknowledged), off].into_iter().flatten().min();
         match due {
             Some((due_ms, evidence)) if now_ms >= due_ms => return Verdict::Gone(evidence),
             _ => {}
@@ -158,9 +165,8 @@ impl Evidences {
             return false;
         }
         // A lease published in the beat itself can only lengthen the wait, never shorten it.
-        let published_ms = watched.beat.as_ref().map_or(0, |beat| u64::from(beat.lease_ms));
-        let drift = u64::from(timings.drift_ppm);
-        let own_wait_ms = ((published_ms + 10) * (1_000_000 + drift)).div_ceil(1_000_000 - drift);
+        let published_ms = watched.beat.as_ref().map_or(0, |beat| beat.lease_ms);
+        let own_wait_ms = expiry_ms(published_ms, timings.drift_ppm);
         let freeze_ms = match witness {
             Witness::MemberOfLastView => 0,
             Witness::Outsider => u64::from(timings.freeze_ms),
@@ -270,6 +276,22 @@ mod tests {
             Verdict::GoneAt { due_ms: 1322, evidence: Evidence::Acknowledged }
         );
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, 1322), Verdict::Gone(Evidence::Acknowledged));
+    }
+
+    #[test]
+    fn what_an_agent_saw_counts_after_d() {
+        let mut evidences = Evidences::default();
+        let observer = Observer::new(SlotIndex(0), 1);
+        evidences.handle_agent(life(), 100);
+        evidences.handle_agent(life(), 5000);
+        let verdict = |now_ms| judge(&evidences, &observer, Witness::Outsider, now_ms);
+        assert_eq!(verdict(614), Verdict::GoneAt { due_ms: 615, evidence: Evidence::Agent }, "the first time that it was seen");
+        assert_eq!(verdict(615), Verdict::Gone(Evidence::Agent));
+        let other = Life { boot: BootId([9; 16]), ..life() };
+        let later = evidences.judge(&other, &observer, &timings(), (Witness::Outsider, 0), 10_000);
+        assert_eq!(later, Verdict::MayLive, "of another boot it says nothing");
+        evidences.keep(|_| false);
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 615), Verdict::MayLive);
     }
 
     fn silent_until(issued_ms: u64, rule: Rule) -> Observer {

@@ -201,6 +201,7 @@ pub(crate) mod tests {
             acknowledged: None,
             wall_ms: 0,
             boottime_ms: 0,
+            outlive_ms: 0,
             daemon: DaemonPart { number, incarnation: Incarnation([3; 16]), ..DaemonPart::default() },
         }
     }

@@ -6,6 +6,7 @@
 
 use alloc::{format, string::String, vec::Vec};
 use deadbolt_disk_format::Timings;
+use deadbolt_disk_format::span::{expiry_ms, observed_ms};
 
 /// What is known of a watchdog driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +45,6 @@ const CYCLE_MS: u32 = 150;
 const FEED_MS: u32 = 100;
 /// Silence on the network after which an edge is gone: six default polls.
 const DETECT_MS: u32 = 1500;
-/// Granularity of clocks and rounding that W must cover beyond L.
-const TICK_MS: u64 = 10;
 /// rho, 1 %.
 const DRIFT_PPM: u32 = 10_000;
 const MILLION: u64 = 1_000_000;
@@ -170,15 +169,7 @@ fn survival_least(timings: &Timings) -> u64 {
 
 /// W (1 - rho) >= (L + tick) (1 + rho): the tick passes on the slow clock, too (found by search at rho 1/4).
 fn expiry_least(timings: &Timings) -> u64 {
-    let drift = u64::from(timings.drift_ppm);
-    ((u64::from(timings.lease_ms) + TICK_MS) * (MILLION + drift)).div_ceil(MILLION - drift)
-}
-
-/// A wait that another node's clock measures, as this observer has to count it: its own clock may run fast by rho, and the last tick
-/// may be a partial one.
-#[must_use]
-pub fn observed_ms(wait_ms: u64, drift_ppm: u32) -> u64 {
-    with_drift(wait_ms, drift_ppm) + TICK_MS
+    expiry_ms(timings.lease_ms, timings.drift_ppm)
 }
 
 fn range(name: &'static str, found_ms: u64, least_ms: u64, most_ms: u64) -> Result<(), TimingError> {

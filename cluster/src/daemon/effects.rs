@@ -12,6 +12,7 @@ use super::{
     status::{DeviceStatus, ShellStatus, status_json},
 };
 use crate::{
+    agents,
     config::NodeFile,
     links::Links,
     node::{DiskWork, Node, NodeInput, NodeOutput},
@@ -71,6 +72,9 @@ impl Effects {
             NodeOutput::PollFast(until_ms) => {
                 daemon.side.poll_fast_until(until_ms.saturating_mul(1_000_000));
                 daemon.side.wake();
+            }
+            NodeOutput::CallAgent { victim, name } => {
+                agents::call(&daemon.file.fence_agents, &name, victim, now_ms, &daemon.agents.0);
             }
             NodeOutput::ResetSelf(reason) => return Ok(Some(reset_self(daemon, &reason))),
             NodeOutput::NewIncarnation => return Ok(Some(Outcome::NewIncarnation)),

@@ -2,7 +2,7 @@
 //! Owns: the event loop, the disk engines, the sockets of the node directory.
 //! Invariants: the loop never waits for a disk; it advances the page's turn counter on every turn; nothing is sent to a client after the
 //!   lease that sbd published has run out.
-//! Does not: decide; write the beat; start processes.
+//! Does not: decide; write the beat; start processes but fence agents.
 //! Called by: `deadboltd --daemon`, started by the supervisor.
 
 pub mod control;
@@ -11,6 +11,7 @@ mod locks;
 pub mod status;
 
 use crate::{
+    agents::AgentDone,
     config::{NodeDirectory, NodeFile},
     devices::{self, ClusterDevice, DevicesError},
     links::{LinkEvent, Links},
@@ -115,6 +116,8 @@ pub(crate) struct Daemon {
     /// Writes that were submitted and whose answer was not taken yet: device and tag.
     writes: BTreeSet<(usize, u64)>,
     terminate: Signal,
+    /// Where fence agents answer; the receiver is here, too.
+    agents: (mpsc::UnboundedSender<AgentDone>, mpsc::UnboundedReceiver<AgentDone>),
     /// A stop was asked for: the next incarnation, if there is one, goes on stopping.
     is_stopping: bool,
 }
@@ -155,6 +158,7 @@ impl Daemon {
             epoch: 0,
             writes: BTreeSet::new(),
             terminate: signal(SignalKind::terminate())?,
+            agents: mpsc::unbounded_channel(),
             is_stopping: false,
         })
     }
@@ -219,6 +223,9 @@ impl Daemon {
                     if let Some(outcome) = self.serve_clients(&mut node, &mut effects)? {
                         return Ok(outcome);
                     }
+                }
+                Some(AgentDone { victim, off_at_ms }) = self.agents.1.recv() => {
+                    node.handle(now_ms(), NodeInput::AgentDone { victim, off_at_ms });
                 }
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
                 () = &mut alarm => alarm_ms = None,

@@ -137,6 +137,13 @@ pub enum NodeInput {
     Fence(SlotIndex),
     /// An operator's word that a node is gone.
     OperatorConfirms(SlotIndex),
+    /// The fence agent of a node was called, or there is none.
+    AgentDone {
+        /// For whom.
+        victim: Life,
+        /// When it had seen that the node is out of action, ms; none: it has not.
+        off_at_ms: Option<u64>,
+    },
     /// Stop cleanly.
     Stop,
     /// Stop cleanly and leave the configuration.
@@ -175,6 +182,13 @@ pub enum NodeOutput {
     Reply(u64, ClientReply),
     /// Poll and beat every 50 ms until this instant.
     PollFast(u64),
+    /// Call the fence agent of this node, if there is one; answer `AgentDone`.
+    CallAgent {
+        /// At whom.
+        victim: Life,
+        /// The node's name.
+        name: String,
+    },
     /// This node must be reset.
     ResetSelf(String),
     /// Go on under a new incarnation.
@@ -368,6 +382,9 @@ impl Node {
             NodeInput::Change(change) => self.membership.handle(now_ms, membership::Input::Change(change)),
             NodeInput::Fence(slot) => self.membership.handle(now_ms, membership::Input::Fence(slot)),
             NodeInput::OperatorConfirms(slot) => self.membership.handle(now_ms, membership::Input::OperatorConfirms(slot)),
+            NodeInput::AgentDone { victim, off_at_ms } => {
+                self.membership.handle(now_ms, membership::Input::AgentDone { victim, off_at_ms });
+            }
             NodeInput::Stop => self.begin_stop(now_ms),
             NodeInput::Leave => {
                 self.is_leaving = true;
@@ -663,6 +680,9 @@ impl Node {
                 self.pills.begin(victim, view, serial, sectors);
                 let work = self.pills.poll_work(&self.setup.layouts);
                 self.push_disk(work);
+            }
+            membership::Output::CallAgent { victim } => {
+                self.outputs.push_back(NodeOutput::CallAgent { victim, name: self.name_of(victim.slot) });
             }
             membership::Output::ResetSelf(reason) => {
                 self.note(now_ms, format!("reset: {reason}"));

@@ -258,7 +258,7 @@ impl Keeper {
     fn number(&mut self) -> Result<BootId, SupervisorError> {
         self.record.last_end = None;
         match self.options.watchdog {
-            WatchdogKind::Device => Ok(self.machine_boot),
+            WatchdogKind::Device | WatchdogKind::None => Ok(self.machine_boot),
             WatchdogKind::Process => {
                 let bad =
                     |found: &str| SupervisorError::BootFile { path: self.options.directory.join(boot::BOOT_FILE), found: found.to_owned() };
@@ -357,7 +357,7 @@ impl Keeper {
     fn wait(&self, page: &SupervisorSide, may_accept: bool) {
         let mut span = match self.options.watchdog {
             WatchdogKind::Process => WATCH_INTERVAL.min(sign_of_life(page.watchdog_ms())),
-            WatchdogKind::Device => WATCH_INTERVAL,
+            WatchdogKind::Device | WatchdogKind::None => WATCH_INTERVAL,
         };
         if let Some(until) = page.fed_until_ns() {
             span = span.min(Duration::from_nanos(until.saturating_sub(now_ns())));

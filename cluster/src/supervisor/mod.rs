@@ -54,6 +54,7 @@ use std::time::Duration;
 
 use deadbolt_disk_format::{BootId, WatchdogKind};
 
+pub(crate) use child::tie_to_parent;
 pub use keeper::{supervise, try_supervise};
 pub use namespace::check_pid_namespace;
 pub use process::{Holder, ProcessIdentity, is_descendant};

@@ -2,7 +2,7 @@
 //! Owns: the directories with a given beginning of their name under one base, as far as they are this user's.
 //! Invariants: a directory whose lock is held is never removed; the lock ends with the last process that inherited it.
 //! Does not: follow symbolic links, or touch what another user owns.
-//! Called by: the demo and tests.
+//! Called by: the demo, benchmarks and tests.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;

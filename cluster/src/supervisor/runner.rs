@@ -291,7 +291,7 @@ impl<'a> Runner<'a> {
                 WatchdogKind::Process => {
                     return Err(verdict(RUNNER_RESET, format!("the daemon ended while clients may hold locks: {}", describe(status))));
                 }
-                WatchdogKind::Device => {
+                WatchdogKind::Device | WatchdogKind::None => {
                     tracing::error!("the daemon ended while clients may hold locks: sbd resets the machine");
                 }
             },
@@ -443,7 +443,9 @@ impl<'a> Runner<'a> {
 
     fn no_run(&self) -> Option<&'static str> {
         match (self.setup.options.watchdog, self.phase) {
-            (WatchdogKind::Device, _) => Some("this node has a watchdog device, which ends the whole machine: run the command directly"),
+            (WatchdogKind::Device | WatchdogKind::None, _) => {
+                Some("this node has a watchdog device, which ends the whole machine: run the command directly")
+            }
             (WatchdogKind::Process, Phase::Stopping { .. }) => Some("the node is stopping"),
             (WatchdogKind::Process, Phase::Running) => None,
         }

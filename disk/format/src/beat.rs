@@ -29,7 +29,8 @@ fields! {
         ACKNOWLEDGED_RESET_MS: 100, 4;
         WALL_MS: 104, 8;
         BOOTTIME_MS: 112, 8;
-        RESERVED_A: 120, 8;
+        OUTLIVE_MS: 120, 4;
+        RESERVED_A: 124, 4;
         DAEMON: 128, 320;
         RESERVED_B: 448, 60;
     }
@@ -247,6 +248,7 @@ impl Beat {
         let watchdog = match self.watchdog {
             WatchdogKind::Device => 0,
             WatchdogKind::Process => 1,
+            WatchdogKind::None => 2,
         };
         seal_short(&head, |unit| {
             put(unit, at::LEASE_MS, &self.lease_ms.to_le_bytes());
@@ -260,6 +262,7 @@ impl Beat {
             }
             put(unit, at::WALL_MS, &self.wall_ms.to_le_bytes());
             put(unit, at::BOOTTIME_MS, &self.boottime_ms.to_le_bytes());
+            put(unit, at::OUTLIVE_MS, &self.outlive_ms.to_le_bytes());
             put(unit, at::DAEMON, part);
         })
     }
@@ -278,6 +281,7 @@ impl Beat {
         let watchdog = match u8_of(bytes, at::WATCHDOG) {
             0 => WatchdogKind::Device,
             1 => WatchdogKind::Process,
+            2 => WatchdogKind::None,
             value => return Err(RecordError::BadField { field: "WATCHDOG", value: u64::from(value) }),
         };
         let flags = u8_of(bytes, at::FLAGS);
@@ -304,6 +308,7 @@ impl Beat {
             acknowledged,
             wall_ms: u64_of(bytes, at::WALL_MS),
             boottime_ms: u64_of(bytes, at::BOOTTIME_MS),
+            outlive_ms: u32_of(bytes, at::OUTLIVE_MS),
             daemon: DaemonPart::decode(bytes.get(at::DAEMON.offset..).unwrap_or_default())?,
         })
     }

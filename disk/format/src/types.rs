@@ -170,6 +170,8 @@ pub enum WatchdogKind {
     Device,
     /// The supervisor ends the node's process tree.
     Process,
+    /// Nothing does but the node itself: neither its silence nor its answer to a pill proves anything.
+    None,
 }
 
 /// The beat unit: sbd's own part and, below it, its daemon's part. One writer: the node's sbd.
@@ -201,6 +203,8 @@ pub struct Beat {
     pub wall_ms: u64,
     /// For people only, CLOCK_BOOTTIME ms.
     pub boottime_ms: u64,
+    /// Under the rule *cluster*: how long this node may live on after its cluster has lost it, ms. Zero under the rule *disk*.
+    pub outlive_ms: u32,
     /// The daemon's part.
     pub daemon: DaemonPart,
 }

@@ -7,7 +7,7 @@
 #![allow(missing_docs, reason = "a test program has no interface")]
 
 use deadbolt_disk_format::head::Field;
-use deadbolt_disk_format::{Layout, beat, head, records, register, sbd, superblock, view};
+use deadbolt_disk_format::{Layout, beat, head, node_record, records, register, sbd, superblock, view};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -27,6 +27,7 @@ const TABLES: &[(&str, &[Field])] = &[
     ("tool_fields", records::tool_fields::FIELDS),
     ("header_fields", sbd::header_fields::FIELDS),
     ("node_fields", sbd::node_fields::FIELDS),
+    ("node_record_fields", node_record::node_record_fields::FIELDS),
     ("mailbox_fields", sbd::mailbox_fields::FIELDS),
 ];
 

@@ -8,6 +8,7 @@
 
 mod samples;
 
+use deadbolt_disk_format::node_record::{NodeRecord, decode_node_record, encode_node_sector, node_record_place};
 use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdHeader, SbdNode, Tail};
 use deadbolt_disk_format::*;
 use samples::*;
@@ -122,4 +123,26 @@ fn the_sbd_area_has_the_bytes_that_stock_tools_write() {
     let ours = Mailbox { command: Command::Reset, sender: "alpha".into(), tail: Tail::Present(tail) };
     let bytes = golden("sbd-mailbox-ours", "SBD mailbox with our tail", &ours.encode(512));
     assert_eq!(Mailbox::decode(&bytes).unwrap(), ours);
+}
+
+#[test]
+fn a_node_sector_carries_a_beat_where_stock_tools_do_not_look() {
+    let beat = Beat { daemon: DaemonPart::default(), rule: Rule::Disk, outlive_ms: 0, is_stopped: false, is_idle: false, ..beat() };
+    let place = node_record_place(CLUSTER.0, beat.slot, 512);
+    let node = SbdNode { is_in_use: true, name: "alpha".into() };
+    let bytes = golden("sbd-node-record", "SBD node sector with our record", &encode_node_sector(&node, &beat, &place, 512));
+    assert_eq!(bytes[..128], node.encode(512)[..128]);
+    assert_eq!(SbdNode::decode(&bytes).unwrap(), node);
+    assert_eq!(decode_node_record(&bytes, &place), NodeRecord::Beat(Box::new(beat.clone())));
+    assert_eq!(decode_node_record(&node.encode(512), &place), NodeRecord::Absent);
+    // In another slot, another area, or with any bit of it changed, it is no news.
+    for other in [node_record_place(CLUSTER.0, SlotIndex(4), 512), node_record_place([9; 16], beat.slot, 512)] {
+        assert!(matches!(decode_node_record(&bytes, &other), NodeRecord::Damaged(_)));
+    }
+    for bit in 128 * 8..260 * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(matches!(decode_node_record(&flipped, &place), NodeRecord::Damaged(_)), "bit {bit}");
+    }
+    assert!(matches!(decode_node_record(&bytes[..200], &place), NodeRecord::Damaged(_)));
 }

@@ -244,7 +244,7 @@ proptest! {
 
     #[test]
     fn beats_are_read_as_written(
-        part in any_part(), life in any_life(), numbers in any::<[u64; 4]>(), words in any::<[u32; 3]>(),
+        part in any_part(), life in any_life(), numbers in any::<[u64; 4]>(), words in any::<[u32; 4]>(),
         flags in any::<[bool; 5]>(), command in any::<u8>(),
     ) {
         let beat = Beat {
@@ -253,7 +253,7 @@ proptest! {
             watchdog: if flags[1] { WatchdogKind::Device } else { WatchdogKind::Process },
             is_stopped: flags[2], is_idle: flags[3],
             acknowledged: flags[4].then_some(Acknowledgement { reset_ms: words[2], command }),
-            wall_ms: numbers[1], boottime_ms: numbers[2], daemon: part,
+            wall_ms: numbers[1], boottime_ms: numbers[2], outlive_ms: words[3], daemon: part,
         };
         let place = place_for(life.slot, numbers[3]);
         let bytes = beat.encode(&place);
@@ -329,6 +329,7 @@ proptest! {
         let _ = ViewBody::decode_value(&bytes);
         let _ = SbdHeader::decode(&bytes, 512);
         let _ = SbdNode::decode(&bytes);
+        let _ = node_record::decode_node_record(&bytes, &place);
         let _ = Mailbox::decode(&bytes);
     }
 

@@ -7,11 +7,10 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use deadbolt_disk_format::DaemonPart;
+use deadbolt_disk_format::{Beat, DaemonPart};
 
 use crate::mailbox::MailboxWatch;
 use crate::name::NameWatch;
-use crate::verdict::majority;
 use crate::words::DeviceWork;
 
 /// What a device is busy with.
@@ -48,6 +47,9 @@ pub(crate) struct DeviceState {
     /// It went back in time: it does not count until the node starts anew.
     pub(crate) is_away: bool,
     pub(crate) needs_clear: bool,
+    /// Its mailbox was not read yet since this boot began: a pill there that names no boot was meant for the boot before. A newer one
+    /// stands on one of the others, too.
+    pub(crate) is_unread: bool,
     /// Last beat whose write to this device was seen complete, and last one handed out.
     pub(crate) completed_beat: u64,
     pub(crate) issued_beat: u64,
@@ -61,6 +63,8 @@ pub(crate) struct DeviceState {
 pub(crate) struct Cycle {
     pub(crate) issued_ms: u64,
     pub(crate) part: DaemonPart,
+    /// The lease that its beat publishes, ms: it gives no longer one.
+    pub(crate) lease_ms: u32,
     pub(crate) idle_generation: Option<u64>,
     done: u32,
 }
@@ -72,15 +76,15 @@ pub(crate) struct Cycles {
 }
 
 impl Cycles {
-    pub(crate) fn open(&mut self, beat: u64, now_ms: u64, part: DaemonPart, idle_generation: Option<u64>) {
-        self.open.insert(beat, Cycle { issued_ms: now_ms, part, idle_generation, done: 0 });
+    pub(crate) fn open(&mut self, beat: &Beat, now_ms: u64, part: DaemonPart, idle_generation: Option<u64>) {
+        self.open.insert(beat.beat, Cycle { issued_ms: now_ms, part, lease_ms: beat.lease_ms, idle_generation, done: 0 });
     }
 
     /// One more device has completed this beat. Answers the cycle when that made it complete and no newer one is.
-    pub(crate) fn handle_done(&mut self, beat: u64, devices: u32) -> Option<Cycle> {
+    pub(crate) fn handle_done(&mut self, beat: u64, quorum: u32) -> Option<Cycle> {
         let cycle = self.open.get_mut(&beat)?;
         cycle.done += 1;
-        if cycle.done < majority(devices) {
+        if cycle.done < quorum {
             return None;
         }
         let complete = cycle.clone();
@@ -103,6 +107,32 @@ impl Cycles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deadbolt_disk_format::{BootId, Incarnation, Rule, SlotIndex, WatchdogKind};
+
+    fn open(cycles: &mut Cycles, number: u64, now_ms: u64, part: DaemonPart) {
+        let beat = Beat { beat: number, ..beat() };
+        cycles.open(&beat, now_ms, part, None);
+    }
+
+    fn beat() -> Beat {
+        Beat {
+            slot: SlotIndex(0),
+            boot: BootId([1; 16]),
+            writer: Incarnation([1; 16]),
+            beat: 0,
+            lease_ms: 1000,
+            reset_ms: 100,
+            rule: Rule::Disk,
+            watchdog: WatchdogKind::Device,
+            is_stopped: false,
+            is_idle: false,
+            acknowledged: None,
+            wall_ms: 0,
+            boottime_ms: 0,
+            outlive_ms: 0,
+            daemon: DaemonPart::default(),
+        }
+    }
 
     fn part(number: u64) -> DaemonPart {
         DaemonPart { number, ..DaemonPart::default() }
@@ -111,14 +141,14 @@ mod tests {
     #[test]
     fn a_majority_completes_and_older_cycles_are_forgotten() {
         let mut cycles = Cycles::default();
-        cycles.open(1, 100, part(7), None);
-        cycles.open(2, 200, part(8), None);
-        assert!(cycles.handle_done(1, 3).is_none());
-        assert!(cycles.handle_done(2, 3).is_none());
-        let complete = cycles.handle_done(2, 3).map(|cycle| (cycle.issued_ms, cycle.part.number));
+        open(&mut cycles, 1, 100, part(7));
+        open(&mut cycles, 2, 200, part(8));
+        assert!(cycles.handle_done(1, 2).is_none());
+        assert!(cycles.handle_done(2, 2).is_none());
+        let complete = cycles.handle_done(2, 2).map(|cycle| (cycle.issued_ms, cycle.part.number));
         assert_eq!(complete, Some((200, 8)));
-        assert!(cycles.handle_done(1, 3).is_none(), "an older one adds nothing");
-        cycles.open(3, 300, part(8), None);
+        assert!(cycles.handle_done(1, 2).is_none(), "an older one adds nothing");
+        open(&mut cycles, 3, 300, part(8));
         cycles.prune(&[DeviceState::default()]);
         assert!(cycles.handle_done(3, 1).is_none());
     }

@@ -6,21 +6,23 @@
 //! Does not: touch a device, a watchdog or a clock.
 //! Called by: the shell `run`, the simulator.
 
+mod watch;
+
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use deadbolt_disk_format::{Acknowledgement, Beat, DaemonPart, NodeState, Rule, WatchdogKind};
+use deadbolt_disk_format::{Acknowledgement, Beat, DaemonPart, NodeState, WatchdogKind};
 
 use crate::DiskFailed;
 use crate::cycle::{Cycle, Cycles, DeviceState, Work};
 use crate::daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
-use crate::mailbox::{MailboxSeen, MailboxVerdict, PillAge, judge_mailbox};
+use crate::mailbox::{MailboxSeen, MailboxVerdict, PillAge};
 use crate::name::NameSeen;
 use crate::opening::{Opening, OpeningStep};
 use crate::progress::{Progress, Told, feed_end_ms, is_fed};
-use crate::verdict::majority;
+use crate::regime::{ClusterLease, Regime};
 pub use crate::words::*;
 
 /// Interval of cycles while the daemon asks for it (design, section 5).
@@ -42,10 +44,23 @@ const STOP_MS: u64 = 2000;
 enum Phase {
     New,
     Opening(Box<Opening>),
-    Arming { is_asked: bool },
+    Arming {
+        is_asked: bool,
+    },
     Living,
-    Condemned { command: ResetCommand, reason: ResetReason, reset_at_ms: u64, answer: Option<Acknowledgement>, is_reset_out: bool },
-    Stopping { is_disarmed: bool, until_ms: u64 },
+    /// The last beat is being written under the lease; disarmed once it stands.
+    Leaving,
+    Condemned {
+        command: ResetCommand,
+        reason: ResetReason,
+        reset_at_ms: u64,
+        answer: Option<Acknowledgement>,
+        is_reset_out: bool,
+    },
+    Stopping {
+        is_disarmed: bool,
+        until_ms: u64,
+    },
     Ended,
 }
 
@@ -65,8 +80,13 @@ pub struct Lifeline {
     /// The newest part that stands on a majority of devices.
     completed_part: Option<DaemonPart>,
     lease_end_ms: Option<u64>,
+    /// What the disk alone gives.
+    disk_end_ms: Option<u64>,
+    cluster: ClusterLease,
     /// Before it no lease may count: the watchdog was armed then.
     armed_ms: u64,
+    /// What an earlier life of this boot published: until the watchdog has the time of this one, no beat publishes less.
+    earlier_lease_ms: u32,
     reset_ms: u32,
     last_ms: Option<u64>,
     next_cycle_ms: u64,
@@ -101,7 +121,10 @@ impl Lifeline {
             final_beat: None,
             completed_part: None,
             lease_end_ms: None,
+            disk_end_ms: None,
+            cluster: ClusterLease::default(),
             armed_ms: 0,
+            earlier_lease_ms: 0,
             last_ms: None,
             next_cycle_ms: 0,
             last_cycle_ms: 0,
@@ -157,6 +180,7 @@ impl Lifeline {
             Phase::Opening(opening) => Some(opening.second_at_ms().unwrap_or(self.next_cycle_ms)),
             Phase::Condemned { reset_at_ms, is_reset_out, .. } => (!is_reset_out).then_some(*reset_at_ms),
             Phase::Stopping { until_ms, .. } => Some(*until_ms),
+            Phase::Leaving => [self.lease_end_ms, Some(self.next_cycle_ms)].into_iter().flatten().min(),
             Phase::Arming { .. } | Phase::Living => {
                 let can_cycle = self.devices.iter().any(|device| device.busy.is_none() && !device.is_away);
                 let cycle = can_cycle.then_some(self.next_cycle_ms);
@@ -174,17 +198,19 @@ impl Lifeline {
             Phase::Opening(_) => PhaseName::Opening,
             Phase::Arming { .. } => PhaseName::Arming,
             Phase::Living => PhaseName::Living,
+            Phase::Leaving => PhaseName::Stopping,
             Phase::Condemned { .. } => PhaseName::Condemned,
             Phase::Stopping { .. } => PhaseName::Stopping,
             Phase::Ended => PhaseName::Ended,
         };
         let busy = self.devices.iter().filter(|device| device.busy.is_some()).count();
         let away = self.devices.iter().filter(|device| device.is_away).count();
-        LifelineStatus { phase, beat: self.beat, lease_end_ms: self.lease_end_ms, busy, away }
+        let unread = self.devices.iter().enumerate().filter(|(_, device)| device.is_unread).map(|(index, _)| 1 << index).sum();
+        LifelineStatus { phase, beat: self.beat, lease_end_ms: self.lease_end_ms, busy, away, unread }
     }
 
     fn is_armed(&self) -> bool {
-        matches!(self.phase, Phase::Living)
+        matches!(self.phase, Phase::Living | Phase::Leaving)
     }
 
     fn say(&mut self, note: Note) {
@@ -192,7 +218,7 @@ impl Lifeline {
     }
 
     fn check_lease(&mut self, now_ms: u64) {
-        if let (Phase::Living, Some(lease_end_ms)) = (&self.phase, self.lease_end_ms)
+        if let Some(lease_end_ms) = self.lease_end_ms.filter(|_| self.is_armed())
             && now_ms >= lease_end_ms
         {
             self.condemn_at_once(ResetReason::LeaseEnded { lease_end_ms, now_ms });
@@ -202,7 +228,11 @@ impl Lifeline {
     fn handle_input(&mut self, now_ms: u64, input: Input) {
         match input {
             Input::Start => self.start(now_ms),
-            Input::Turned { words, part } => self.handle_words(now_ms, words, part),
+            Input::Turned { words, part } => {
+                if !self.is_watch() {
+                    self.handle_words(now_ms, words, part);
+                }
+            }
             Input::Woken => self.next_cycle_ms = self.next_cycle_ms.min(now_ms.max(self.last_cycle_ms + CYCLE_GAP_MS)),
             Input::OwnRead { tag, result } => self.handle_own(tag, result),
             Input::MailboxRead { tag, result } => self.handle_mailbox_read(tag, result),
@@ -211,6 +241,7 @@ impl Lifeline {
                 if let Some((device, Work::Clear)) = self.take_work(tag) {
                     // One that failed is found again by the next read.
                     self.devices[device].needs_clear = false;
+                    self.devices[device].is_unread &= result.is_err();
                     if let Phase::Opening(opening) = &mut self.phase {
                         opening.handle_mailbox(device, result.is_ok());
                     }
@@ -225,13 +256,14 @@ impl Lifeline {
                 }
             }
             Input::FeederRetired { reset_ms } => self.handle_retired(reset_ms),
-            Input::Disarmed => {
-                if let Phase::Stopping { is_disarmed, .. } = &mut self.phase {
-                    *is_disarmed = true;
-                }
-            }
+            Input::Disarmed => self.handle_disarmed(),
+            Input::StopAsked if self.is_watch() => self.stop_watching(now_ms),
             // Decided with the next words: the holds word must be newer than the wish.
             Input::StopAsked => self.is_stop_asked = true,
+            Input::ClusterSeen(seen) => self.handle_cluster(now_ms, seen),
+            Input::Resume { beat, unread } => self.resume(now_ms, beat, unread),
+            Input::Retimed(timings) => self.retime(now_ms, timings),
+            Input::WatchdogSet { reset_ms } => self.handle_watchdog_set(now_ms, reset_ms),
             Input::Tick => {}
         }
     }
@@ -256,6 +288,7 @@ impl Lifeline {
                     self.write_final(now_ms, answer);
                 }
             }
+            Phase::Leaving => self.leave(now_ms),
             Phase::Stopping { until_ms, is_disarmed } => {
                 if *is_disarmed && now_ms >= *until_ms {
                     self.phase = Phase::Ended;
@@ -283,10 +316,6 @@ impl Lifeline {
         let device = self.devices.iter().position(|device| device.busy.is_some_and(|(busy, _)| busy == tag))?;
         let (_, work) = self.devices[device].busy.take()?;
         Some((device, work))
-    }
-
-    fn device_count(&self) -> u32 {
-        u32::try_from(self.devices.len()).unwrap_or(u32::MAX)
     }
 
     fn start_clears(&mut self) {
@@ -317,7 +346,7 @@ impl Lifeline {
         if !matches!(self.phase, Phase::New) {
             return;
         }
-        self.phase = Phase::Opening(Box::new(Opening::new(self.devices.len())));
+        self.phase = Phase::Opening(Box::new(Opening::new(self.devices.len(), self.quorum())));
         self.progress.begin(now_ms);
         self.read_missing(now_ms);
     }
@@ -349,7 +378,12 @@ impl Lifeline {
             OpeningStep::Wait => {}
             OpeningStep::Read => self.read_missing(now_ms),
             OpeningStep::Refuse(reason) => self.refuse(reason),
+            OpeningStep::Answered(writer) => self.condemn_at_once(ResetReason::AnsweredBefore { writer }),
             OpeningStep::Begin { beat, part, is_idle } => {
+                for (device, state) in self.devices.iter_mut().enumerate() {
+                    state.is_unread = !opening.is_read(device, boot);
+                }
+                self.earlier_lease_ms = opening.earlier_lease_ms(boot);
                 self.beat = beat;
                 if self.part.number == 0 {
                     self.part = *part;
@@ -382,7 +416,11 @@ impl Lifeline {
             }
             return;
         };
-        let verdict = judge_mailbox(&seen, self.config.boot, self.config.legacy, age);
+        let verdict = self.judge_mailbox(&seen, age);
+        if self.is_dirty_start(&seen) {
+            self.refuse(RefuseReason::NotClean { device, seen });
+            return;
+        }
         let sender = seen.sender.clone();
         let step = self.devices[device].mailbox.handle_read(seen.clone(), verdict);
         if step.is_new {
@@ -421,7 +459,7 @@ impl Lifeline {
         for device in ready {
             self.write_beat(device, &beat);
         }
-        self.cycles.open(self.beat, now_ms, self.part.clone(), self.idle);
+        self.cycles.open(&beat, now_ms, self.part.clone(), self.idle);
         self.last_cycle_ms = now_ms;
         let fast = now_ms < self.daemon.seen().fast_poll_until_ms;
         let poll_ms = u64::from(self.config.timings.poll_ms);
@@ -449,11 +487,12 @@ impl Lifeline {
     fn handle_final_done(&mut self, device: usize) {
         self.devices[device].is_final_done = true;
         let count = self.devices.iter().filter(|state| state.is_final_done).count();
-        if u32::try_from(count).unwrap_or(0) < majority(self.device_count()) {
+        if u32::try_from(count).unwrap_or(0) < self.quorum() {
             return;
         }
         match self.phase {
             Phase::Condemned { .. } => self.reset(),
+            Phase::Leaving => self.disarm_after_leaving(),
             Phase::Stopping { .. } => {
                 self.phase = Phase::Ended;
                 self.outputs.push_back(Output::Exit { is_recorded: true });
@@ -468,15 +507,16 @@ impl Lifeline {
             boot: self.config.boot,
             writer: self.config.writer,
             beat: self.beat,
-            lease_ms: self.config.timings.lease_ms,
+            lease_ms: self.published_lease_ms(),
             reset_ms: self.reset_ms,
-            rule: Rule::Disk,
+            rule: self.config.regime.rule(),
             watchdog: self.config.watchdog,
             is_stopped,
             is_idle: self.idle.is_some(),
             acknowledged,
             wall_ms: 0,
             boottime_ms: now_ms,
+            outlive_ms: self.outlive_ms(),
             daemon: self.part.clone(),
         }
     }
@@ -501,7 +541,7 @@ impl Lifeline {
     }
 
     fn count_cycle(&mut self, now_ms: u64, beat: u64) {
-        let Some(cycle) = self.cycles.handle_done(beat, self.device_count()) else { return };
+        let Some(cycle) = self.cycles.handle_done(beat, self.quorum()) else { return };
         self.renew(now_ms, beat, cycle);
         let left_ms = self.lease_end_ms.map(|lease_end_ms| lease_end_ms.saturating_sub(now_ms));
         let is_fed = self.lease_end_ms.is_some_and(|lease_end_ms| is_fed(now_ms, lease_end_ms, self.reset_ms));
@@ -527,7 +567,8 @@ impl Lifeline {
         if !self.is_supervised(now_ms) {
             return;
         }
-        let lease_end_ms = cycle.issued_ms + u64::from(self.config.timings.lease_ms);
+        // A beat gives no longer a lease than it publishes; while times change that may be shorter than the present one.
+        let lease_end_ms = cycle.issued_ms + u64::from(self.config.timings.lease_ms.min(cycle.lease_ms));
         if cycle.issued_ms < self.armed_ms {
             return;
         }
@@ -535,10 +576,8 @@ impl Lifeline {
             self.say(Note::CycleTooLate { beat });
             return;
         }
-        let before_ms = self.lease_end_ms.replace(lease_end_ms);
-        let cycle_ms = now_ms.saturating_sub(cycle.issued_ms);
-        let number = self.completed_part.as_ref().map_or(0, |part| part.number);
-        self.outputs.push_back(Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms });
+        self.disk_end_ms = Some(lease_end_ms);
+        self.publish(beat, now_ms.saturating_sub(cycle.issued_ms));
     }
 
     /// Under a process watchdog there is no lease unless the supervisor said lately that it is at work.
@@ -555,16 +594,21 @@ impl Lifeline {
 
     /// Looks at the mailbox of a cycle; false: it does not count.
     fn judge_cycle_mailbox(&mut self, now_ms: u64, device: usize, seen: MailboxSeen) -> bool {
-        let verdict = judge_mailbox(&seen, self.config.boot, self.config.legacy, PillAge::ThisLife);
+        let age = if self.devices[device].is_unread { PillAge::BeforeThisBoot } else { PillAge::ThisLife };
+        let verdict = self.judge_mailbox(&seen, age);
         let sender = seen.sender.clone();
         let step = self.devices[device].mailbox.handle_read(seen.clone(), verdict);
         if step.is_new {
             self.say(Note::Mailbox { device, seen, verdict });
         }
         self.devices[device].needs_clear |= step.clear;
+        self.devices[device].is_unread &= step.clear || !step.counts;
+        if verdict == MailboxVerdict::Stop {
+            self.stop_watching(now_ms);
+        }
         if let MailboxVerdict::Obey(command) = verdict {
             match self.phase {
-                Phase::Living => self.condemn(now_ms, command, ResetReason::Pill { device, sender }),
+                Phase::Living | Phase::Leaving => self.condemn(now_ms, command, ResetReason::Pill { device, sender }),
                 Phase::Arming { .. } => self.condemn_now(command, ResetReason::Pill { device, sender }),
                 // Already on its way out; a node that stops holds nothing and ends by itself.
                 Phase::Condemned { .. } | Phase::Stopping { .. } | Phase::Ended | Phase::New | Phase::Opening(_) => {}
@@ -589,6 +633,9 @@ impl Lifeline {
             return;
         }
         while let Some(told) = self.progress.poll(now_ms, self.half_stall_ms(), self.feed_end_ms()) {
+            if told == Told::Stalled {
+                self.flush();
+            }
             let left = |end_ms: Option<u64>| end_ms.map(|end_ms| end_ms.saturating_sub(now_ms));
             let (for_ms, lease_left_ms) = (self.progress.silent_ms(now_ms), left(self.lease_end_ms));
             self.say(match told {
@@ -671,7 +718,7 @@ impl Lifeline {
         // What it said about the cycles in flight is worth nothing.
         self.cycles = Cycles::default();
         let left = self.devices.iter().filter(|state| !state.is_away).count();
-        if u32::try_from(left).unwrap_or(0) < majority(self.device_count()) {
+        if u32::try_from(left).unwrap_or(0) < self.quorum() {
             self.condemn_at_once(ResetReason::OwnPlaceReverted { device, found: found.beat, completed });
         } else {
             self.say(Note::DeviceAway { device, found: found.beat, completed });
@@ -685,7 +732,9 @@ impl Lifeline {
             return;
         }
         self.reset_ms = reset_ms;
+        self.lengthen_lease(reset_ms);
         self.armed_ms = now_ms;
+        self.earlier_lease_ms = 0;
         self.phase = Phase::Living;
         self.progress.begin(now_ms);
         self.next_cycle_ms = now_ms;
@@ -703,10 +752,11 @@ impl Lifeline {
 
     /// Ends this life after the acknowledgement had its bounded chance.
     fn condemn(&mut self, now_ms: u64, command: ResetCommand, reason: ResetReason) {
+        self.forget_leaving();
         let grace_ms = self.config.timings.cycle_ms.clamp(ACKNOWLEDGE_MS.0, ACKNOWLEDGE_MS.1);
         self.lease_end_ms = None;
         self.outputs.push_back(Output::EndLease);
-        self.outputs.push_back(Output::RetireFeeder);
+        self.outputs.push_back(Output::RetireFeeder { is_crash: command == ResetCommand::Crash });
         self.phase = Phase::Condemned { command, reason, reset_at_ms: now_ms + u64::from(grace_ms), answer: None, is_reset_out: false };
     }
 
@@ -791,9 +841,10 @@ impl Lifeline {
     }
 
     fn handle_absent(&mut self, now_ms: u64) {
+        let Regime::Node { absence_ms } = self.config.regime else { return };
         match self.absent_since_ms {
             None => self.absent_since_ms = Some(now_ms),
-            Some(since_ms) if now_ms.saturating_sub(since_ms) > u64::from(self.config.absence_ms) => self.stop(now_ms),
+            Some(since_ms) if now_ms.saturating_sub(since_ms) > u64::from(absence_ms) => self.stop(now_ms),
             Some(_) => {}
         }
     }
@@ -822,7 +873,7 @@ impl Lifeline {
                 self.has_refused_stop = true;
                 self.say(Note::StopRefused);
             }
-            Phase::Living | Phase::Condemned { .. } | Phase::Stopping { .. } | Phase::Ended => {}
+            Phase::Living | Phase::Leaving | Phase::Condemned { .. } | Phase::Stopping { .. } | Phase::Ended => {}
         }
     }
 }

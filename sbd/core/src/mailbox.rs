@@ -11,11 +11,11 @@ use deadbolt_disk_format::BootId;
 use crate::lifeline::ResetCommand;
 
 /// SBD mailbox commands (compatibility).
-pub(crate) const CLEAR: u8 = 0;
+const CLEAR: u8 = 0;
 const TEST: u8 = 1;
 const RESET: u8 = 2;
 const OFF: u8 = 3;
-const EXIT: u8 = 4;
+pub(crate) const EXIT: u8 = 4;
 const CRASH: u8 = 5;
 /// Values from here on are negative for stock sbd, whose watcher ignores them.
 const NEGATIVE: u8 = 128;
@@ -88,6 +88,8 @@ pub enum MailboxVerdict {
     /// A pill that names no boot and stood there before this boot wrote anything: erased, not obeyed. Left alone it would be obeyed
     /// from the first beat on.
     Outdated,
+    /// The watcher shall end. Obeyed by a drop-in watcher only.
+    Stop,
     /// Not obeyed, by configuration or because it is not authentic; erased after it was read again.
     Refused,
     /// Not a command that we know; erased after it was read again.
@@ -157,7 +159,7 @@ impl MailboxWatch {
         self.last = Some(seen);
         let is_judged = self.count >= READS_BEFORE_CLEAR;
         let (counts, clear) = match verdict {
-            MailboxVerdict::Empty | MailboxVerdict::Ignored | MailboxVerdict::Stale => (true, false),
+            MailboxVerdict::Empty | MailboxVerdict::Ignored | MailboxVerdict::Stale | MailboxVerdict::Stop => (true, false),
             MailboxVerdict::Answer | MailboxVerdict::Outdated => (true, true),
             MailboxVerdict::Obey(_) => (false, false),
             MailboxVerdict::Refused | MailboxVerdict::Unknown => (is_judged, is_judged),

@@ -21,7 +21,13 @@ pub(crate) enum OpeningStep {
     Wait,
     Read,
     Refuse(RefuseReason),
-    Begin { beat: u64, part: Box<DaemonPart>, is_idle: bool },
+    /// An earlier life of this boot, this writer, has answered a pill.
+    Answered(Incarnation),
+    Begin {
+        beat: u64,
+        part: Box<DaemonPart>,
+        is_idle: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -46,10 +52,17 @@ pub(crate) struct Opening {
     first: Option<Beat>,
     /// How many looks in a row before this one showed nothing readable.
     bad_looks: Vec<u32>,
+    /// On how many devices something must be seen.
+    quorum: u32,
+    /// Less than a majority is enough: then all devices get the time of one pause to answer, so that what an earlier life, or another
+    /// machine, wrote to the slower ones is seen.
+    waits_for_all: bool,
+    all_until_ms: Option<u64>,
 }
 
 impl Opening {
-    pub(crate) fn new(devices: usize) -> Self {
+    pub(crate) fn new(devices: usize, quorum: u32) -> Self {
+        let waits_for_all = u32::try_from(devices).is_ok_and(|devices| quorum < majority(devices));
         Self {
             stage: Stage::First,
             answers: vec![None; devices],
@@ -57,6 +70,9 @@ impl Opening {
             mailboxes: vec![false; devices],
             first: None,
             bad_looks: vec![0; devices],
+            quorum,
+            waits_for_all,
+            all_until_ms: None,
         }
     }
 
@@ -69,12 +85,26 @@ impl Opening {
     }
 
     pub(crate) fn second_at_ms(&self) -> Option<u64> {
-        if let Stage::Pausing { until_ms } = self.stage { Some(until_ms) } else { None }
+        match self.stage {
+            Stage::Pausing { until_ms } => Some(until_ms),
+            Stage::First | Stage::Second => self.all_until_ms,
+            Stage::Mailboxes => None,
+        }
     }
 
     /// Was the own place last written by this boot?
     pub(crate) fn age(&self, boot: BootId) -> PillAge {
         if self.first.as_ref().is_some_and(|beat| beat.boot == boot) { PillAge::ThisLife } else { PillAge::BeforeThisBoot }
+    }
+
+    /// The lease of an earlier life of this boot that did not stop: the watchdog that it fed may still run for it.
+    pub(crate) fn earlier_lease_ms(&self, boot: BootId) -> u32 {
+        self.first.as_ref().filter(|beat| beat.boot == boot && !beat.is_stopped).map_or(0, |beat| beat.lease_ms)
+    }
+
+    /// Is the mailbox of this device known to hold nothing from an earlier boot?
+    pub(crate) fn is_read(&self, device: usize, boot: BootId) -> bool {
+        self.mailboxes[device] || self.age(boot) == PillAge::ThisLife
     }
 
     /// What this device has still to be asked for.
@@ -86,9 +116,8 @@ impl Opening {
         }
     }
 
-    fn has_majority(&self, count: usize) -> bool {
-        let devices = u32::try_from(self.answers.len()).unwrap_or(u32::MAX);
-        u32::try_from(count).unwrap_or(0) >= majority(devices)
+    fn has_quorum(&self, count: usize) -> bool {
+        u32::try_from(count).unwrap_or(0) >= self.quorum
     }
 
     /// The newest beat among the answers: each life goes on from the number of the one before.
@@ -107,18 +136,24 @@ impl Opening {
     }
 
     pub(crate) fn advance(&mut self, now_ms: u64, boot: BootId, writer: Incarnation, wait_ms: u64) -> OpeningStep {
-        let has_answers = self.has_majority(self.answers.iter().flatten().count());
+        let count = self.answers.iter().flatten().count();
+        let has_answers = self.has_quorum(count) && self.is_patient_enough(now_ms, wait_ms, count);
         match self.stage {
             Stage::First if has_answers => self.judge_first(now_ms, boot, wait_ms),
             Stage::Pausing { until_ms } if now_ms >= until_ms => self.look_again(),
             // The looks before were bad, or did not show this: it is the first.
             Stage::Second if has_answers && self.newest() != self.first && !self.is_advancing() => self.judge_first(now_ms, boot, wait_ms),
             Stage::Second if has_answers => self.compare(now_ms, wait_ms),
-            Stage::Mailboxes if self.has_majority(self.mailboxes.iter().filter(|is_settled| **is_settled).count()) => {
+            Stage::Mailboxes if self.has_quorum(self.mailboxes.iter().filter(|is_settled| **is_settled).count()) => {
                 self.begin(boot, writer)
             }
             _ => OpeningStep::Wait,
         }
+    }
+
+    fn is_patient_enough(&mut self, now_ms: u64, wait_ms: u64, count: usize) -> bool {
+        let is_asked = self.waits_for_all && matches!(self.stage, Stage::First | Stage::Second) && count < self.answers.len();
+        !is_asked || now_ms >= *self.all_until_ms.get_or_insert(now_ms + wait_ms)
     }
 
     fn judge_first(&mut self, now_ms: u64, boot: BootId, wait_ms: u64) -> OpeningStep {
@@ -129,9 +164,10 @@ impl Opening {
                 self.remember();
                 return self.look_again();
             }
+            Some(first) if first.boot == boot && first.acknowledged.is_some() => return OpeningStep::Answered(first.writer),
             Some(first) if first.is_stopped => {
                 // A device that lags may show a life before that of a living owner; a majority that can be read shows the owner, too.
-                if self.has_majority(self.readable()) {
+                if self.has_quorum(self.readable()) {
                     return self.go_on();
                 }
             }
@@ -152,6 +188,7 @@ impl Opening {
 
     fn look_again(&mut self) -> OpeningStep {
         self.stage = Stage::Second;
+        self.all_until_ms = None;
         // What came late was read too near to what comes now.
         self.answers.fill(None);
         OpeningStep::Read
@@ -204,7 +241,7 @@ impl Opening {
         if let Some((boot, first, second)) = self.advanced() {
             return OpeningStep::Refuse(RefuseReason::SlotInUse { boot, first, second });
         }
-        if self.has_majority(self.unchanged()) {
+        if self.has_quorum(self.unchanged()) {
             return self.go_on();
         }
         self.pause(now_ms, wait_ms)

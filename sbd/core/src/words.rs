@@ -12,6 +12,7 @@ use crate::DiskFailed;
 use crate::daemon::DaemonSeen;
 use crate::mailbox::{LegacyPills, MailboxSeen, MailboxVerdict};
 use crate::name::NameSeen;
+use crate::regime::{ClusterSeen, Regime};
 
 /// Who this life is and what it lives under.
 #[derive(Clone, Debug)]
@@ -30,8 +31,8 @@ pub struct LifelineConfig {
     pub watchdog: WatchdogKind,
     /// Are pills of stock tools obeyed?
     pub legacy: LegacyPills,
-    /// How long sbd beats on without a living daemon, ms.
-    pub absence_ms: u32,
+    /// Who has a say besides the disk.
+    pub regime: Regime,
 }
 
 /// What was found in the node's own beat unit.
@@ -117,6 +118,22 @@ pub enum Input {
     Disarmed,
     /// The supervisor or a person wants sbd to stop; refused while something may be held.
     StopAsked,
+    /// What the cluster on this node says of it; only for a drop-in watcher.
+    ClusterSeen(ClusterSeen),
+    /// The times that this watcher shall live by are others now.
+    Retimed(Timings),
+    /// The watchdog has another time; T as granted and read back.
+    WatchdogSet {
+        /// T, ms.
+        reset_ms: u32,
+    },
+    /// In place of `Start`: this life's first cycle was completed by the process before it, under the same writer.
+    Resume {
+        /// The last beat handed out.
+        beat: u64,
+        /// As in the status of the life before it.
+        unread: u32,
+    },
     /// Time passed.
     Tick,
 }
@@ -185,7 +202,21 @@ pub enum Output {
         generation: u64,
     },
     /// The feeder sets the watchdog to the shortest time it grants, feeds never again and answers `FeederRetired`.
-    RetireFeeder,
+    RetireFeeder {
+        /// The time is the one that a crash dump gets, where there is such a one.
+        is_crash: bool,
+    },
+    /// No cycle was completed for a while: what is in memory may be written to the file systems by a helper that ends before
+    /// `until_ms`, when the watchdog is fed no more. Only for a drop-in watcher.
+    Flush {
+        /// End of feeding.
+        until_ms: u64,
+    },
+    /// Give the watchdog this time as soon as the lease has room for it, and answer `WatchdogSet`. Only for a drop-in watcher.
+    SetWatchdog {
+        /// Asked for, ms.
+        watchdog_ms: u32,
+    },
     /// T was written for a fencer to see; for the page.
     PublishAcknowledged {
         /// T, ms.
@@ -274,6 +305,11 @@ pub enum ResetReason {
         /// What was completed there.
         completed: u64,
     },
+    /// An earlier sbd of this boot has answered a pill: it promised that this machine ends.
+    AnsweredBefore {
+        /// Its writer.
+        writer: Incarnation,
+    },
     /// The daemon made no turn for the stall tolerance.
     DaemonHung,
     /// The daemon died while it might hold something.
@@ -306,6 +342,13 @@ pub enum RefuseReason {
     NotArmed,
     /// sbd was asked to stop before its first lease.
     Stopped,
+    /// A message stands in the mailbox, and the start is to be a clean one.
+    NotClean {
+        /// On which device.
+        device: usize,
+        /// What stands there.
+        seen: MailboxSeen,
+    },
 }
 
 /// What a device is busy with.
@@ -449,4 +492,6 @@ pub struct LifelineStatus {
     pub busy: usize,
     /// Devices that do not count.
     pub away: usize,
+    /// Devices whose mailbox was not read yet since this boot began, a bit each.
+    pub unread: u32,
 }

@@ -15,12 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
-use deadbolt_disk::{Access, AlignedBuf, ByteOffset, Device, LoopDevice, LoopOptions, attach_loop};
+use deadbolt_disk::{Access, AlignedBuf, ByteOffset, Device, LoopDevice};
 use deadbolt_disk_format::{Beat, ClusterUuid, DeviceUuid, Layout, Place, SlotIndex, Superblock, Timings};
+pub use deadbolt_tests::disks::TwoPaths;
+use deadbolt_tests::disks::{self, DISK_BYTES};
+pub use deadbolt_tests::node::STOCK;
 
-pub const STOCK: &str = "/usr/sbin/sbd";
 pub const CLUSTER: ClusterUuid = ClusterUuid([3; 16]);
-pub const DEVICE_BYTES: u64 = 16 << 20;
 
 pub fn timings() -> Timings {
     Timings {
@@ -43,9 +44,7 @@ pub struct Image(pub tempfile::TempPath);
 
 impl Image {
     pub fn new() -> Self {
-        let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        file.as_file().set_len(DEVICE_BYTES).unwrap();
-        Self(file.into_temp_path())
+        Self(disks::image(folder()).unwrap())
     }
     pub fn path(&self) -> &str {
         self.0.to_str().unwrap()
@@ -58,8 +57,12 @@ pub fn attach(image: &Image, sector_bytes: u32) -> Option<LoopDevice> {
         eprintln!("skipped: needs root");
         return None;
     }
-    let options = LoopOptions { sector_bytes, autoclear: true, ..LoopOptions::default() };
-    attach_loop(&image.0, options).inspect_err(|error| eprintln!("skipped: needs a loop device: {error}")).ok()
+    made(disks::attach(&image.0, sector_bytes))
+}
+
+/// One disk by two paths, of which the victims' can be made to hang; none where that cannot be had, which is said.
+pub fn two_paths(sector_bytes: u32) -> Option<TwoPaths> {
+    made(TwoPaths::new_in(folder(), sector_bytes))
 }
 
 pub fn has_stock() -> bool {
@@ -88,7 +91,7 @@ pub fn out(output: &Output) -> String {
 pub fn format(path: &str, sector_bytes: u32) -> Layout {
     let made = sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 2 create"));
     assert!(made.status.success(), "{made:?}");
-    let layout = Layout::new(DEVICE_BYTES, sector_bytes, 8).unwrap();
+    let layout = Layout::new(DISK_BYTES, sector_bytes, 8).unwrap();
     let superblock = Superblock {
         cluster: CLUSTER,
         device: DeviceUuid([4; 16]),
@@ -101,7 +104,7 @@ pub fn format(path: &str, sector_bytes: u32) -> Layout {
         features_compatible: 0,
         sector_bytes,
         slots: 8,
-        device_bytes: DEVICE_BYTES,
+        device_bytes: DISK_BYTES,
         timings: timings(),
         layout,
         formatted_wall_ms: 0,
@@ -151,20 +154,14 @@ impl Drop for Held {
     }
 }
 
-/// A shell as first process of PID and mount namespaces of its own, in which sysrq is out of reach of whatever it runs; none where
-/// that is not possible.
-pub fn namespace(script: &str) -> Option<Held> {
-    // The host's keys lie under /proc in every namespace: covered before anything else runs.
-    let cover =
-        "for f in /proc/sysrq-trigger /proc/sys/kernel/sysrq; do [ ! -e $f ] || mount --bind /dev/null $f || exit 77; done; : ready";
-    let probe = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", cover]).output();
-    if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: needs a PID namespace");
-        return None;
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", &format!("{cover}; {script}")]);
-    Some(Held(command.spawn().unwrap()))
+/// What could be made here; what could not is said.
+pub fn made<T, E: std::fmt::Display>(result: Result<T, E>) -> Option<T> {
+    result.inspect_err(|error| eprintln!("skipped: {error}")).ok()
+}
+
+/// The folder for what tests make: it allows direct I/O.
+pub fn folder() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
 pub fn wait_for(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {

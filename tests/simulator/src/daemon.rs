@@ -315,6 +315,8 @@ impl World {
                 page.fast_until_ms = page.fast_until_ms.max(until_ms);
                 self.wake_sbd(machine);
             }
+            // No simulated node has a fence agent: nobody answers.
+            NodeOutput::CallAgent { .. } => {}
             NodeOutput::ResetSelf(reason) => {
                 self.note(&format!("{}: the daemon wants a reset: {reason}", self.machines[machine].name));
                 self.machines[machine].page.holds = true;

@@ -17,7 +17,7 @@ use deadbolt_disk_format::{
 use deadbolt_sbd::pill::read_mailbox;
 use deadbolt_sbd_core::{
     CycleSeen, DaemonSeen, DiskFailed, FeedVerdict, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen, NameSeen, Output, OwnPlace,
-    PhaseName, ResetCommand, ResetReason, feed_verdict, reset_ms_of,
+    PhaseName, Regime, ResetCommand, ResetReason, feed_verdict, reset_ms_of,
 };
 
 /// The shell's longest turn, local ms: the fast poll interval of the real one. Idle turns that change nothing are left out, so that an idle
@@ -57,7 +57,7 @@ impl World {
             timings: self.timings,
             watchdog: self.watchdog_kind(),
             legacy: LegacyPills::Accept,
-            absence_ms: ABSENCE_MS,
+            regime: Regime::Node { absence_ms: ABSENCE_MS },
         };
         let lifeline = self.new_lifeline(config);
         self.machines[machine].sbd = Some(Sbd { pid, lifeline, turn_at_us: 0, is_woken: false, answer: None, reset_due: None });
@@ -298,7 +298,9 @@ impl World {
                 self.ring_daemon(machine);
             }
             Output::PublishIdle { generation } => self.machines[machine].page.idle_generation = generation,
-            Output::RetireFeeder => self.order_feeder(machine, Order::Retire),
+            // For drop-in watchers, which are not simulated.
+            Output::Flush { .. } | Output::SetWatchdog { .. } => {}
+            Output::RetireFeeder { .. } => self.order_feeder(machine, Order::Retire),
             Output::PublishAcknowledged { .. } => {}
             Output::Reset { command, reason } => {
                 if matches!(reason, ResetReason::LeaseEnded { .. }) {

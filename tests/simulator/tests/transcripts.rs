@@ -65,7 +65,7 @@ const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
 #[test]
 fn every_row_of_the_failure_table_is_shown() {
     let page = fs::read_to_string(root().join("docs/failures.md")).unwrap();
-    let table = page.split("## Seen").next().unwrap();
+    let table = page.split("## A fence by sbd").next().unwrap();
     let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what happens"));
     let rows: BTreeSet<&str> = rows.filter_map(|line| line.split(" | ").next()).map(|cell| cell.trim_start_matches("| ")).collect();
     let texts = transcripts();
@@ -81,4 +81,18 @@ fn every_row_of_the_failure_table_is_shown() {
     let missing: Vec<&&str> =
         rows.iter().filter(|row| !shown.contains(**row) && !SHOWN_ELSEWHERE.iter().any(|(known, _)| known == *row)).collect();
     assert!(missing.is_empty(), "no transcript and no test for: {missing:#?}");
+}
+
+#[test]
+fn every_row_about_fences_names_a_test_that_is_there() {
+    let page = fs::read_to_string(root().join("docs/failures.md")).unwrap();
+    let table = page.split("## A fence by sbd").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what goes wrong")).collect();
+    assert!(rows.len() > 20);
+    for row in rows {
+        let names: Vec<&str> = row.rsplit(" | ").next().unwrap().split('`').collect();
+        let [_, file, _, test, _] = names[..] else { panic!("{row}") };
+        let text = fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(text.contains(&format!("fn {test}()")), "{file} has no test {test}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What: the ending of owed lives and of those an operator names.
-//! Owns: when a pill is written, by whom, and the report of an operator's fence.
-//! Invariants: a pill is aimed at a life that a decided view removed, or by an operator; nothing is reported without evidence.
-//! Does not: write the disk; judge (see `evidence`).
+//! Owns: when a pill is written or a fence agent called, by whom, and the report of an operator's fence.
+//! Invariants: a pill or an agent is aimed at a life that a decided view removed, or by an operator; nothing is reported without evidence.
+//! Does not: write the disk; call the agent; judge (see `evidence`).
 //! Called by: the membership machine.
 
 use super::{Membership, Output};
@@ -9,11 +9,24 @@ use crate::evidence::Verdict;
 use alloc::{collections::BTreeMap, format, vec::Vec};
 use deadbolt_disk_format::{Evidence, Life, SlotIndex, ViewNumber};
 
+/// How long a member leaves the victim's fence agent to the member before it, and the pause before it is called again. Chosen: longer than
+/// most agents take; two at once put the same machine out of action twice.
+const AGENT_TURN_MS: u64 = 30_000;
+
 /// What has been done against one life.
 #[derive(Clone, Copy, Debug)]
 struct Attempt {
     since_ms: u64,
     pill: Pill,
+    agent: Agent,
+}
+
+/// The second means, once the pill was tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Agent {
+    None,
+    Called,
+    Failed { at_ms: u64 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +35,14 @@ enum Pill {
     Writing,
     Written { at_ms: u64 },
     Failed { at_ms: u64 },
+}
+
+/// What comes before this node's turn.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waits {
+    pill_ms: u64,
+    /// After that, for the agent.
+    agent_ms: u64,
 }
 
 /// All attempts.
@@ -43,6 +64,12 @@ impl Fencing {
         }
     }
 
+    fn handle_agent_failed(&mut self, victim: &Life, now_ms: u64) {
+        if let Some(attempt) = self.attempts.get_mut(victim) {
+            attempt.agent = Agent::Failed { at_ms: now_ms };
+        }
+    }
+
     fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
@@ -56,10 +83,11 @@ impl Membership {
         let operator: Vec<Life> = self.fencing.operator_targets().collect();
         self.fencing.attempts.retain(|life, _| owed.contains(life) || operator.contains(life));
         let patience_ms = 2 * u64::from(self.timings().poll_ms);
-        let wait_ms = patience_ms * (1 + 2 * self.rank());
+        let rank = self.rank();
+        let waits = Waits { pill_ms: patience_ms * (1 + 2 * rank), agent_ms: AGENT_TURN_MS.saturating_mul(rank) };
         let view = self.known.body.view;
         for life in owed {
-            self.fence_one(&life, view, wait_ms, now_ms);
+            self.fence_one(&life, view, waits, now_ms);
         }
     }
 
@@ -67,7 +95,7 @@ impl Membership {
     pub(crate) fn fence_by_command(&mut self, now_ms: u64) {
         let operator: Vec<Life> = self.fencing.operator_targets().collect();
         for life in operator {
-            self.fence_one(&life, ViewNumber(0), 0, now_ms);
+            self.fence_one(&life, ViewNumber(0), Waits::default(), now_ms);
         }
     }
 
@@ -79,23 +107,48 @@ impl Membership {
         u64::try_from(before).unwrap_or(u64::MAX)
     }
 
-    fn fence_one(&mut self, life: &Life, view: ViewNumber, wait_ms: u64, now_ms: u64) {
-        let is_still_open = self.judge(life, now_ms) == Verdict::MayLive;
+    fn fence_one(&mut self, life: &Life, view: ViewNumber, waits: Waits, now_ms: u64) {
+        if self.judge(life, now_ms) != Verdict::MayLive {
+            return;
+        }
         let retry_ms = 4 * u64::from(self.timings().poll_ms);
         let since_ms = if view.0 == 0 { now_ms } else { self.known.since_ms };
-        let attempt = self.fencing.attempts.entry(*life).or_insert(Attempt { since_ms, pill: Pill::None });
+        let attempt = self.fencing.attempts.entry(*life).or_insert(Attempt { since_ms, pill: Pill::None, agent: Agent::None });
         let is_due = match attempt.pill {
-            Pill::None => now_ms >= attempt.since_ms.saturating_add(wait_ms),
+            Pill::None => now_ms >= attempt.since_ms.saturating_add(waits.pill_ms),
             Pill::Writing => false,
             // A victim whose mailbox was cleared by others, or a write that failed: again, for as long as nothing is proved.
             Pill::Failed { at_ms } => now_ms >= at_ms.saturating_add(retry_ms),
             Pill::Written { at_ms } => now_ms >= at_ms.saturating_add(4 * retry_ms),
         };
-        if is_still_open && is_due {
+        let is_agent_due = match attempt.agent {
+            Agent::None => {
+                matches!(attempt.pill, Pill::Written { .. } | Pill::Failed { .. })
+                    && now_ms >= attempt.since_ms.saturating_add(waits.pill_ms).saturating_add(waits.agent_ms)
+            }
+            Agent::Called => false,
+            Agent::Failed { at_ms } => now_ms >= at_ms.saturating_add(AGENT_TURN_MS),
+        };
+        if is_agent_due {
+            attempt.agent = Agent::Called;
+            self.outputs.push_back(Output::CallAgent { victim: *life });
+        }
+        if is_due {
             attempt.pill = Pill::Writing;
             let serial = self.fencing.next_serial();
             self.outputs.push_back(Output::Journal(format!("pill for node {} (view {view})", self.name_of(life.slot))));
             self.outputs.push_back(Output::WritePill { victim: *life, view, serial });
+        }
+    }
+
+    /// What the agent that was called has seen: when the machine was off, or nothing.
+    pub(crate) fn handle_agent(&mut self, victim: Life, off_at_ms: Option<u64>, now_ms: u64) {
+        let Some(at_ms) = off_at_ms else {
+            return self.fencing.handle_agent_failed(&victim, now_ms);
+        };
+        if self.watched_lives().contains(&victim) {
+            self.outputs.push_back(Output::Journal(format!("a fence agent has put node {} out of action", self.name_of(victim.slot))));
+            self.evidences.handle_agent(victim, at_ms);
         }
     }
 

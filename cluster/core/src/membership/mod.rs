@@ -143,6 +143,13 @@ pub enum Input {
         /// Did it work?
         is_written: bool,
     },
+    /// The fence agent of a life's node was called, or there is none.
+    AgentDone {
+        /// For whom.
+        victim: Life,
+        /// When it had seen that the node is out of action; none: it has not.
+        off_at_ms: Option<u64>,
+    },
     /// Leave the view and stop.
     Stop,
 }
@@ -177,6 +184,11 @@ pub enum Output {
         view: ViewNumber,
         /// Number of the request.
         serial: u64,
+    },
+    /// Call the fence agent of the victim's node, if there is one; answer `AgentDone`.
+    CallAgent {
+        /// At whom.
+        victim: Life,
     },
     /// This node must be reset.
     ResetSelf(String),
@@ -357,6 +369,7 @@ impl Membership {
             Input::Fence(slot) => self.handle_fence(slot, now_ms),
             Input::OperatorConfirms(slot) => self.handle_operator(slot),
             Input::PillDone { victim, is_written } => self.fencing.handle_pill(&victim, is_written, now_ms),
+            Input::AgentDone { victim, off_at_ms } => self.handle_agent(victim, off_at_ms, now_ms),
             Input::Stop => self.is_stopping = true,
         }
     }

@@ -5,7 +5,7 @@ use super::*;
 use crate::observer::tests::beat;
 use crate::timing::{Wishes, derive};
 use alloc::{string::ToString, vec, vec::Vec};
-use deadbolt_disk_format::{Acknowledgement, Beat, BootId, Incarnation, ViewReason};
+use deadbolt_disk_format::{Acknowledgement, Beat, BootId, Incarnation, Rule, ViewReason};
 
 const STEP_MS: u64 = 50;
 
@@ -33,6 +33,10 @@ struct World {
     fenced: Vec<Evidence>,
     resets: usize,
     disk_votes: u16,
+    /// Does a fence agent do its work when it is called?
+    has_good_agent: bool,
+    /// When an agent was called, and by whom.
+    calls: Vec<(u64, usize)>,
 }
 
 fn timings() -> Timings {
@@ -83,6 +87,8 @@ impl World {
             cut: Vec::new(),
             fenced: Vec::new(),
             resets: 0,
+            has_good_agent: false,
+            calls: Vec::new(),
         };
         for slot in 0..nodes {
             world.places.push(Place {
@@ -225,6 +231,13 @@ impl World {
                 }
                 if let Some(machine) = machine {
                     machine.handle(now_ms, Input::PillDone { victim, is_written: true });
+                }
+            }
+            Output::CallAgent { victim } => {
+                self.calls.push((now_ms, slot));
+                let off_at_ms = self.has_good_agent.then_some(now_ms);
+                if let Some(machine) = machine {
+                    machine.handle(now_ms, Input::AgentDone { victim, off_at_ms });
                 }
             }
             Output::ResetSelf(_) => {
@@ -452,6 +465,55 @@ fn an_operator_s_fence_ends_with_evidence() {
     world.run_until(5000, "evidence", |world| !world.fenced.is_empty());
     assert_eq!(world.resets, 1);
     world.run_until(10_000, "rejoin", |world| world.members() == [0, 1, 2]);
+}
+
+#[test]
+fn an_agent_s_word_comes_before_silence_is_long_enough() {
+    let mut world = World::whole(3);
+    world.has_good_agent = true;
+    world.kill(1);
+    let start = world.now_ms;
+    world.run_until(10_000, "evidence", |world| world.evidence(1).is_some());
+    let timings = timings();
+    assert_eq!(world.evidence(1), Some(Evidence::Agent));
+    assert!(world.now_ms - start < u64::from(timings.expiry_ms), "{} ms", world.now_ms - start);
+    let [(called_ms, 0)] = world.calls[..] else { panic!("{:?}", world.calls) };
+    assert!(world.now_ms >= called_ms + u64::from(timings.storage_delay_ms), "what is on its way in the storage may still land");
+}
+
+#[test]
+fn agents_that_fail_prove_nothing_and_are_called_in_turn() {
+    let mut world = World::whole(3);
+    world.kill(1);
+    // Of such a node silence proves nothing.
+    let last = world.beats.get_mut(&SlotIndex(1)).unwrap();
+    last.rule = Rule::Cluster;
+    last.beat += 1;
+    world.run_until(10_000, "removal", |world| world.members() == [0, 2]);
+    let end = world.now_ms + 70_000;
+    world.run_until(80_000, "the time", |world| world.now_ms >= end);
+    assert_eq!(world.evidence(1), None);
+    let of = |slot: usize| world.calls.iter().filter(|call| call.1 == slot).map(|call| call.0).collect::<Vec<u64>>();
+    let (first, second) = (of(0), of(2));
+    assert_eq!((first.len(), second.len()), (3, 2), "{:?}", world.calls);
+    assert!(second[0] >= first[0] + 30_000 && first[1] >= first[0] + 30_000, "{:?}", world.calls);
+    world.has_good_agent = true;
+    world.run_until(31_000, "evidence", |world| world.evidence(1) == Some(Evidence::Agent));
+}
+
+#[test]
+fn a_life_that_is_not_removed_is_no_victim_of_an_agent() {
+    let mut world = World::whole(3);
+    world.has_good_agent = true;
+    let end = world.now_ms + 40_000;
+    world.run_until(50_000, "the time", |world| world.now_ms >= end);
+    assert!(world.calls.is_empty());
+    // A word about a life that nobody waits for is dropped.
+    let now_ms = world.now_ms;
+    let unknown = Life { slot: SlotIndex(1), boot: BootId([9; 16]), incarnation: Incarnation([9; 16]) };
+    let machine = world.places[0].machine.as_mut().unwrap();
+    machine.handle(now_ms, Input::AgentDone { victim: unknown, off_at_ms: Some(now_ms) });
+    assert_eq!(machine.judge(&unknown, now_ms + 10_000), Verdict::MayLive);
 }
 
 #[test]

@@ -75,6 +75,7 @@ pub(crate) fn beat() -> Beat {
         acknowledged: Some(Acknowledgement { reset_ms: 1111, command: 2 }),
         wall_ms: 1_700_000_000_001,
         boottime_ms: 123_456,
+        outlive_ms: 0,
         daemon: DaemonPart {
             number: 42,
             incarnation: life(3).incarnation,

@@ -132,3 +132,24 @@ fn a_pill_beside_a_lost_name_is_obeyed_and_no_name_delays_it() {
     hung.run(5000);
     assert!(matches!(hung.reset(), Some((_, _, ResetReason::LeaseEnded { .. }))));
 }
+
+#[test]
+fn an_old_pill_on_a_device_that_answered_late_ends_no_new_boot() {
+    for slow in [Health::Fine(60), Health::Hung] {
+        let mut world = World::new(config(3));
+        world.own.fill(Some(beat_of(BootId([8; 16]), 7, NodeState::None, false)));
+        world.mailbox.fill(pill(2, None));
+        world.health[2] = slow;
+        world.start();
+        world.run(1500);
+        world.release();
+        world.run(1500);
+        assert_eq!(world.reset(), None, "{slow:?}");
+        assert_eq!(world.machine.status().phase, PhaseName::Living);
+        assert!(world.mailbox.iter().all(|mailbox| mailbox.command == 0), "{:?}", world.mailbox);
+        // A new one is obeyed, there too.
+        world.mailbox[2] = pill(2, None);
+        world.run(300);
+        assert!(matches!(world.reset(), Some((_, _, ResetReason::Pill { device: 2, .. }))));
+    }
+}

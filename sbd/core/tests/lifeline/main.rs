@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, NodeState, SlotIndex, Timings, WatchdogKind};
 use deadbolt_sbd_core::{
     Authenticity, CycleSeen, DaemonSeen, DeviceTrouble, DeviceWork, DiskFailed, Input, LegacyPills, Lifeline, LifelineConfig, MailboxSeen,
-    NameSeen, Note, Output, OwnPlace, PhaseName, RefuseReason, ResetCommand, ResetReason, TailSeen,
+    NameSeen, Note, Output, OwnPlace, PhaseName, RefuseReason, Regime, ResetCommand, ResetReason, TailSeen,
 };
 
 mod anything;
@@ -18,6 +18,7 @@ mod cycles;
 mod daemon;
 mod mailbox;
 mod own_place;
+mod watch;
 
 const BOOT: BootId = BootId([1; 16]);
 const WRITER: Incarnation = Incarnation([2; 16]);
@@ -48,7 +49,7 @@ fn config(devices: usize) -> LifelineConfig {
         timings: timings(),
         watchdog: WatchdogKind::Device,
         legacy: LegacyPills::Accept,
-        absence_ms: 5000,
+        regime: Regime::Node { absence_ms: 5000 },
     }
 }
 
@@ -99,6 +100,7 @@ struct Checker {
     is_ended: bool,
     is_armed: bool,
     on_device: Vec<Vec<u64>>,
+    is_watch: bool,
     busy: Vec<bool>,
     newest: Vec<u64>,
     /// As the last read of each device showed.
@@ -119,7 +121,9 @@ impl Checker {
                 self.newest[*device] = beat.beat;
                 assert_eq!(beat.acknowledged.is_some(), self.is_condemned, "{output:?}");
                 assert!(beat.acknowledged.is_none() || self.is_retired);
-                assert!(!beat.is_stopped || self.is_disarmed);
+                // A watcher under the rule disk says stopped before it disarms; it runs no cycles any more then.
+                let is_leaving = self.is_watch && beat.rule == deadbolt_disk_format::Rule::Disk;
+                assert!(!beat.is_stopped || self.is_disarmed || is_leaving);
                 assert!(!self.is_disarmed || beat.is_stopped);
                 self.issued.push((beat.beat, now_ms, *device));
             }
@@ -137,24 +141,29 @@ impl Checker {
                 assert_eq!(*before_ms, self.lease_end_ms);
                 assert!(now_ms < *lease_end_ms, "a lease that has ended was given");
                 assert!(self.lease_end_ms.is_none_or(|before_ms| now_ms < before_ms), "a late cycle changed something");
+                self.lease_end_ms = Some(*lease_end_ms);
+                if self.is_watch {
+                    return;
+                }
                 let first = self.issued.iter().filter(|(number, ..)| number == beat).map(|(_, at_ms, _)| *at_ms).min();
                 assert_eq!(first.map(|at_ms| at_ms + u64::from(timings().lease_ms)), Some(*lease_end_ms));
                 let count = self.on_device.iter().filter(|done| done.contains(beat)).count();
                 assert!(count > devices / 2, "beat {beat} stands on {count} of {devices}");
-                self.lease_end_ms = Some(*lease_end_ms);
             }
             Output::EndLease => {
                 self.lease_end_ms = None;
                 // Every lease that ends by decision ends for good.
                 self.is_armed = false;
             }
-            Output::RetireFeeder => self.is_condemned = true,
+            Output::RetireFeeder { .. } => self.is_condemned = true,
             Output::Reset { .. } => {
                 assert!(self.lease_end_ms.is_none(), "the lease is taken away before the reset");
                 self.is_condemned = true;
             }
             Output::Disarm => assert!(!words.holds && !self.is_condemned),
             Output::Exit { .. } | Output::Refuse(_) => self.is_ended = true,
+            Output::SetWatchdog { .. } => assert!(self.is_watch),
+            Output::Flush { .. } => assert!(self.is_watch && !self.is_condemned),
             Output::Arm | Output::PublishIdle { .. } | Output::PublishAcknowledged { .. } | Output::Say(_) => {}
         }
     }
@@ -170,7 +179,6 @@ impl World {
         let devices = config.devices;
         Self {
             machine: Lifeline::new(config.clone()),
-            config,
             now_ms: 10_000,
             health: vec![Health::Fine(5); devices],
             own: vec![None; devices],
@@ -184,7 +192,8 @@ impl World {
             is_supervisor_turning: true,
             answers_retire: true,
             log: Vec::new(),
-            checker: Checker::default(),
+            config: config.clone(),
+            checker: Checker { is_watch: matches!(config.regime, Regime::Watch(_)), ..Checker::default() },
         }
     }
 
@@ -227,7 +236,7 @@ impl World {
                 self.checker.is_armed = true;
                 self.give(Input::Armed { reset_ms: 1210 });
             }
-            Output::RetireFeeder if self.answers_retire => {
+            Output::RetireFeeder { .. } if self.answers_retire => {
                 self.checker.is_retired = true;
                 self.give(Input::FeederRetired { reset_ms: SHORTEST_MS });
             }
@@ -372,6 +381,7 @@ fn beat_of(boot: BootId, beat: u64, state: NodeState, is_stopped: bool) -> Beat 
         acknowledged: None,
         wall_ms: 0,
         boottime_ms: 0,
+        outlive_ms: 0,
         daemon: DaemonPart { number: 8, state, incarnation: Incarnation([7; 16]), ..DaemonPart::default() },
     }
 }

@@ -10,7 +10,8 @@ use crate::{
     daemon::short,
     machine::{Daemon, SbdState, Stage},
 };
-use deadbolt_cluster_core::timing::{budget_crash, budget_partition, observed_ms};
+use deadbolt_cluster_core::timing::{budget_crash, budget_partition};
+use deadbolt_disk_format::span::observed_ms;
 use deadbolt_disk_format::{Life, ViewNumber};
 
 /// How often the core is looked at.
