@@ -25,7 +25,7 @@ const LINES: &str = "
     -d DISK -h|-d DISK list -h
     -d DISK -1 7 -2 0 -4 14 create|-d DISK dump|-d DISK -v dump|-d DISK -vv dump|-d DISK list
     -d DISK -1 258 -2 0 -3 2 -4 516 create|-d DISK dump
-    -4 3 -d DISK -1 1 create -2 0|-d DISK dump more words
+    -4 4 -d DISK -1 1 create -2 0|-d DISK dump more words
     -d DISK allocate|-d DISK allocate NodeA|-d DISK allocate nodea|-d DISK allocate b c|-d DISK allocate LONG|-d DISK allocate LONG-other
     -d DISK list|-d DISK list foo bar
     -d DISK message|-d DISK message nodea|-d DISK message nodea bogus|-d DISK message nodea TEST|-d DISK message nodeb exit
