@@ -88,7 +88,8 @@ impl Feeder {
     /// The watchdog cannot be armed or is too slow; it does not run then. Or there is no thread to feed it.
     pub fn start(mut watchdog: Box<dyn Watchdog>, config: FeederConfig) -> Result<Self, FeederError> {
         let granted_ms = watchdog.arm(config.watchdog_ms, now_ns())?;
-        let reset_ms = reset_ms_of(granted_ms, config.lateness_ms, config.drift_ppm);
+        let full = config.granted(granted_ms);
+        let reset_ms = full.reset_ms;
         if reset_ms > config.reset_ms_max {
             watchdog.disarm()?;
             return Err(WatchdogError::TooSlow { granted_ms, reset_ms, allowed_ms: config.reset_ms_max }.into());
@@ -106,7 +107,7 @@ impl Feeder {
                 // Was tried at start, where a refusal is reported.
                 let _ = use_real_time();
             }
-            feed(watchdog.as_mut(), &shared, &config);
+            feed(watchdog.as_mut(), &shared, &config, full);
             // Kept for ever: the watchdog's descriptor must stay open until the machine is reset.
             std::mem::forget(watchdog);
         };
@@ -172,20 +173,32 @@ pub enum FeederError {
     },
 }
 
+/// The time that the watchdog runs with, and the T that follows.
+#[derive(Clone, Copy)]
+struct Granted {
+    granted_ms: u32,
+    reset_ms: u32,
+}
+
+impl FeederConfig {
+    fn granted(&self, granted_ms: u32) -> Granted {
+        Granted { granted_ms, reset_ms: reset_ms_of(granted_ms, self.lateness_ms, self.drift_ppm) }
+    }
+}
+
 /// The loop. It ends only when told, and then this thread never touches the watchdog again.
-fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig) {
+fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig, mut full: Granted) {
     let interval = Duration::from_millis(u64::from(config.feed_ms));
-    let mut full_ms = words.reset_ms.load(Ordering::SeqCst);
     loop {
         let order = words.order.load(Ordering::SeqCst);
         // The clock first: a stop of this thread after it only makes the verdict older, never the feed allowed.
         let now = now_ns();
         // To set a time is a feed too, so retiring goes by the same verdict, under the lease that there was.
-        let is_leased = feed_verdict(now, words.lease_end_ns.load(Ordering::SeqCst), full_ms) == FeedVerdict::Feed;
+        let is_leased = feed_verdict(now, words.lease_end_ns.load(Ordering::SeqCst), full.reset_ms) == FeedVerdict::Feed;
         match order {
             ORDER_RETIRE | ORDER_RETIRE_FOR_CRASH => {
                 if is_leased && let Some(granted_ms) = watchdog.shorten(now, order == ORDER_RETIRE_FOR_CRASH) {
-                    words.reset_ms.store(reset_ms_of(granted_ms, config.lateness_ms, config.drift_ppm), Ordering::SeqCst);
+                    words.reset_ms.store(config.granted(granted_ms).reset_ms, Ordering::SeqCst);
                 }
                 words.answer.store(ANSWER_RETIRED, Ordering::SeqCst);
                 return;
@@ -196,7 +209,7 @@ fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig) {
                 }
                 return;
             }
-            ORDER_SET if is_leased => full_ms = set_time(watchdog, words, config, (now, full_ms)),
+            ORDER_SET if is_leased => full = set_time(watchdog, words, config, (now, full)),
             _ if is_leased => watchdog.feed(now),
             _ => {}
         }
@@ -205,20 +218,25 @@ fn feed(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig) {
 }
 
 /// Gives the watchdog the wanted time, which is a feed that lasts for that long: so the lease must have room for it; else it is fed as
-/// before, and asked again in the next turn. Answers T.
-fn set_time(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig, (now, full_ms): (u64, u32)) -> u32 {
-    let reset_of = |granted_ms| reset_ms_of(granted_ms, config.lateness_ms, config.drift_ppm);
-    let wanted_ms = words.wanted_ms.load(Ordering::SeqCst);
+/// before, and asked again in the next turn. Answers what it has then.
+fn set_time(watchdog: &mut dyn Watchdog, words: &Words, config: &FeederConfig, (now, full): (u64, Granted)) -> Granted {
     let lease_end_ns = words.lease_end_ns.load(Ordering::SeqCst);
-    if feed_verdict(now, lease_end_ns, reset_of(wanted_ms).max(full_ms)) == FeedVerdict::Withhold {
+    let has_room = |time: Granted| feed_verdict(now, lease_end_ns, time.reset_ms.max(full.reset_ms)) == FeedVerdict::Feed;
+    let wanted_ms = words.wanted_ms.load(Ordering::SeqCst);
+    if !has_room(config.granted(wanted_ms)) {
         watchdog.feed(now);
-        return full_ms;
+        return full;
     }
-    let reset_ms = watchdog.set_time(wanted_ms).map_or(full_ms, reset_of);
-    words.reset_ms.store(reset_ms, Ordering::SeqCst);
+    let mut set = |wanted_ms| watchdog.set_time(wanted_ms).map(|granted_ms| config.granted(granted_ms));
+    let time = match set(wanted_ms) {
+        // A driver may grant more than it was asked for, and more than the lease has room for: back to what there was.
+        Some(time) if !has_room(time) => set(full.granted_ms).unwrap_or(time),
+        time => time.unwrap_or(full),
+    };
+    words.reset_ms.store(time.reset_ms, Ordering::SeqCst);
     words.answer.store(ANSWER_SET, Ordering::SeqCst);
     let _ = words.order.compare_exchange(ORDER_SET, ORDER_FEED, Ordering::SeqCst, Ordering::SeqCst);
-    reset_ms
+    time
 }
 
 #[cfg(test)]
@@ -251,7 +269,8 @@ mod tests {
         }
         fn set_time(&mut self, wanted_ms: u32) -> Option<u32> {
             self.0.lock().unwrap().push(Act::Set(wanted_ms));
-            Some(wanted_ms)
+            // Above a minute it counts in hours.
+            Some(if wanted_ms > 60_000 { wanted_ms.next_multiple_of(3_600_000) } else { wanted_ms })
         }
         fn disarm(&mut self) -> Result<(), WatchdogError> {
             self.0.lock().unwrap().push(Act::Disarmed);
@@ -318,12 +337,12 @@ mod tests {
         let (feeder, acts) = started(50);
         let feeder = feeder.unwrap();
         feeder.set_lease_end(now_ns() + 3_000_000_000);
-        feeder.set_time(2_000_000);
+        feeder.set_time(7_200_000);
         let count = |act: Act| acts.lock().unwrap().iter().filter(|found| **found == act).count();
         wait_for(|| count(Act::Fed) > 2);
-        assert_eq!((count(Act::Set(2_000_000)), feeder.poll_answer()), (0, None), "it is fed as before");
+        assert_eq!((count(Act::Set(7_200_000)), feeder.poll_answer()), (0, None), "it is fed as before");
         feeder.set_lease_end(now_ns() + 60_000_000_000_000);
-        wait_for(|| feeder.poll_answer() == Some(FeederAnswer::Set { reset_ms: 2_000_000 }));
+        wait_for(|| feeder.poll_answer() == Some(FeederAnswer::Set { reset_ms: 7_200_000 }));
         let fed = count(Act::Fed);
         wait_for(|| count(Act::Fed) > fed);
         feeder.set_lease_end(now_ns() + 3_000_000_000);
@@ -331,6 +350,17 @@ mod tests {
         let fed = count(Act::Fed);
         std::thread::sleep(Duration::from_millis(10));
         assert_eq!(count(Act::Fed), fed, "the new time is the margin now");
+    }
+
+    #[test]
+    fn a_driver_that_grants_more_than_the_lease_has_room_for_goes_back() {
+        let (feeder, acts) = started(50);
+        let feeder = feeder.unwrap();
+        feeder.set_lease_end(now_ns() + 600_000_000_000);
+        feeder.set_time(61_000);
+        wait_for(|| feeder.poll_answer() == Some(FeederAnswer::Set { reset_ms: 50 }));
+        let set: Vec<Act> = acts.lock().unwrap().iter().copied().filter(|act| matches!(act, Act::Set(_))).collect();
+        assert_eq!(set, [Act::Set(61_000), Act::Set(50)]);
     }
 
     #[test]
