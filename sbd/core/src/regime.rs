@@ -102,6 +102,7 @@ pub(crate) struct ClusterLease {
     any_end_ms: Option<u64>,
     /// All were well at some time: from now on they must be.
     has_appeared: bool,
+    is_shut_down: bool,
     /// How long after its loss the cluster's word may last, ms.
     pub(crate) outlive_ms: Option<u32>,
 }
@@ -120,10 +121,15 @@ impl ClusterLease {
         self.all_end_ms = end_of(self.all_end_ms, seen.all_ms, span);
         self.any_end_ms = end_of(self.any_end_ms, seen.any_ms, span);
         self.has_appeared = (self.has_appeared || seen.all_ms.is_some()) && !seen.is_shut_down;
+        self.is_shut_down = seen.is_shut_down;
         self.outlive_ms = seen.outlive_ms;
     }
 
-    /// Somebody on this node may run services of the cluster.
+    /// Somebody on this node may run services of the cluster. The good word before a clean shutdown lasts, what it was given for has ended.
+    pub(crate) fn may_serve(&self, now_ms: u64) -> bool {
+        !self.is_shut_down && self.is_well(now_ms)
+    }
+
     pub(crate) fn is_well(&self, now_ms: u64) -> bool {
         [self.all_end_ms, self.any_end_ms].into_iter().flatten().any(|end_ms| now_ms < end_ms)
     }
@@ -179,6 +185,8 @@ mod tests {
         lease.handle(1150, ClusterSeen { all_ms: Some(1150), any_ms: Some(1150), ..ClusterSeen::default() }, 500, 100);
         assert_eq!(lease.join(ClusterSay::KeepsAlive, None), Some(1650));
         assert!(lease.is_well(1649) && !lease.is_well(1650));
+        lease.handle(1160, ClusterSeen { is_shut_down: true, ..ClusterSeen::default() }, 500, 100);
+        assert!(lease.is_well(1161) && !lease.may_serve(1161), "shut down: nothing is served any more, whatever is left of the word");
     }
 
     #[test]

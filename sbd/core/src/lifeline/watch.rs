@@ -164,7 +164,7 @@ impl Lifeline {
                 self.lease_end_ms = None;
                 self.outputs.push_back(Output::EndLease);
                 self.outputs.push_back(Output::Disarm);
-                let may_say = !self.devices.is_empty() && !self.cluster.is_well(now_ms);
+                let may_say = !self.devices.is_empty() && !self.cluster.may_serve(now_ms);
                 self.phase = Phase::Stopping { is_disarmed: false, until_ms: if may_say { now_ms + STOP_MS } else { now_ms } };
             }
             Phase::New | Phase::Opening(_) | Phase::Arming { .. } => self.refuse(RefuseReason::Stopped),

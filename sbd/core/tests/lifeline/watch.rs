@@ -157,6 +157,16 @@ fn under_the_rule_cluster_it_disarms_at_once_and_says_stopped_only_without_servi
 }
 
 #[test]
+fn a_stop_right_behind_a_clean_shutdown_of_the_cluster_says_so_on_the_disk() {
+    let mut world = living(1, ClusterSay::KeepsAlive);
+    world.run_with_cluster(1000, true);
+    world.give(Input::ClusterSeen(ClusterSeen { is_shut_down: true, ..ClusterSeen::default() }));
+    world.give(Input::StopAsked);
+    world.run(2000);
+    assert!(world.own[0].as_ref().unwrap().is_stopped, "what is left of the good word serves nobody");
+}
+
+#[test]
 fn exit_ends_a_watcher_and_is_erased_at_the_next_start() {
     let mut world = living(1, ClusterSay::None);
     world.mailbox[0] = pill(4, None);
