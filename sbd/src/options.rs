@@ -5,7 +5,7 @@
 //! Called by: `stock`.
 
 use deadbolt_disk_format::NAME_BYTES_MAX;
-use deadbolt_sbd_core::{ResetCommand, StartMode};
+use deadbolt_sbd_core::{ResetCommand, Servant, StartMode};
 
 /// Most devices (compatibility).
 pub(crate) const DEVICES_MAX: usize = deadbolt_disk_format::DEVICES_MAX;
@@ -35,6 +35,8 @@ pub(crate) struct StockOptions {
     pub(crate) has_real_time: bool,
     pub(crate) asks_pacemaker: bool,
     pub(crate) asks_cluster: bool,
+    /// The directory of the deadboltd that is asked instead of both. An option of ours.
+    pub(crate) deadbolt: Option<String>,
     /// The cluster has to be well beside the disk.
     pub(crate) cluster_first: bool,
     pub(crate) syncs_startup: bool,
@@ -86,6 +88,7 @@ impl Default for StockOptions {
             has_real_time: true,
             asks_pacemaker: true,
             asks_cluster: true,
+            deadbolt: None,
             cluster_first: false,
             syncs_startup: true,
             timeout_action: TimeoutAction { flushes: true, command: ResetCommand::Reset },
@@ -94,6 +97,18 @@ impl Default for StockOptions {
             is_json: false,
             words: Vec::new(),
         }
+    }
+}
+
+impl StockOptions {
+    /// Who is asked whether this node is well.
+    pub(crate) fn servants(&self) -> Vec<Servant> {
+        let wanted = [
+            (Servant::Pacemaker, self.asks_pacemaker),
+            (Servant::Cluster, self.asks_cluster),
+            (Servant::Deadbolt, self.deadbolt.is_some()),
+        ];
+        wanted.into_iter().filter(|(_, is_wanted)| *is_wanted).map(|(servant, _)| servant).collect()
     }
 }
 
@@ -188,6 +203,9 @@ fn finish(options: &mut StockOptions, counts: &Counts, variable: &dyn Fn(&str) -
     options.has_watchdog = options.watchdog_device != "/dev/null" && is_odd(counts.watchdog, options.has_watchdog);
     options.asks_pacemaker = is_odd(counts.pacemaker, options.asks_pacemaker);
     options.asks_cluster = is_odd(counts.cluster, options.asks_cluster);
+    if options.deadbolt.is_some() {
+        (options.asks_pacemaker, options.asks_cluster, options.syncs_startup) = (false, false, false);
+    }
     let too_long = options.node.as_ref().is_some_and(|node| node.len() > NAME_BYTES_MAX);
     if too_long && !options.devices.is_empty() {
         return Err(Parsed::Fail(format!("A node name has at most {NAME_BYTES_MAX} bytes: choose a shorter one with -n.\n")));
@@ -201,6 +219,7 @@ fn take_environment(options: &mut StockOptions, variable: &dyn Fn(&str) -> Optio
     options.asks_pacemaker = flag("SBD_PACEMAKER", true);
     options.asks_cluster = options.asks_pacemaker;
     options.syncs_startup = flag("SBD_SYNC_RESOURCE_STARTUP", true);
+    options.deadbolt = variable("SBD_DEADBOLT_DIR");
     options.has_watchdog = flag("SBD_WATCHDOG", true);
     options.move_to_root_cgroup = variable("SBD_MOVE_TO_ROOT_CGROUP").is_none_or(|value| value == "auto" || is_true(&value));
     if variable("SBD_STARTMODE").is_some_and(|value| value == "clean") {
@@ -418,6 +437,9 @@ mod tests {
             let options = run(line);
             assert_eq!((options.asks_pacemaker, options.has_watchdog), (pacemaker, watchdog), "{line}");
         }
+        assert_eq!(run("watch").servants(), [Servant::Pacemaker, Servant::Cluster]);
+        let options = run_with("watch", &[("SBD_DEADBOLT_DIR", "/var/lib/deadbolt")]);
+        assert_eq!((options.servants(), options.syncs_startup), (vec![Servant::Deadbolt], false), "in the place of both");
         for text in ["flush,bogus", "flush,reboot,off", ""] {
             assert!(parse_action(text).is_err(), "{text}");
         }

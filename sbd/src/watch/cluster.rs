@@ -5,6 +5,7 @@
 //! Called by: the watcher.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use deadbolt_sbd_core::{ClusterSeen, HealthWatch, Servant, Standing};
 
@@ -33,8 +34,7 @@ pub(crate) struct Servants {
 impl Servants {
     /// Starts those that the options ask for.
     pub(crate) fn start(options: &StockOptions, node: &str, (window_ms, watchdog_ms): (u32, u32), now_ms: u64) -> Result<Self, WatchError> {
-        let wanted = [(Servant::Pacemaker, options.asks_pacemaker), (Servant::Cluster, options.asks_cluster)];
-        let start = |(servant, _): (Servant, bool)| {
+        let start = |servant: Servant| {
             let setup = ServantSetup {
                 servant,
                 program: THIS_PROGRAM.into(),
@@ -43,12 +43,12 @@ impl Servants {
                 watchdog_ms,
                 has_devices: !options.devices.is_empty(),
                 sync_startup: options.syncs_startup,
-                directory: None,
+                directory: options.deadbolt.as_ref().map(PathBuf::from),
             };
             let handle = ServantHandle::start(setup).map_err(|source| WatchError::System { call: "start of a servant", source })?;
             Ok(Asked { handle, health: HealthWatch::new(servant, window_ms), started_ms: now_ms, has_ended: false })
         };
-        let asked: Result<Vec<Asked>, WatchError> = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted).map(start).collect();
+        let asked: Result<Vec<Asked>, WatchError> = options.servants().into_iter().map(start).collect();
         Ok(Self { asked: asked? })
     }
 }

@@ -98,7 +98,7 @@ pub(crate) fn watch(options: &StockOptions, node: &str) -> Result<(), WatchError
     if options.syncs_startup && !options.asks_pacemaker {
         return Err(WatchError::NothingToSync);
     }
-    if options.devices.is_empty() && !options.asks_pacemaker && !options.asks_cluster {
+    if options.devices.is_empty() && options.servants().is_empty() {
         return Err(WatchError::NothingToWatch);
     }
     let found = open_all(options, node)?;
@@ -169,7 +169,7 @@ fn begin(options: &StockOptions, node: &str, found: Found, background: &mut Back
     if let Some(watch) = &mut setup.watch {
         watch.timeout_action = options.timeout_action.command;
         watch.flushes = options.timeout_action.flushes;
-        if options.asks_pacemaker || options.asks_cluster {
+        if !options.servants().is_empty() {
             let times = (life.timings.stall_ms, life.timings.watchdog_ms);
             watch.cluster = Some(Box::new(Servants::start(options, node, times, now_ns() / 1_000_000)?));
         }
@@ -229,8 +229,7 @@ impl Life {
         let mut writer = Incarnation::NONE;
         getrandom::fill(&mut writer.0)
             .map_err(|error| WatchError::System { call: "getrandom", source: std::io::Error::other(error.to_string()) })?;
-        let asks = options.asks_pacemaker || options.asks_cluster;
-        let cluster = match (asks, options.devices.is_empty(), options.cluster_first) {
+        let cluster = match (!options.servants().is_empty(), options.devices.is_empty(), options.cluster_first) {
             (false, ..) => ClusterSay::None,
             (true, true, _) => ClusterSay::Alone,
             (true, false, true) => ClusterSay::MustAgree,
