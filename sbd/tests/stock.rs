@@ -161,7 +161,7 @@ fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_h
         outlive_ms: 3000,
         daemon: DaemonPart::default(),
     };
-    let message = |state: &str| {
+    let message = |members: &str| {
         let image = Image::new();
         let path = image.path();
         assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 6 create")).status.success());
@@ -170,18 +170,21 @@ fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_h
         let node = SbdNode { is_in_use: true, name: "victim".into() };
         write(path, ByteOffset(512), &encode_node_sector(&node, &beat, &place, 512));
         let tools = tempfile::tempdir().unwrap();
-        let tool = tools.path().join("crm_node");
-        let script = format!("#!/bin/sh\ncase $1 in --quorum) echo 1;; *) printf '1 sender member\\n2 victim {state}\\n';; esac\n");
-        std::fs::write(&tool, script).unwrap();
-        std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let nodes = "nodelist.node.0.ring0_addr (str) = a\nnodelist.node.1.name (str) = victim\nnodelist.node.1.nodeid (u32) = 2\nnodelist.node.1.ring0_addr (str) = b\n";
+        let status = format!("Ring ID: 1.5\nQuorate: Yes\nFlags: Quorate\nMembership information\n 1 1 sender\n{members}");
+        for (name, text) in [("corosync-cmapctl", nodes), ("corosync-quorumtool", &status)] {
+            let tool = tools.path().join(name);
+            std::fs::write(&tool, format!("#!/bin/sh\ncat <<END\n{text}END\n")).unwrap();
+            std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
         let path_variable = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
         let mut command = std::process::Command::new(ours());
         command.args(["-d", path, "message", "victim", "reset"]).env("PATH", path_variable).env_remove("SBD_DEVICE");
         (Instant::now(), command.output().unwrap(), Instant::now())
     };
     let (lost, member) = std::thread::scope(|scope| {
-        let lost = scope.spawn(|| message("lost"));
-        (lost.join().unwrap(), message("member"))
+        let lost = scope.spawn(|| message(""));
+        (lost.join().unwrap(), message(" 2 1 victim\n"))
     });
     assert!(lost.1.status.success(), "{lost:?}");
     assert!(String::from_utf8_lossy(&lost.1.stderr).contains("evidence: cluster-lost"), "{lost:?}");

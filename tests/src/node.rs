@@ -54,6 +54,11 @@ impl Node {
     /// # Errors
     /// No namespaces here, or no root.
     pub fn start(parent: &Path, name: &str, script: &str) -> io::Result<Self> {
+        Self::start_apart(parent, name, script, &[])
+    }
+
+    /// The same with further namespaces of its own, by their options of `unshare`.
+    fn start_apart(parent: &Path, name: &str, script: &str, namespaces: &[&str]) -> io::Result<Self> {
         let folder = tempfile::tempdir_in(parent)?;
         let life = folder.path().join("life");
         for fifo in [&life, &folder.path().join(SIGNAL)] {
@@ -63,7 +68,7 @@ impl Node {
         // The node's work, of which the end is its death: it alone holds the FIFO. The shell's input is the life of who started it.
         let script = format!("{COVER}; sleep 1000000 >\"$NODE/life\" & {{ {script}\n}} >\"$NODE/log\" 2>&1 & read end");
         let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", &script]).stdin(Stdio::piped());
+        command.args(namespaces).args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", &script]).stdin(Stdio::piped());
         for name in std::env::vars_os().map(|(name, _)| name).filter(|name| name.as_encoded_bytes().starts_with(b"SBD_")) {
             command.env_remove(name);
         }
@@ -121,14 +126,30 @@ impl Node {
         self.died()
     }
 
+    /// The number, on this machine, of a process in its namespaces; of its PID namespace it is the parent.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.namespace.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
+    /// A command that will run in this node, and end with it.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
+        let number = self.number();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &number.to_string(), "--mount", "--net", "--ipc", "--uts"]);
+        command.arg(format!("--pid=/proc/{number}/ns/pid_for_children")).arg("--").arg(program);
+        command.env("NODE", self.folder()).env("DEADBOLT_RUN_DIR", self.folder()).env_remove("SBD_DEVICE");
+        command
+    }
+
     /// The numbers, on this machine, of its processes that run this program.
     ///
     /// # Errors
     /// The node has ended.
     pub fn processes(&self, program: &Path) -> io::Result<Vec<i32>> {
         let program = std::fs::canonicalize(program)?;
-        let outer = self.namespace.lock().unwrap_or_else(PoisonError::into_inner).id();
-        let own = std::fs::read_link(format!("/proc/{outer}/ns/pid_for_children"))?;
+        let own = std::fs::read_link(format!("/proc/{}/ns/pid_for_children", self.number()))?;
         let is_inside = |folder: &Path| {
             let link = |name: &str| std::fs::read_link(folder.join(name)).ok();
             link("ns/pid").as_ref() == Some(&own) && link("exe").as_ref() == Some(&program)
@@ -258,6 +279,7 @@ pub struct Watch<'a> {
     name: &'a str,
     device: &'a Path,
     options: &'a str,
+    cluster: Option<&'a str>,
     library: Option<&'a Path>,
     is_woken: bool,
     has_real_time: bool,
@@ -267,13 +289,19 @@ impl<'a> Watch<'a> {
     /// `program watch` for node `name` on `device`, without a watchdog.
     #[must_use]
     pub fn new(program: &'a Path, name: &'a str, device: &'a Path) -> Self {
-        Self { program, name, device, options: "", library: None, is_woken: false, has_real_time: false }
+        Self { program, name, device, options: "", cluster: None, library: None, is_woken: false, has_real_time: false }
     }
 
     /// With these options besides.
     #[must_use]
     pub fn options(self, options: &'a str) -> Self {
         Self { options, ..self }
+    }
+
+    /// In a network of its own, where this script is run before the watcher, and may leave a cluster manager behind.
+    #[must_use]
+    pub fn cluster(self, script: &'a str) -> Self {
+        Self { cluster: Some(script), ..self }
     }
 
     /// With the node's watchdog, which [`crate::watchdog::library`] imitates.
@@ -313,7 +341,10 @@ impl<'a> Watch<'a> {
         }
         // What `tell` leaves is a signal for the watcher.
         script = format!("{script}\nkill -$(cat \"$NODE/{SIGNAL}\") $(cat \"$NODE/pid\")");
-        let mut node = Node::start(parent, name, &script)?;
+        let mut node = match self.cluster {
+            Some(cluster) => Node::start_apart(parent, name, &format!("{cluster}\n{script}"), &["--net", "--ipc", "--uts"])?,
+            None => Node::start(parent, name, &script)?,
+        };
         node.has_watchdog = self.library.is_some();
         Ok(node)
     }

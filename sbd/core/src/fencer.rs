@@ -179,10 +179,9 @@ impl Fencer {
         self.living.is_none_or(|boot| boot == beat.boot)
     }
 
-    /// What the sender's own cluster says now: since when it has lost the victim; none: it has not, or says nothing. The first instant of
-    /// an unbroken row of such words counts.
+    /// What the sender's own cluster says now: since when it has lost the victim, without a break; none: it has not, or says nothing.
     pub fn handle_lost(&mut self, lost_ms: Option<u64>) {
-        self.config.lost_ms = lost_ms.map(|lost_ms| self.config.lost_ms.map_or(lost_ms, |since_ms| since_ms.min(lost_ms)));
+        self.config.lost_ms = lost_ms;
     }
 
     /// The message was written and read back.

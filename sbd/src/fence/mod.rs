@@ -364,14 +364,17 @@ impl Fence {
         loop {
             let now = now_ms();
             words.iter().flat_map(Receiver::try_iter).for_each(|lost_ms| self.fencer.handle_lost(lost_ms));
-            if let FenceVerdict::Gone(evidence) = self.fencer.judge(now) {
-                return Ok(self.gone(evidence, self.say_seen(now)));
-            }
+            let lost_due_ms = match self.fencer.judge(now) {
+                FenceVerdict::Gone(evidence) => return Ok(self.gone(evidence, self.say_seen(now))),
+                // The cluster may have noticed its loss only after the message.
+                FenceVerdict::Wait(Some((due_ms, Evidence::ClusterLost))) => due_ms + LAST_LOOKS_MS,
+                FenceVerdict::Wait(_) => 0,
+            };
             let is_ejection_over = self.ejection.as_mut().is_none_or(|ejection| ejection.hear(Duration::ZERO));
             if let Some(proof) = self.ejection.as_ref().and_then(EjectionUnderWay::proof) {
                 return Ok(self.gone(Evidence::Ejected, format!("{proof}; {}", self.say_seen(now))));
             }
-            let most_ms = if is_ejection_over { self.longest_ms() } else { u64::MAX };
+            let most_ms = if is_ejection_over { self.longest_ms().max(lost_due_ms.saturating_sub(written_ms)) } else { u64::MAX };
             if now >= written_ms.saturating_add(most_ms.min(limit_ms)) {
                 return Ok(FenceReport::NotProved { reason: self.say_unproved(now, request.io, limit_ms < most_ms) });
             }

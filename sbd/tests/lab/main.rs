@@ -6,11 +6,15 @@
 //! Called by: `cargo test`; `cargo xtask stock` prints what was measured, `cargo xtask stock all` does all that takes longer.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod crossed;
 mod faults;
 mod fences;
+#[allow(dead_code, unreachable_pub, reason = "shared by test programs, each of which uses a part")]
+#[path = "../peers/mod.rs"]
+mod peers;
 mod times;
 
 use std::path::{Path, PathBuf};

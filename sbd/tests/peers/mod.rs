@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// Everything that these programs write is private memory, but the folder of their configuration.
-const MOUNTS: &str = "set -e; ip link set lo up
+pub const MOUNTS: &str = "set -e; ip link set lo up
 for place in /run /dev/shm /var/lib/corosync /var/log/corosync; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
 mount --bind \"$1\" /etc/corosync";
 
@@ -205,8 +205,7 @@ impl Drop for Peer {
 
 /// Two nodes with corosync at work, joined by a cable.
 pub fn pair(quorum: &str) -> [Peer; 2] {
-    let node = |number: usize| format!("  node {{\n    ring0_addr: 10.99.7.{number}\n    name: n{number}\n    nodeid: {number}\n  }}\n");
-    let mut peers = [(); 2].map(|()| Peer::new(&configuration(&format!("{}{}", node(1), node(2)), quorum)));
+    let mut peers = [(); 2].map(|()| Peer::new(&configuration(&["n1", "n2"], quorum)));
     let [a, b] = peers.each_ref().map(|peer| peer.process.id().to_string());
     assert!(ip(&["link", "add", "cable", "netns", &a, "type", "veth", "peer", "name", "cable", "netns", &b]));
     for (number, peer) in peers.iter_mut().enumerate() {
@@ -219,16 +218,22 @@ pub fn pair(quorum: &str) -> [Peer; 2] {
 
 /// One node with corosync at work.
 pub fn lone() -> Peer {
-    let mut peer = Peer::new(&configuration("  node {\n    ring0_addr: 127.0.0.1\n    name: alpha\n    nodeid: 1\n  }\n", ""));
+    let mut peer = Peer::new(&configuration(&["alpha"], ""));
+    assert!(peer.run("ip address add 10.99.7.1/24 dev lo"));
     peer.start_corosync();
     peer
 }
 
-fn ip(arguments: &[&str]) -> bool {
+pub fn ip(arguments: &[&str]) -> bool {
     Command::new("ip").args(arguments).status().unwrap().success()
 }
 
-fn configuration(nodes: &str, quorum: &str) -> String {
+/// Of nodes at 10.99.7.1 and behind.
+pub fn configuration(names: &[&str], quorum: &str) -> String {
+    let node = |(number, name): (usize, &&str)| {
+        format!("  node {{\n    ring0_addr: 10.99.7.{number}\n    name: {name}\n    nodeid: {number}\n  }}\n")
+    };
+    let nodes: String = (1..).zip(names).map(node).collect();
     format!(
         "totem {{\n  version: 2\n  cluster_name: test\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  token: 500\n}}\n\
          nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{quorum}}}\n\
