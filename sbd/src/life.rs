@@ -27,7 +27,7 @@ use crate::feeder::{Feeder, FeederAnswer, FeederConfig};
 use crate::flush::Flush;
 use crate::log::Log;
 use crate::page::{Page, SbdSide, SbdState};
-use crate::pill::{PillKey, read_mailbox};
+use crate::pill::{PillKey, read_mailbox, signed_mailbox};
 use crate::placement::Placement;
 use crate::reset::ResetAction;
 use crate::say::{say_note, say_reset};
@@ -509,8 +509,11 @@ impl Life {
                 self.submit(tag, device, Work::Mailbox, Operation::Read { offset, bytes });
             }
             Output::ClearMailbox { tag, device } => {
-                let (offset, bytes) = self.devices[device].placement.mailbox();
-                self.submit(tag, device, Work::Clear, Operation::Write { offset, data: vec![0; bytes] });
+                let placement = self.devices[device].placement;
+                let (offset, bytes) = placement.mailbox();
+                let is_signed = self.watch.is_some() && !placement.has_own_name();
+                let data = if is_signed { signed_mailbox(self.config.boot, placement.sector_bytes()) } else { vec![0; bytes] };
+                self.submit(tag, device, Work::Clear, Operation::Write { offset, data });
             }
             Output::RewriteName { tag, device } => {
                 let node = SbdNode { is_in_use: true, name: self.node.clone() };

@@ -16,7 +16,7 @@ pub(crate) fn say_note<'a>(note: &Note, name: impl Fn(usize) -> &'a String) -> S
         Note::Mailbox { device, seen, verdict } => {
             let follows = match verdict {
                 MailboxVerdict::Obey(_) => "obeyed",
-                MailboxVerdict::Empty | MailboxVerdict::Answer => "answered by erasing it",
+                MailboxVerdict::Empty | MailboxVerdict::Unsigned | MailboxVerdict::Answer => "answered by erasing it",
                 MailboxVerdict::Stop => "obeyed: the watcher ends",
                 MailboxVerdict::Stale => "stale: it was meant for another boot of this node; not obeyed, left alone",
                 MailboxVerdict::Outdated => "stale: it stood here before this boot; erased, not obeyed",

@@ -11,10 +11,8 @@ use std::time::{Duration, Instant};
 use deadbolt_disk_format::sbd::Command;
 use deadbolt_disk_format::{SLOTS_MAX, SlotIndex};
 
-use deadbolt_sbd_core::OwnPlace;
-
 use crate::area::{Area, AreaError, is_same_name};
-use crate::fence::{PowerState, power_state};
+use crate::fence::{PowerState, lives_of, power_state};
 
 /// How often a slot is tried for while others try too.
 const TRIES: usize = 64;
@@ -92,7 +90,7 @@ pub(crate) fn release(devices: &[PathBuf], areas: &[Area], node: &str) -> Result
     match power_state(devices, node) {
         Ok(PowerState::Alive { detail }) => return Err(SlotError::Lives { node: node.to_owned(), detail }),
         // A record that neither beats nor stopped may be that of a node which its cluster keeps alive without this disk.
-        Ok(PowerState::Unknown { reason }) if has_living_record(areas, node)? => {
+        Ok(PowerState::Unknown { reason }) if lives_of(devices, node).iter().any(|life| !life.is_gone) => {
             return Err(SlotError::Unknown { node: node.to_owned(), reason });
         }
         Ok(_) | Err(_) => {}
@@ -108,20 +106,6 @@ pub(crate) fn release(devices: &[PathBuf], areas: &[Area], node: &str) -> Result
         }
     }
     Ok(())
-}
-
-/// Does a record stand there that does not say stopped?
-fn has_living_record(areas: &[Area], node: &str) -> Result<bool, SlotError> {
-    for area in areas {
-        let header = area.plausible_header()?;
-        if let Some(slot) = area.find(node)?
-            && let OwnPlace::Beat(beat) = area.read_place(&area.placement(slot, &header))?.0
-            && !beat.is_stopped
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Does anybody answer a test?

@@ -68,7 +68,7 @@ pub struct FencerConfig {
     pub drift_ppm: u32,
     /// How long after the message a node without a record of ours counts as dead, ms; none: the area's times prove nothing.
     pub msgwait_ms: Option<u64>,
-    /// On a stock device a node that stopped may run the stock program since, which leaves our record standing.
+    /// On a stock device a node that stopped, or that is silent, may run the stock program since, which leaves our record standing.
     pub may_be_stock: bool,
     /// Since when the sender knows that the cluster has lost the victim, ms.
     pub lost_ms: Option<u64>,
@@ -108,6 +108,8 @@ pub struct VictimRead {
     pub place: OwnPlace,
     /// The message stood in the mailbox through this path: what was read is not older than that.
     pub is_current: bool,
+    /// The mailbox is as the life that the place shows has left it, but for messages of ours: nobody has started stock there since.
+    pub is_signed: bool,
 }
 
 /// What is known now.
@@ -129,6 +131,8 @@ struct DeviceView {
     answered_ms: Option<u64>,
     /// What was read last is no beat and not empty either.
     is_damaged: bool,
+    /// It was read beside a mailbox that somebody else had written.
+    is_unsigned: bool,
     /// When the last read was issued that showed the same with the message beside it.
     silent_until_ms: u64,
     /// Another boot behind that life, and since when it is seen.
@@ -200,6 +204,7 @@ impl Fencer {
         let is_behind = matches!(&read.place, OwnPlace::Beat(beat) if is_new_boot(beat));
         let Some(view) = self.devices.get_mut(read.device) else { return };
         view.is_damaged = read.place == OwnPlace::Unreadable;
+        view.is_unsigned |= !read.is_signed;
         if read.is_current {
             view.stood_ms = view.stood_ms.max(read.issued_ms);
         }
@@ -295,7 +300,8 @@ impl Fencer {
             }
             Proof::Msgwait => {
                 let has_stood = |view: &&DeviceView| view.written_ms.is_some_and(|at_ms| view.stood_ms >= at_ms + self.config.stand_ms);
-                u32::try_from(views.filter(has_stood).count()).unwrap_or(0) >= majority(self.count())
+                let is_read = u32::try_from(views.filter(has_stood).count()).unwrap_or(0) >= majority(self.count());
+                is_read && (!self.is_guarded() || self.is_confirmed((due_ms, Proof::Expired)))
             }
             // Ejected is no candidate: no read of these devices shows it.
             Proof::Ejected | Proof::Rebooted | Proof::Acknowledged | Proof::ClusterLost => true,
@@ -319,13 +325,20 @@ impl Fencer {
         lives.peek().is_some() && lives.all(|beat| beat.watchdog != WatchdogKind::None)
     }
 
+    /// The record of a life that gave no sign under our eyes, on a stock device where somebody else has written into its mailbox: it may
+    /// have ended long ago, and the stock program live there, which does not touch the record but empties the mailbox when it starts.
+    fn may_be_another(&self) -> bool {
+        let is_old = |view: &DeviceView| view.beat.is_some() && view.is_unsigned;
+        self.config.may_be_stock && self.living.is_none() && self.devices.iter().any(is_old)
+    }
+
     /// Every life that was not ended cleanly is under the rule *disk*.
     fn is_disk(&self) -> bool {
         self.lives().all(|beat| beat.is_stopped || beat.rule == Rule::Disk)
     }
 
     fn acknowledged(&self) -> Option<(u64, Proof)> {
-        let boot = self.victim().filter(|_| self.is_guarded())?.boot;
+        let boot = self.victim().filter(|_| self.is_guarded() && !self.may_be_another())?.boot;
         // An answer from before, beside another life: nothing shows which of them is the present one.
         if self.lives().any(|beat| beat.boot != boot) {
             return None;
@@ -350,7 +363,7 @@ impl Fencer {
 
     fn expired(&self) -> Option<(u64, Proof)> {
         self.written_ms()?;
-        (self.is_guarded() && self.is_disk()).then(|| (self.silence_ms(), Proof::Expired))
+        (self.is_guarded() && self.is_disk() && !self.may_be_another()).then(|| (self.silence_ms(), Proof::Expired))
     }
 
     /// Never shorter than what stock waits, nor than the lease that its disk may have given it last.
@@ -366,17 +379,20 @@ impl Fencer {
         Some((bound_ms.max(written_ms + self.config.msgwait_ms?).max(lease_ms), Proof::ClusterLost))
     }
 
-    /// What stock goes by: for a node that is not ours, or has no watchdog, or stopped and may be another's since. One that has no
-    /// watchdog ends itself when its lease ends; a record that cannot be read is no record that is missing.
+    /// What stock goes by: for a node that is not ours, or has no watchdog, or stopped or fell silent and may be another's since. One that
+    /// has no watchdog ends itself when its lease ends; a record that cannot be read is no record that is missing.
     fn by_times(&self) -> Option<(u64, Proof)> {
         let msgwait_ms = self.written_ms()? + self.config.msgwait_ms?;
         if self.victim().is_none() {
             let is_damaged = self.devices.iter().any(|view| view.is_damaged);
             return (!is_damaged).then_some((msgwait_ms, Proof::Msgwait));
         }
+        // Who has answered is ended by its watchdog, whatever its cluster says.
+        let has_answered = |beat: &Beat| beat.acknowledged.is_some() && beat.watchdog != WatchdogKind::None;
+        let is_bounded = |beat: &Beat| beat.is_stopped || beat.rule == Rule::Disk || has_answered(beat);
         let is_stopped = self.lives().all(|beat| beat.is_stopped);
         let due_ms = if is_stopped { msgwait_ms } else { msgwait_ms.max(self.silence_ms()) };
-        (self.is_disk() && !self.is_guarded()).then_some((due_ms, Proof::Msgwait))
+        (self.lives().all(is_bounded) && (!self.is_guarded() || self.may_be_another())).then_some((due_ms, Proof::Msgwait))
     }
 }
 

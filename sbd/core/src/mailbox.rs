@@ -71,6 +71,12 @@ impl MailboxSeen {
     pub fn clear() -> Self {
         Self { command: CLEAR, sender: String::new(), tail: None }
     }
+
+    /// Does it name this boot, and was it so since that boot's own watcher wrote it? A serial of zero says that it was not.
+    #[must_use]
+    pub fn is_signed(&self, boot: BootId) -> bool {
+        self.tail.is_some_and(|tail| tail.boot == boot && tail.serial != 0)
+    }
 }
 
 /// What a mailbox asks of this node.
@@ -78,6 +84,8 @@ impl MailboxSeen {
 pub enum MailboxVerdict {
     /// Nothing.
     Empty,
+    /// Nothing, not even what a watcher leaves: that it lives there, and no program of stock since.
+    Unsigned,
     /// A test: answered by erasing it.
     Answer,
     /// A pill for this life: end it.
@@ -160,11 +168,12 @@ impl MailboxWatch {
         let is_judged = self.count >= READS_BEFORE_CLEAR;
         let (counts, clear) = match verdict {
             MailboxVerdict::Empty | MailboxVerdict::Ignored | MailboxVerdict::Stale | MailboxVerdict::Stop => (true, false),
-            MailboxVerdict::Answer | MailboxVerdict::Outdated => (true, true),
+            MailboxVerdict::Answer | MailboxVerdict::Outdated | MailboxVerdict::Unsigned => (true, true),
             MailboxVerdict::Obey(_) => (false, false),
             MailboxVerdict::Refused | MailboxVerdict::Unknown => (is_judged, is_judged),
         };
-        MailboxStep { verdict, counts, clear, is_new: is_new && verdict != MailboxVerdict::Empty }
+        let is_empty = matches!(verdict, MailboxVerdict::Empty | MailboxVerdict::Unsigned);
+        MailboxStep { verdict, counts, clear, is_new: is_new && !is_empty }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What: does a node live, as far as its beats show; without a message to it.
 //! Owns: how long it is looked at.
-//! Invariants: writes nothing; silence counts as death only after W + D, seen from before by this machine's own watcher.
+//! Invariants: writes nothing; silence counts as death only after W + D, seen from before by this machine's own watcher; a power state
+//! only where no program of stock can live there since.
 //! Does not: fence.
 //! Called by: the fence agent, `message clear`.
 
@@ -23,6 +24,7 @@ struct Seen {
     second: Beat,
     second_ms: u64,
     known: Option<(BeatVersion, u64)>,
+    is_signed: bool,
 }
 
 fn look_twice(device: &Path, victim: &str) -> Result<Option<Seen>, AreaError> {
@@ -32,7 +34,8 @@ fn look_twice(device: &Path, victim: &str) -> Result<Option<Seen>, AreaError> {
     std::thread::sleep(BETWEEN);
     let read = look(&area, &placement, 0)?;
     let OwnPlace::Beat(second) = read.place else { return Ok(None) };
-    Ok(Some(Seen { first: BeatVersion::of(&first), second: *second, second_ms: read.issued_ms, known }))
+    let is_signed = read.is_signed || placement.has_own_name();
+    Ok(Some(Seen { first: BeatVersion::of(&first), second: *second, second_ms: read.issued_ms, known, is_signed }))
 }
 
 /// Looks for signs of life; writes nothing.
@@ -58,7 +61,7 @@ pub fn power_state(devices: &[PathBuf], victim: &str) -> Result<PowerState, Fenc
         return Ok(PowerState::Alive { detail: say_beat(&alive.second) });
     }
     // The victim may beat on any of its devices: silence counts only where all of them show it.
-    if seen.len() == devices.len() && seen.iter().all(is_expired) {
+    if seen.len() == devices.len() && seen.iter().all(|seen| seen.is_signed && is_expired(seen)) {
         let detail = seen.first().map(|seen| say_beat(&seen.second)).unwrap_or_default();
         return Ok(PowerState::Gone { evidence: Evidence::Expired, detail });
     }
@@ -66,7 +69,7 @@ pub fn power_state(devices: &[PathBuf], victim: &str) -> Result<PowerState, Fenc
     Ok(PowerState::Unknown { reason: reasons.join("; ") })
 }
 
-/// The life that a node's place shows.
+/// The life that a node's place shows; another program may live there since.
 pub(crate) struct LifeSeen {
     pub(crate) boot: BootId,
     pub(crate) is_gone: bool,
@@ -80,7 +83,8 @@ pub(crate) fn lives_of(devices: &[PathBuf], node: &str) -> Vec<LifeSeen> {
         let read = look(&area, &placement, 0).ok()?;
         let OwnPlace::Beat(beat) = read.place else { return None };
         let (boot, first) = (beat.boot, BeatVersion::of(&beat));
-        let is_gone = beat.is_stopped || is_expired(&Seen { first, second: *beat, second_ms: read.issued_ms, known });
+        let is_gone =
+            beat.is_stopped || is_expired(&Seen { first, second: *beat, second_ms: read.issued_ms, known, is_signed: read.is_signed });
         Some(LifeSeen { boot, is_gone })
     };
     devices.iter().filter_map(look).collect()

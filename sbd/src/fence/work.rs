@@ -18,6 +18,7 @@ use deadbolt_sbd_core::{BeatVersion, OwnPlace, VictimRead};
 
 use super::history::History;
 use crate::area::{Area, AreaError};
+use crate::pill::is_signed;
 use crate::placement::Placement;
 
 /// Interval of the looks while a message is in the air (design, section 5).
@@ -89,9 +90,10 @@ impl DeviceWork {
         let known = History::read(deadbolt_disk_format::DeviceUuid(header.uuid)).seen.get(&slot).copied();
         let (read, before) = look_at(&area, &placement, self.device, |_| false)?;
         let is_stock = !placement.has_own_name();
+        let is_signed = read.is_signed;
         let _ = self.say.send((self.device, Said::Found(FirstLook { header, is_stock, read, known })));
         let Ok(order) = self.orders.recv() else { return Ok(()) };
-        let sector = self.encode(&placement, order.victim_boot);
+        let sector = self.encode(&placement, order.victim_boot, is_signed);
         let stands = |mailbox: &[u8]| mailbox == sector || (mailbox != before && is_deadly_for(mailbox, order.victim_boot));
         match area.write_mailbox(&placement, &sector) {
             // Somebody else's message for the same victim came in between.
@@ -102,7 +104,7 @@ impl DeviceWork {
         while !self.is_over.load(Ordering::SeqCst) {
             // A path that fails may come back.
             if let Ok((read, _)) = look_at(&area, &placement, self.device, stands) {
-                self.say_read(&area, &placement, &sector, &order, read);
+                self.say_read(&area, &placement, &order, read);
             }
             std::thread::sleep(LOOK);
         }
@@ -111,19 +113,21 @@ impl DeviceWork {
 
     /// A message that names its boot is written again where it is gone; one that names none, as on a device of ours, could meet the boot
     /// after.
-    fn say_read(&self, area: &Area, placement: &Placement, sector: &[u8], order: &Order, read: VictimRead) {
+    fn say_read(&self, area: &Area, placement: &Placement, order: &Order, read: VictimRead) {
         let is_other_boot = matches!(&read.place, OwnPlace::Beat(beat) if Some(beat.boot) != order.victim_boot);
         let is_lost = !read.is_current;
         let _ = self.say.send((self.device, Said::Read(read)));
         if is_lost && order.victim_boot.is_some() && !is_other_boot && !placement.has_own_name() {
-            let _ = area.write_mailbox(placement, sector);
+            // Who took it away may have been a program of stock at its start.
+            let _ = area.write_mailbox(placement, &self.encode(placement, order.victim_boot, false));
         }
     }
 
-    /// On a device of ours pills prove their writer by the cluster's key, which a tool has not; without a tail it is a stock message.
-    fn encode(&self, placement: &Placement, victim_boot: Option<BootId>) -> Vec<u8> {
+    /// On a device of ours pills prove their writer by the cluster's key, which a tool has not; without a tail it is a stock message. A
+    /// serial of zero: it was not written over what the boot's own watcher had left.
+    fn encode(&self, placement: &Placement, victim_boot: Option<BootId>, is_signed: bool) -> Vec<u8> {
         let tail = match victim_boot.filter(|_| !placement.has_own_name()) {
-            Some(victim_boot) => Tail::Present(MailboxTail { victim_boot, serial: now_ms(), mac: [0; 16] }),
+            Some(victim_boot) => Tail::Present(MailboxTail { victim_boot, serial: if is_signed { now_ms() } else { 0 }, mac: [0; 16] }),
             None => Tail::Absent,
         };
         let mailbox = Mailbox { command: self.message.command, sender: self.message.sender.clone(), tail };
@@ -140,7 +144,8 @@ pub(crate) fn look(area: &Area, placement: &Placement, device: usize) -> Result<
 fn look_at(area: &Area, placement: &Placement, device: usize, stands: impl Fn(&[u8]) -> bool) -> Result<(VictimRead, Vec<u8>), AreaError> {
     let issued_ms = now_ms();
     let (place, mailbox) = area.read_place(placement)?;
-    Ok((VictimRead { device, issued_ms, ended_ms: now_ms(), place, is_current: stands(&mailbox) }, mailbox))
+    let is_signed = matches!(&place, OwnPlace::Beat(beat) if is_signed(&mailbox, beat.boot));
+    Ok((VictimRead { device, issued_ms, ended_ms: now_ms(), place, is_current: stands(&mailbox), is_signed }, mailbox))
 }
 
 /// Whoever wrote it: the victim ends if it reads this. Two that fence the same node leave each other's message alone.

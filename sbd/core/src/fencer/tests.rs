@@ -43,7 +43,7 @@ fn beat(number: u64) -> Beat {
 
 fn read(device: usize, at_ms: u64, beat: Option<Beat>) -> VictimRead {
     let place = beat.map_or(OwnPlace::NeverWritten, |beat| OwnPlace::Beat(Box::new(beat)));
-    VictimRead { device, issued_ms: at_ms, ended_ms: at_ms + 1, place, is_current: true }
+    VictimRead { device, issued_ms: at_ms, ended_ms: at_ms + 1, place, is_current: true, is_signed: true }
 }
 
 /// The message was written at 100 on every device, and the place was read before that.
@@ -267,4 +267,47 @@ fn a_cluster_that_finds_its_node_again_takes_its_word_back() {
         let due = due(&fencer).map(|(due_ms, _)| due_ms);
         assert_eq!(due, word.map(|lost_ms: u64| lost_ms + 7585), "{word:?}");
     }
+}
+
+/// One device, a record there from before; what stands beside it was written by somebody else.
+fn unsigned(config: FencerConfig, first: &Beat, until_ms: &[u64]) -> Fencer {
+    let mut fencer = Fencer::new(config);
+    let look = |at_ms| VictimRead { is_signed: false, ..read(0, at_ms, Some(first.clone())) };
+    let known = Some((BeatVersion::of(first), 0));
+    fencer.handle_read(&VictimRead { is_current: false, ..look(1_000_000) }, known);
+    fencer.handle_written(0, 1_000_100);
+    until_ms.iter().for_each(|at_ms| fencer.handle_read(&look(*at_ms), None));
+    fencer
+}
+
+#[test]
+fn an_old_record_beside_a_mailbox_of_somebody_else_is_no_word_about_who_lives_there() {
+    let due = (1_010_100, Proof::Msgwait);
+    let answered = Beat { acknowledged: Some(Acknowledgement { reset_ms: 700, command: 2 }), ..beat(1) };
+    for record in [beat(1), answered.clone(), Beat { rule: Rule::Cluster, outlive_ms: 7000, ..answered.clone() }] {
+        let early = unsigned(CONFIG, &record, &[1_000_200, 1_005_000]);
+        assert_eq!(early.judge(1_010_100), FenceVerdict::Wait(Some(due)), "silent until then: {record:?}");
+        let late = unsigned(CONFIG, &record, &[1_000_200, 1_005_000, 1_010_100]);
+        assert_eq!((late.judge(1_010_099), late.judge(1_010_100)), (FenceVerdict::Wait(Some(due)), FenceVerdict::Gone(Proof::Msgwait)));
+        let unsafe_times = unsigned(FencerConfig { msgwait_ms: None, ..CONFIG }, &record, &[1_000_200, 1_020_000]);
+        assert_eq!(unsafe_times.judge(1_020_000), FenceVerdict::Wait(None), "{record:?}");
+        let ours = unsigned(FencerConfig { may_be_stock: false, ..CONFIG }, &record, &[1_000_200, 1_002_000]);
+        assert!(matches!(ours.judge(1_020_000), FenceVerdict::Gone(_)), "{record:?}");
+    }
+    // A sign of life under our eyes shows whose the record is.
+    let mut alive = unsigned(CONFIG, &beat(1), &[1_000_200]);
+    alive.handle_read(&VictimRead { is_signed: false, ..read(0, 1_000_300, Some(Beat { beat: 2, ..answered })) }, None);
+    assert_eq!(self::due(&alive).map(|(_, proof)| proof), Some(Proof::Acknowledged));
+    // One that its cluster may keep alive has not answered: nothing bounds it.
+    let kept = unsigned(CONFIG, &Beat { rule: Rule::Cluster, ..beat(1) }, &[1_000_200, 1_030_000]);
+    assert_eq!(kept.judge(1_040_000), FenceVerdict::Wait(None));
+}
+
+#[test]
+fn who_writes_into_the_mailbox_during_a_fence_may_be_stock_at_its_start() {
+    let mut fencer = fencer(CONFIG, Some(beat(1)));
+    assert_eq!(due(&fencer).map(|(_, proof)| proof), Some(Proof::Expired));
+    fencer.handle_read(&VictimRead { is_signed: false, is_current: false, ..read(0, 150, Some(beat(1))) }, None);
+    fencer.handle_read(&read(0, 200, Some(beat(1))), None);
+    assert_eq!(due(&fencer), Some((10_100, Proof::Msgwait)));
 }

@@ -37,11 +37,14 @@ impl Lifeline {
     }
 
     /// Judges the own mailbox. A watcher may be told to end, as stock does; a message for an earlier boot that it finds at its start is
-    /// erased, for stock tools show it to people, and a sender of ours writes again until something is proved.
+    /// erased, for stock tools show it to people, and a sender of ours writes again until something is proved. An empty mailbox is
+    /// signed at the start, and never later: a message of stock that came in between would be lost.
     pub(super) fn judge_mailbox(&self, seen: &MailboxSeen, age: PillAge) -> MailboxVerdict {
         let verdict = judge_mailbox(seen, self.config.boot, self.config.legacy, age);
         let is_opening = matches!(self.phase, Phase::Opening(_));
+        let is_first = is_opening || age == PillAge::BeforeThisBoot;
         match verdict {
+            MailboxVerdict::Empty if self.is_watch() && is_first && !seen.is_signed(self.config.boot) => MailboxVerdict::Unsigned,
             MailboxVerdict::Refused if self.is_watch() && seen.command == EXIT && is_opening => MailboxVerdict::Outdated,
             MailboxVerdict::Refused if self.is_watch() && seen.command == EXIT => MailboxVerdict::Stop,
             MailboxVerdict::Stale if self.is_watch() && is_opening => MailboxVerdict::Outdated,

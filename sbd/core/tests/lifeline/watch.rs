@@ -213,6 +213,24 @@ fn what_stands_in_the_mailbox_at_the_start() {
 }
 
 #[test]
+fn an_empty_mailbox_is_signed_at_the_start_and_never_later() {
+    // The boot that it names, its serial -> clears
+    let earlier = BootId([8; 16]);
+    for (tail, clears) in [(None, 1), (Some((earlier, 1)), 1), (Some((BOOT, 0)), 1), (Some((BOOT, 1)), 0)] {
+        let mut world = World::new(watch(1, ClusterSay::None));
+        let tail = tail.map(|(boot, serial)| TailSeen { boot, serial, authenticity: Authenticity::Unchecked });
+        world.mailbox[0] = MailboxSeen { tail, ..MailboxSeen::clear() };
+        world.start();
+        world.run(1000);
+        // What a stock tool leaves.
+        world.mailbox[0] = MailboxSeen::clear();
+        world.run(1000);
+        assert_eq!(world.machine.status().phase, PhaseName::Living);
+        assert_eq!(world.log.iter().filter(|(_, output)| matches!(output, Output::ClearMailbox { .. })).count(), clears, "{tail:?}");
+    }
+}
+
+#[test]
 fn a_life_that_has_answered_a_pill_is_not_gone_on_with_in_the_same_boot() {
     for (boot, ends) in [(BOOT, true), (BootId([8; 16]), false)] {
         let mut world = World::new(watch(1, ClusterSay::None));
