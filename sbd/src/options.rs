@@ -46,6 +46,8 @@ pub(crate) struct StockOptions {
     pub(crate) given_times: [Option<u32>; 4],
     /// For scripts: one JSON object instead of lines. An option of ours.
     pub(crate) is_json: bool,
+    /// A person says that the node whose slot is released is gone. An option of ours.
+    pub(crate) is_vouched: bool,
     /// The command and its arguments.
     pub(crate) words: Vec<String>,
 }
@@ -95,6 +97,7 @@ impl Default for StockOptions {
             move_to_root_cgroup: true,
             given_times: [None; 4],
             is_json: false,
+            is_vouched: false,
             words: Vec::new(),
         }
     }
@@ -125,6 +128,8 @@ pub(crate) enum Parsed {
     Fail(String),
 }
 
+/// As `deadbolt fence` calls it.
+pub(crate) const VOUCH: &str = "--i-vouch-that-it-is-gone";
 const WITH_VALUE: &str = "dpnwSs12345CItFr";
 const WITHOUT_VALUE: &str = "WPczZvhRTD";
 /// Those that are counted: an odd number of them is yes, an even one no.
@@ -155,8 +160,13 @@ fn try_parse(program: &str, arguments: &[String], variable: &dyn Fn(&str) -> Opt
             options.words.extend(rest.by_ref().cloned());
             break;
         }
-        if argument == "--json" {
-            options.is_json = true;
+        let ours = match argument.as_str() {
+            "--json" => Some(&mut options.is_json),
+            VOUCH => Some(&mut options.is_vouched),
+            _ => None,
+        };
+        if let Some(flag) = ours {
+            *flag = true;
             continue;
         }
         let Some(letters) = argument.strip_prefix('-').filter(|letters| !letters.is_empty()) else {

@@ -13,6 +13,7 @@ use deadbolt_disk_format::{SLOTS_MAX, SlotIndex};
 
 use crate::area::{Area, AreaError, is_same_name};
 use crate::fence::{PowerState, lives_of, power_state};
+use crate::options::VOUCH;
 
 /// How often a slot is tried for while others try too.
 const TRIES: usize = 64;
@@ -35,9 +36,11 @@ pub(crate) enum SlotError {
     Contended,
     #[error("{node:?} lives: {detail}; stop its sbd first")]
     Lives { node: String, detail: String },
-    #[error("nothing shows that {node:?} is gone: {reason}; fence it first, or stop its sbd cleanly")]
+    #[error(
+        "nothing shows that {node:?} is gone: {reason}; stop its sbd cleanly, or fence it, or see for yourself that its machine is off, and say so: {VOUCH}"
+    )]
     Unknown { node: String, reason: String },
-    #[error("the message {} waits in the mailbox of {node:?}; clear it first", command.word())]
+    #[error("the message {} waits in the mailbox of {node:?}; clear it first, or say that the node is gone: {VOUCH}", command.word())]
     Waiting { node: String, command: Command },
 }
 
@@ -78,19 +81,20 @@ fn spread(name: &str, tried: usize) -> usize {
     name.bytes().fold(tried, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)))
 }
 
-/// Frees a node's slot on every device. Nobody may live there: neither a watcher of ours, which beats, nor one of stock, which answers.
-pub(crate) fn release(devices: &[PathBuf], areas: &[Area], node: &str) -> Result<(), SlotError> {
+/// Frees a node's slot on every device. Nobody may live there: neither a watcher of ours, which beats, nor one of stock, which answers,
+/// whatever a person vouches for.
+pub(crate) fn release(devices: &[PathBuf], areas: &[Area], node: &str, is_vouched: bool) -> Result<(), SlotError> {
     for area in areas {
         let slot = area.slots()?.into_iter().find(|slot| is_same_name(&slot.name, node));
         let command = slot.map(|slot| slot.mailbox.command).unwrap_or_default();
-        if command.is_deadly() {
+        if command.is_deadly() && !is_vouched {
             return Err(SlotError::Waiting { node: node.to_owned(), command });
         }
     }
     match power_state(devices, node) {
         Ok(PowerState::Alive { detail }) => return Err(SlotError::Lives { node: node.to_owned(), detail }),
         // A record that neither beats nor stopped may be that of a node which its cluster keeps alive without this disk.
-        Ok(PowerState::Unknown { reason }) if lives_of(devices, node).iter().any(|life| !life.is_gone) => {
+        Ok(PowerState::Unknown { reason }) if !is_vouched && lives_of(devices, node).iter().any(|life| !life.is_gone) => {
             return Err(SlotError::Unknown { node: node.to_owned(), reason });
         }
         Ok(_) | Err(_) => {}
@@ -176,7 +180,7 @@ mod tests {
         let area = open(&device);
         let slot = allocate_slot(&area, "alpha", |_| ()).unwrap();
         area.send("alpha", Command::Reset, "beta").unwrap();
-        let release = || release(&[], &[open(&device)], "alpha");
+        let release = || release(&[], &[open(&device)], "alpha", false);
         assert!(matches!(release(), Err(SlotError::Waiting { command: Command::Reset, .. })));
         area.send("alpha", Command::Clear, "beta").unwrap();
         // Somebody answers a test: a watcher of stock.

@@ -117,6 +117,8 @@ Options:
   -4 SECONDS  msgwait time, for create (default: 10)
   -I SECONDS  how long an operation on a device may take (default: 3)
   --json      message and check: one JSON object
+  --i-vouch-that-it-is-gone
+              release: a person says so, where nothing else shows it
   -h          this text
   Other options of ClusterLabs sbd are taken and have no effect here.
 Commands:
@@ -275,7 +277,7 @@ fn release(options: &StockOptions, node: Option<&str>) -> bool {
     };
     let devices: Vec<PathBuf> = options.devices.iter().map(PathBuf::from).collect();
     let areas: Result<Vec<Area>, AreaError> = options.devices.iter().map(|device| open(options, device, Access::ReadWrite)).collect();
-    match areas.map_err(SlotError::from).and_then(|areas| slots::release(&devices, &areas, node)) {
+    match areas.map_err(SlotError::from).and_then(|areas| slots::release(&devices, &areas, node, options.is_vouched)) {
         Ok(()) => {
             Say::out(&format!("Slot of {node} has been released.\n"));
             true

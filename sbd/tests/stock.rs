@@ -141,10 +141,9 @@ fn each_goes_on_where_the_other_wrote() {
     }
 }
 
-/// A node under the rule *cluster* that is silent: only its cluster's loss bounds its life.
-#[test]
-fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_has_lost_it() {
-    let beat = Beat {
+/// A node under the rule *cluster* that fell silent.
+fn silent() -> Beat {
+    Beat {
         slot: SlotIndex(0),
         boot: BootId([1; 16]),
         writer: Incarnation([2; 16]),
@@ -160,15 +159,39 @@ fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_h
         boottime_ms: 0,
         outlive_ms: 3000,
         daemon: DaemonPart::default(),
-    };
+    }
+}
+
+/// An area with its slot and record.
+fn area_of_silent() -> Image {
+    let (image, beat) = (Image::new(), silent());
+    let path = image.path();
+    assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 6 create")).status.success());
+    let header = SbdHeader::decode(&read(path, ByteOffset(0), 512), 512).unwrap();
+    let node = SbdNode { is_in_use: true, name: "victim".into() };
+    write(path, ByteOffset(512), &encode_node_sector(&node, &beat, &node_record_place(header.uuid, beat.slot, 512), 512));
+    image
+}
+
+#[test]
+fn a_slot_of_which_nothing_shows_that_its_node_is_gone_is_freed_on_a_persons_word() {
+    let image = area_of_silent();
+    let path = image.path();
+    let release = |word: &str| sbd(ours(), &format!("-d {path} {word} release victim"));
+    let refused = release("");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing shows that"), "{refused:?}");
+    assert!(release("--i-vouch-that-it-is-gone").status.success());
+    assert_eq!(out(&sbd(ours(), &format!("-d {path} list"))), "");
+    assert_eq!(read(path, ByteOffset(512), 512), [0; 512], "no record is left either");
+}
+
+/// A node under the rule *cluster* that is silent: only its cluster's loss bounds its life.
+#[test]
+fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_has_lost_it() {
     let message = |members: &str| {
-        let image = Image::new();
+        let image = area_of_silent();
         let path = image.path();
-        assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 6 create")).status.success());
-        let header = SbdHeader::decode(&read(path, ByteOffset(0), 512), 512).unwrap();
-        let place = node_record_place(header.uuid, beat.slot, 512);
-        let node = SbdNode { is_in_use: true, name: "victim".into() };
-        write(path, ByteOffset(512), &encode_node_sector(&node, &beat, &place, 512));
         let tools = tempfile::tempdir().unwrap();
         let nodes = "nodelist.node.0.ring0_addr (str) = a\nnodelist.node.1.name (str) = victim\nnodelist.node.1.nodeid (u32) = 2\nnodelist.node.1.ring0_addr (str) = b\n";
         let status = format!("Ring ID: 1.5\nQuorate: Yes\nFlags: Quorate\nMembership information\n 1 1 sender\n{members}");
