@@ -53,6 +53,7 @@ fn check_device(options: &StockOptions, device: &str, say: &mut dyn FnMut(Option
     }
     for slot in area.slots()? {
         let (text, is_trouble) = match area.read_place(&area.placement(slot.index, &header))?.0 {
+            OwnPlace::Beat(beat) if beat.is_stopped => ("its sbd has stopped, and said so".to_owned(), false),
             OwnPlace::Beat(beat) => check_node(&beat, &header),
             OwnPlace::NeverWritten => ("leaves no record of ours: its death is proved by msgwait alone".to_owned(), false),
             OwnPlace::Unreadable => ("its record cannot be read".to_owned(), false),

@@ -163,19 +163,35 @@ fn silent() -> Beat {
 }
 
 /// An area with its slot and record.
-fn area_of_silent() -> Image {
-    let (image, beat) = (Image::new(), silent());
+fn area_of(beat: &Beat) -> Image {
+    let image = Image::new();
     let path = image.path();
     assert!(sbd(ours(), &format!("-d {path} -1 1 -2 0 -4 6 create")).status.success());
     let header = SbdHeader::decode(&read(path, ByteOffset(0), 512), 512).unwrap();
     let node = SbdNode { is_in_use: true, name: "victim".into() };
-    write(path, ByteOffset(512), &encode_node_sector(&node, &beat, &node_record_place(header.uuid, beat.slot, 512), 512));
+    write(path, ByteOffset(512), &encode_node_sector(&node, beat, &node_record_place(header.uuid, beat.slot, 512), 512));
     image
 }
 
 #[test]
+fn a_check_says_of_each_node_how_it_lives() {
+    for (beat, code, said) in [
+        (silent(), 0, "victim: rule cluster, lease 2000 ms, T 500 ms"),
+        (Beat { is_stopped: true, watchdog: WatchdogKind::None, ..silent() }, 0, "victim: its sbd has stopped, and said so"),
+        (Beat { watchdog: WatchdogKind::None, ..silent() }, 1, "victim: UNSAFE: rule cluster, lease 2000 ms, T 500 ms: it has no watchdog"),
+        (Beat { lease_ms: 7000, ..silent() }, 1, "it may live for 6500 ms, and msgwait is 6000 ms"),
+    ] {
+        let image = area_of(&beat);
+        let output = sbd(ours(), &format!("-d {} check", image.path()));
+        let text = format!("{}{}", out(&output), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
 fn a_slot_of_which_nothing_shows_that_its_node_is_gone_is_freed_on_a_persons_word() {
-    let image = area_of_silent();
+    let image = area_of(&silent());
     let path = image.path();
     let release = |word: &str| sbd(ours(), &format!("-d {path} {word} release victim"));
     let refused = release("");
@@ -190,7 +206,7 @@ fn a_slot_of_which_nothing_shows_that_its_node_is_gone_is_freed_on_a_persons_wor
 #[test]
 fn a_silent_node_that_its_cluster_may_keep_alive_is_gone_only_when_the_cluster_has_lost_it() {
     let message = |members: &str| {
-        let image = area_of_silent();
+        let image = area_of(&silent());
         let path = image.path();
         let tools = tempfile::tempdir().unwrap();
         let nodes = "nodelist.node.0.ring0_addr (str) = a\nnodelist.node.1.name (str) = victim\nnodelist.node.1.nodeid (u32) = 2\nnodelist.node.1.ring0_addr (str) = b\n";
