@@ -17,7 +17,7 @@ use crate::fence::safe_msgwait;
 use crate::options::StockOptions;
 use crate::stock::{Say, open};
 
-/// How long the nodes may take to live by other times. Chosen: they look at the header once a second.
+/// How long the nodes may take to live by other times. Chosen: they look at the header every four seconds.
 const ADOPT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Two looks at a record that lives show two beats.

@@ -42,8 +42,9 @@ pub(crate) use sampler::SbdTimes;
 /// Interval of cycles; a longer loop time is no reason to read the mailbox seldom. Chosen: a victim dies a quarter of a second after
 /// the message, at a cost of four small writes and reads.
 const POLL_MS: u32 = 250;
-/// Interval of the feeding thread, as in a cluster of ours (docs/timing.md).
-const FEED_MS: u32 = 100;
+/// The feeding thread wakes four times in a watchdog's time, and this often at least; to retire it is woken. Chosen: a life that gets its
+/// next cycle just in time is fed long before its watchdog fires.
+const FEED_MS_MAX: u32 = 500;
 /// Allowance for one cycle, as in a cluster of ours.
 const CYCLE_MS: u32 = 150;
 /// rho, 1 %.
@@ -348,7 +349,7 @@ fn timings(io_s: u32, SbdTimes { watchdog_s, loop_s }: SbdTimes) -> Timings {
     Timings {
         stall_ms,
         poll_ms,
-        feed_ms: FEED_MS,
+        feed_ms: (watchdog_ms / 4).min(FEED_MS_MAX),
         watchdog_ms,
         lateness_ms: LATENESS_MS,
         cycle_ms: CYCLE_MS,

@@ -5,6 +5,8 @@
 //! Does not: judge silence, or hold up the life that lends it its engines.
 //! Called by: the shell of the lifeline, for a watcher.
 
+use std::collections::BTreeSet;
+
 use deadbolt_disk::Operation;
 use deadbolt_disk_format::sbd::SbdHeader;
 use deadbolt_disk_format::{ByteOffset, DeviceUuid, SLOTS_MAX, SlotIndex};
@@ -14,9 +16,9 @@ use crate::fence::History;
 use crate::placement::Placement;
 
 /// How often the other nodes are looked at. Chosen: a node counts as silent up to this much later than it was; small beside any W.
-const SAMPLE_MS: u64 = 1000;
-/// Each look is either at the nodes or at the header.
-const LOOK_MS: u64 = SAMPLE_MS / 2;
+const LOOK_MS: u64 = 1000;
+/// Every fourth look is at the header instead of the nodes. Chosen: other times are seldom, and who changes them waits.
+const HEADER_EVERY: u32 = 4;
 /// Slots in one read. Chosen: more than most clusters have nodes; 128 KiB with sectors of 4096 bytes.
 const SLOTS: u16 = 16;
 
@@ -27,10 +29,12 @@ struct AreaSampler {
     end: u16,
     next: u16,
     is_busy: bool,
-    /// The next read, or the one under way, is that of the header.
-    is_header: bool,
+    /// Reads so far, with the one under way.
+    looks: u32,
     times: Option<SbdTimes>,
     history: History,
+    /// Slots whose beat was seen once.
+    fresh: BTreeSet<SlotIndex>,
 }
 
 /// The times of a header that a watcher lives by, s.
@@ -69,9 +73,10 @@ impl Sampler {
             end,
             next: 0,
             is_busy: false,
-            is_header: false,
+            looks: 0,
             times: None,
             history: History::default(),
+            fresh: BTreeSet::new(),
         };
         Self { areas: areas.map(one).collect(), adopted, due_ms: 0 }
     }
@@ -98,9 +103,7 @@ impl Sampler {
     pub(crate) fn handle_read(&mut self, device: usize, bytes: Option<&[u8]>, now_ms: u64) {
         let Some(area) = self.areas.get_mut(device) else { return };
         area.is_busy = false;
-        let was_header = area.is_header;
-        area.is_header = !was_header;
-        if was_header {
+        if area.is_header() {
             area.times = bytes.and_then(|bytes| area.times_of(bytes));
         } else if let Some(bytes) = bytes
             && area.take(bytes, now_ms)
@@ -128,8 +131,14 @@ impl AreaSampler {
         (DeviceUuid(header.uuid) == self.area).then(|| SbdTimes::of(&header))
     }
 
+    /// The read under way is that of the header.
+    fn is_header(&self) -> bool {
+        self.looks.is_multiple_of(HEADER_EVERY)
+    }
+
     fn begin(&mut self) -> Option<Operation> {
-        if self.is_header {
+        self.looks = self.looks.wrapping_add(1);
+        if self.is_header() {
             self.is_busy = true;
             return Some(Operation::Read { offset: ByteOffset(0), bytes: usize::try_from(self.placement.sector_bytes()).ok()? });
         }
@@ -138,10 +147,11 @@ impl AreaSampler {
         Some(Operation::Read { offset: ByteOffset(start), bytes: usize::try_from(end - start).ok()? })
     }
 
-    /// Takes in the beats of one read; true: something was new.
+    /// Takes in the beats of one read; true: a beat stands still that is not in the file yet. One that goes on would be old in the file
+    /// before anybody reads it.
     fn take(&mut self, bytes: &[u8], now_ms: u64) -> bool {
         let Some((start, _)) = self.span() else { return false };
-        let mut is_new = false;
+        let mut is_still = false;
         for slot in self.slots().map(SlotIndex) {
             let Some(placement) = self.placement.of(slot) else { continue };
             let (offset, length) = placement.beat();
@@ -149,12 +159,16 @@ impl AreaSampler {
             if let Some(bytes) = bytes.get(from..from + length)
                 && let (OwnPlace::Beat(beat), _) = placement.decode(bytes)
             {
-                is_new |= self.history.handle_seen(slot, BeatVersion::of(&beat), now_ms);
+                if self.history.handle_seen(slot, BeatVersion::of(&beat), now_ms) {
+                    self.fresh.insert(slot);
+                } else {
+                    is_still |= self.fresh.remove(&slot);
+                }
                 self.end = self.end.max(slot.0 + 1);
             }
         }
         // The slot behind the last one in use is the next one that is given away.
         self.next = if self.next + SLOTS <= self.end.min(SLOTS_MAX - 1) { self.next + SLOTS } else { 0 };
-        is_new
+        is_still
     }
 }
