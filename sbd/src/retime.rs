@@ -15,6 +15,7 @@ use deadbolt_sbd_core::OwnPlace;
 use crate::area::{Area, AreaError};
 use crate::fence::safe_msgwait;
 use crate::options::StockOptions;
+use crate::pill::is_signed;
 use crate::stock::{Say, open};
 
 /// How long the nodes may take to live by other times. Chosen: they look at the header every four seconds.
@@ -37,7 +38,7 @@ enum RetimeError {
     #[error("{0}")]
     Unsafe(String),
     #[error(
-        "{node:?} leaves no record of ours in its slot: a watcher of stock sbd ends when the header changes; stop it, or `release` the slot if nobody lives there"
+        "{node:?} leaves no record of ours in its slot, or one from before: a watcher of stock sbd ends when the header changes; stop it, or `release` the slot if nobody lives there"
     )]
     Foreign { node: String },
     #[error(
@@ -58,6 +59,14 @@ pub(crate) fn retime(options: &StockOptions) -> bool {
             false
         }
     }
+}
+
+/// What stands in a node's slot.
+struct Record {
+    node: String,
+    place: OwnPlace,
+    /// No program of stock has been started there since.
+    is_own: bool,
 }
 
 struct Areas<'a> {
@@ -88,12 +97,17 @@ impl<'a> Areas<'a> {
     }
 
     /// The records of all nodes, on the first device.
-    fn records(&self) -> Result<Vec<(String, OwnPlace)>, RetimeError> {
+    fn records(&self) -> Result<Vec<Record>, RetimeError> {
         let Some((device, area)) = self.opened.first() else { return Err(RetimeError::NoDevice) };
-        let read = || -> Result<Vec<(String, OwnPlace)>, AreaError> {
+        let read = || -> Result<Vec<Record>, AreaError> {
             let header = area.plausible_header()?;
-            let place = |slot: crate::area::Slot| Ok((slot.name, area.read_place(&area.placement(slot.index, &header))?.0));
-            area.slots()?.into_iter().map(place).collect()
+            let record = |slot: crate::area::Slot| {
+                let placement = area.placement(slot.index, &header);
+                let (place, mailbox) = area.read_place(&placement)?;
+                let is_own = placement.has_own_name() || matches!(&place, OwnPlace::Beat(beat) if is_signed(&mailbox, beat.boot));
+                Ok(Record { node: slot.name, place, is_own })
+            };
+            area.slots()?.into_iter().map(record).collect()
         };
         read().map_err(|source| RetimeError::Area { device: (*device).to_owned(), source })
     }
@@ -103,11 +117,13 @@ impl<'a> Areas<'a> {
         let first = self.records()?;
         std::thread::sleep(BEAT);
         let mut living = Vec::new();
-        for ((name, before), (_, now)) in first.into_iter().zip(self.records()?) {
-            match (before, now) {
-                (OwnPlace::Beat(before), OwnPlace::Beat(now)) if before.beat != now.beat && !now.is_stopped => living.push((name, *now)),
-                (OwnPlace::Beat(_), OwnPlace::Beat(_)) => {}
-                _ => return Err(RetimeError::Foreign { node: name }),
+        for (before, now) in first.into_iter().zip(self.records()?) {
+            match (before.place, now.place) {
+                (OwnPlace::Beat(before), OwnPlace::Beat(beat)) if before.beat != beat.beat && !beat.is_stopped => {
+                    living.push((now.node, *beat));
+                }
+                (OwnPlace::Beat(_), OwnPlace::Beat(_)) if now.is_own => {}
+                _ => return Err(RetimeError::Foreign { node: now.node }),
             }
         }
         Ok(living)
@@ -157,7 +173,7 @@ fn await_nodes(areas: &Areas<'_>, living: &[(String, Beat)]) -> Result<(), Retim
     loop {
         let records = areas.records()?;
         let has_old = |(name, before): &&(String, Beat)| {
-            let now = records.iter().find(|(found, _)| found == name).map(|(_, place)| place);
+            let now = records.iter().find(|record| record.node == *name).map(|record| &record.place);
             // Another boot has read the header itself.
             matches!(now, Some(OwnPlace::Beat(now)) if now.boot == before.boot && !now.is_stopped && now.lease_ms == before.lease_ms)
         };

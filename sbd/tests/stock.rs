@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Image, STOCK, attach, has_stock, ours, out, read, sbd, write};
 use deadbolt_disk::ByteOffset;
 use deadbolt_disk_format::node_record::{encode_node_sector, node_record_place};
-use deadbolt_disk_format::sbd::{SbdHeader, SbdNode};
+use deadbolt_disk_format::sbd::{Mailbox, MailboxTail, SbdHeader, SbdNode, Tail};
 use deadbolt_disk_format::{Beat, BootId, DaemonPart, Incarnation, Rule, SlotIndex, WatchdogKind};
 
 const HEADER: &str = "Number of slots    : 255
@@ -187,6 +187,19 @@ fn a_check_says_of_each_node_how_it_lives() {
         assert_eq!(output.status.code(), Some(code), "{text}");
         assert!(text.contains(said), "{text}");
     }
+}
+
+#[test]
+fn times_are_not_changed_under_a_node_that_may_have_gone_back_to_stock() {
+    let image = area_of(&Beat { is_stopped: true, ..silent() });
+    let retime = || sbd(ours(), &format!("-d {} -4 9 retime", image.path()));
+    let refused = retime();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("or one from before"), "{refused:?}");
+    // As its own watcher leaves it.
+    let tail = MailboxTail { victim_boot: silent().boot, serial: 1, mac: [0; 16] };
+    write(image.path(), ByteOffset(1024), &Mailbox { tail: Tail::Present(tail), ..Mailbox::default() }.encode(512));
+    assert!(retime().status.success());
 }
 
 #[test]

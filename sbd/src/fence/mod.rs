@@ -415,7 +415,7 @@ impl Fence {
         let why = match (self.fencer.victim(), safe_msgwait(&self.headers, io)) {
             _ if is_cut => "evidence was waited for no longer; allow more time".to_owned(),
             (Some(beat), _) if beat.rule == Rule::Cluster => {
-                "its cluster may keep it alive without its disk, so that silence proves nothing: look at that node, or use another fencing device".to_owned()
+                "its cluster may keep it alive without its disk, so that silence proves nothing, and this machine's corosync does not say that it has lost it: look at that node, or use another fencing device".to_owned()
             }
             (_, Err(reason)) => reason,
             (None, Ok(_)) => {

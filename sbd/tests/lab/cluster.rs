@@ -22,12 +22,14 @@ use crate::peers::{self, MOUNTS, configuration};
 const NAMES: [&str; 3] = ["sender", "other", "victim"];
 const PROGRAMS: [&str; 7] = ["corosync", "corosync-quorumtool", "corosync-cmapctl", "ip", "nsenter", "unshare", "mount"];
 const COROSYNC: &str = "/usr/sbin/corosync";
+/// Longer than a corosync of the three waits for a processor among all the tests that run beside this one.
+const TOKEN_MS: u32 = 1500;
 /// T of the watchdog's second.
 const RESET: Duration = Duration::from_millis(2010);
 /// Its servant's interval of questions, and what a busy machine adds.
-const ASKED: Duration = Duration::from_millis(1000 + 1000);
-/// The same, and before it the token and the consensus of 1.2 tokens of three nodes.
-const NOTICED: Duration = Duration::from_millis(1150 + 1380 + 1000 + 1000);
+const ASKED: Duration = Duration::from_millis(1000 + 1500);
+/// The same, and before it the token of three nodes, which is 650 ms longer, and the consensus of 1.2 tokens.
+const NOTICED: Duration = Duration::from_millis(2150 + 2580 + 1000 + 1000);
 
 struct Cluster {
     nodes: [Node; 3],
@@ -44,7 +46,7 @@ fn cluster(options: &str) -> Option<Cluster> {
     create(&ours(), disk.sender.path(), "-1 1 -4 6", &NAMES);
     let etc = tempfile::tempdir_in(folder()).unwrap();
     std::fs::create_dir(etc.path().join("uidgid.d")).unwrap();
-    std::fs::write(etc.path().join("corosync.conf"), configuration(&NAMES, "")).unwrap();
+    std::fs::write(etc.path().join("corosync.conf"), configuration(&NAMES, TOKEN_MS, "")).unwrap();
     let wait = "while [ ! -e \"$NODE/cable\" ]; do sleep 0.05; done";
     let script = format!("set -- {}\n{MOUNTS}\n{wait}\ncorosync -f &\n", etc.path().display());
     let start = |name: &&str| {
@@ -133,11 +135,14 @@ impl Cluster {
         Duration::from_millis(published().into())
     }
 
-    /// A message from the sender's node.
+    /// A message from the sender's node. A success is said of a dead node only, whatever else was expected.
     fn send(&self) -> (Output, Instant) {
         let mut command = self.sender().command(&ours());
         command.arg("-d").arg(self.disk.sender.path()).args(["-n", "sender", "message", "victim", "reset"]);
-        (command.output().unwrap(), Instant::now())
+        let (output, ended) = (command.output().unwrap(), Instant::now());
+        let is_dead = self.victim().died().is_some_and(|died| died < ended);
+        assert!(is_dead || !output.status.success(), "{output:?} {}", self.victim().log());
+        (output, ended)
     }
 
     fn victim_died(&self, limit: Duration) -> Instant {
@@ -154,7 +159,6 @@ fn said(output: &Output) -> String {
 fn assert_lost((output, ended): &(Output, Instant), died: Instant, since: Instant) {
     eprintln!("dead after {:.2} s, reported after {:.2} s", (died - since).as_secs_f64(), (*ended - since).as_secs_f64());
     assert!(output.status.success() && said(output).contains("evidence: cluster-lost"), "{output:?}");
-    assert!(died < *ended, "reported {:?} before its death", died - *ended);
 }
 
 #[test]
@@ -163,7 +167,7 @@ fn a_node_that_lost_its_disk_lives_with_its_cluster_and_is_gone_only_without() {
     let outlive = cluster.outlive();
     cluster.disk.hung.hold(Hold::All).unwrap();
     let unproved = cluster.send();
-    assert_eq!(unproved.0.status.code(), Some(1), "{unproved:?}");
+    assert_eq!(unproved.0.status.code(), Some(1), "dead: {:?}, {unproved:?} {}", cluster.victim().died(), cluster.victim().log());
     assert!(said(&unproved.0).contains("silence proves nothing"), "{unproved:?}");
     assert_eq!(cluster.victim().died(), None, "its cluster keeps it alive: {}", cluster.victim().log());
 

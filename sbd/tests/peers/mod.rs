@@ -19,6 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+/// For tests that wait for a loss.
+const TOKEN_MS: u32 = 500;
 /// Far more than anything here needs on a busy machine.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -205,7 +207,7 @@ impl Drop for Peer {
 
 /// Two nodes with corosync at work, joined by a cable.
 pub fn pair(quorum: &str) -> [Peer; 2] {
-    let mut peers = [(); 2].map(|()| Peer::new(&configuration(&["n1", "n2"], quorum)));
+    let mut peers = [(); 2].map(|()| Peer::new(&configuration(&["n1", "n2"], TOKEN_MS, quorum)));
     let [a, b] = peers.each_ref().map(|peer| peer.process.id().to_string());
     assert!(ip(&["link", "add", "cable", "netns", &a, "type", "veth", "peer", "name", "cable", "netns", &b]));
     for (number, peer) in peers.iter_mut().enumerate() {
@@ -218,7 +220,7 @@ pub fn pair(quorum: &str) -> [Peer; 2] {
 
 /// One node with corosync at work.
 pub fn lone() -> Peer {
-    let mut peer = Peer::new(&configuration(&["alpha"], ""));
+    let mut peer = Peer::new(&configuration(&["alpha"], TOKEN_MS, ""));
     assert!(peer.run("ip address add 10.99.7.1/24 dev lo"));
     peer.start_corosync();
     peer
@@ -229,13 +231,13 @@ pub fn ip(arguments: &[&str]) -> bool {
 }
 
 /// Of nodes at 10.99.7.1 and behind.
-pub fn configuration(names: &[&str], quorum: &str) -> String {
+pub fn configuration(names: &[&str], token_ms: u32, quorum: &str) -> String {
     let node = |(number, name): (usize, &&str)| {
         format!("  node {{\n    ring0_addr: 10.99.7.{number}\n    name: {name}\n    nodeid: {number}\n  }}\n")
     };
     let nodes: String = (1..).zip(names).map(node).collect();
     format!(
-        "totem {{\n  version: 2\n  cluster_name: test\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  token: 500\n}}\n\
+        "totem {{\n  version: 2\n  cluster_name: test\n  transport: knet\n  crypto_cipher: none\n  crypto_hash: none\n  token: {token_ms}\n}}\n\
          nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{quorum}}}\n\
          system {{\n  sched_rr: no\n  move_to_root_cgroup: no\n}}\nlogging {{\n  to_stderr: yes\n  to_syslog: no\n}}\n"
     )
