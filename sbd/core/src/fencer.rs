@@ -135,6 +135,8 @@ struct DeviceView {
     is_unsigned: bool,
     /// When the last read was issued that showed the same with the message beside it.
     silent_until_ms: u64,
+    /// A read that showed the message has shown that life, or none: the first look may have been older than it seemed.
+    is_confirmed: bool,
     /// Another boot behind that life, and since when it is seen.
     other: Option<(BootId, u64)>,
     written_ms: Option<u64>,
@@ -174,9 +176,18 @@ impl Fencer {
         self.lives().max_by_key(|beat| (!beat.is_stopped, beat.beat))
     }
 
-    /// Lives that may be the machine's present one. Devices that do not agree show lives from before beside it.
+    /// Lives that may be the machine's present one. Devices that do not agree show lives from before beside it. What one of them shows
+    /// that is older than another's newest of the same life says nothing: that life may have stopped since.
     fn lives(&self) -> impl Iterator<Item = &Beat> {
-        self.devices.iter().filter_map(|view| view.beat.as_ref()).filter(|beat| self.is_present(beat))
+        self.shown().filter(|beat| self.is_present(beat) && self.is_newest(beat))
+    }
+
+    fn shown(&self) -> impl Iterator<Item = &Beat> {
+        self.devices.iter().filter_map(|view| view.beat.as_ref())
+    }
+
+    fn is_newest(&self, beat: &Beat) -> bool {
+        !self.shown().any(|other| other.writer == beat.writer && other.beat > beat.beat)
     }
 
     fn is_present(&self, beat: &Beat) -> bool {
@@ -210,7 +221,11 @@ impl Fencer {
         }
         let is_same = match (&read.place, &view.beat) {
             (OwnPlace::Beat(beat), Some(shown)) if beat.boot != shown.boot => {
-                if beat.beat > shown.beat {
+                let is_behind = beat.beat > shown.beat;
+                // It was there before the message: the message names a boot that was over, and the one that lives does not obey it.
+                if is_behind && !view.is_confirmed {
+                    (view.shown_ms, view.beat) = (read.ended_ms, Some((**beat).clone()));
+                } else if is_behind {
                     let since_ms = view.other.filter(|(boot, _)| *boot == beat.boot).map_or(read.ended_ms, |(_, since_ms)| since_ms);
                     view.other = Some((beat.boot, since_ms));
                 }
@@ -230,6 +245,7 @@ impl Fencer {
             }
             (OwnPlace::Beat(beat), Some(shown)) => {
                 view.other = None;
+                view.is_confirmed |= read.is_current;
                 let is_same = BeatVersion::of(beat) == BeatVersion::of(shown);
                 if !is_same {
                     (view.shown_ms, view.beat) = (read.ended_ms, Some((**beat).clone()));
@@ -238,7 +254,10 @@ impl Fencer {
                 is_same
             }
             // Who lives by this device writes there.
-            (OwnPlace::NeverWritten, None) => true,
+            (OwnPlace::NeverWritten, None) => {
+                view.is_confirmed |= read.is_current;
+                true
+            }
             (OwnPlace::NeverWritten | OwnPlace::Unreadable, _) => false,
         };
         if is_same && read.is_current {
@@ -303,8 +322,10 @@ impl Fencer {
                 let is_read = u32::try_from(views.filter(has_stood).count()).unwrap_or(0) >= majority(self.count());
                 is_read && (!self.is_guarded() || self.is_confirmed((due_ms, Proof::Expired)))
             }
+            // On so many devices the present life has been seen, whatever the first looks showed.
+            Proof::ClusterLost => u32::try_from(views.filter(|view| view.is_confirmed).count()).unwrap_or(0) >= majority(self.count()),
             // Ejected is no candidate: no read of these devices shows it.
-            Proof::Ejected | Proof::Rebooted | Proof::Acknowledged | Proof::ClusterLost => true,
+            Proof::Ejected | Proof::Rebooted | Proof::Acknowledged => true,
         }
     }
 
@@ -344,7 +365,7 @@ impl Fencer {
             return None;
         }
         let answer = |view: &DeviceView| {
-            let beat = view.beat.as_ref().filter(|beat| beat.boot == boot)?;
+            let beat = view.beat.as_ref().filter(|beat| view.is_confirmed && beat.boot == boot)?;
             let span_ms = u64::from(beat.acknowledged?.reset_ms) + u64::from(self.config.storage_delay_ms);
             Some(view.answered_ms? + self.wait_ms(span_ms))
         };
@@ -352,11 +373,10 @@ impl Fencer {
         Some((due_ms, Proof::Acknowledged))
     }
 
-    /// When the lease of the last change has ended. What one device shows that is older than the newest of the same life is no change.
+    /// When the lease of the last change has ended.
     fn silence_ms(&self) -> u64 {
         let views = self.devices.iter().filter_map(|view| Some((view.beat.as_ref()?, view.shown_ms)));
-        let is_newest =
-            |beat: &Beat| self.is_present(beat) && !self.lives().any(|other| other.writer == beat.writer && other.beat > beat.beat);
+        let is_newest = |beat: &Beat| self.is_present(beat) && self.is_newest(beat);
         let changed_ms = views.filter(|(beat, _)| is_newest(beat)).map(|(_, shown_ms)| shown_ms).max().unwrap_or(0);
         changed_ms + expiry_ms(self.lease_ms, self.config.drift_ppm) + self.delay_ms()
     }

@@ -145,8 +145,36 @@ fn of_two_devices_both_and_of_three_two_have_to_show_silence() {
 fn another_boot_counts_after_d_unless_it_is_an_older_one() {
     for (number, expected) in [(9, Some((200 + DELAY_MS, Proof::Rebooted))), (4, None)] {
         let mut fencer = fencer(FencerConfig { msgwait_ms: None, ..CONFIG }, Some(Beat { rule: Rule::Cluster, ..beat(5) }));
+        fencer.handle_read(&read(0, 150, Some(Beat { rule: Rule::Cluster, ..beat(5) })), None);
         fencer.handle_read(&read(0, 199, Some(Beat { boot: BootId([9; 16]), ..beat(number) })), None);
         assert_eq!(due(&fencer), expected, "{number}");
+    }
+}
+
+#[test]
+fn a_boot_that_was_there_before_the_message_is_none_that_came_after_it() {
+    let old = Beat { boot: OLD, acknowledged: Some(Acknowledgement { reset_ms: 700, command: 2 }), ..beat(5) };
+    // The first look went through a path that showed what stood there once.
+    let mut fencer = fencer(FencerConfig { msgwait_ms: None, ..CONFIG }, Some(old.clone()));
+    assert_eq!(due(&fencer).map(|(_, proof)| proof), Some(Proof::Expired), "its answer counts when it stands beside the message");
+    let mut answered = fencer.clone();
+    answered.handle_read(&read(0, 150, Some(old)), None);
+    assert_eq!(due(&answered).map(|(_, proof)| proof), Some(Proof::Acknowledged));
+    fencer.handle_read(&read(0, 199, Some(beat(90))), None);
+    assert_eq!(due(&fencer), Some((200 + expiry_ms(4000, 10_000) + DELAY_MS, Proof::Expired)), "the one that lives is judged");
+    fencer.handle_read(&read(0, 249, Some(beat(91))), None);
+    assert_eq!(due(&fencer), Some((250 + expiry_ms(4000, 10_000) + DELAY_MS, Proof::Expired)));
+}
+
+#[test]
+fn a_device_that_lags_does_not_bring_a_life_back_that_has_stopped() {
+    let stopped = Some(Beat { is_stopped: true, ..beat(9) });
+    for looks in [[stopped.clone(), Some(beat(8))], [Some(beat(8)), stopped.clone()]] {
+        let mut fencer = looked(CONFIG, &looks);
+        for (device, look) in looks.iter().enumerate() {
+            fencer.handle_read(&read(device, 9000, look.clone()), None);
+        }
+        assert_eq!(fencer.judge(10_099), FenceVerdict::Wait(Some((10_100, Proof::Msgwait))), "the stock program may live there since");
     }
 }
 
@@ -157,8 +185,10 @@ fn silence_of_a_node_that_its_cluster_keeps_alive_proves_nothing() {
     assert_eq!(due(&fencer), None);
     let lost = self::fencer(FencerConfig { lost_ms: Some(50), ..CONFIG }, Some(alive.clone()));
     assert_eq!(due(&lost), Some((10_100, Proof::ClusterLost)), "never shorter than stock");
-    let late = self::fencer(FencerConfig { lost_ms: Some(9000), ..CONFIG }, Some(alive.clone()));
-    assert_eq!(due(&late), Some((9000 + 7585, Proof::ClusterLost)));
+    let mut late = self::fencer(FencerConfig { lost_ms: Some(9000), ..CONFIG }, Some(alive.clone()));
+    assert_eq!(late.judge(20_000), FenceVerdict::Wait(Some((9000 + 7585, Proof::ClusterLost))), "another life may stand there");
+    late.handle_read(&read(0, 200, Some(alive.clone())), None);
+    assert_eq!(late.judge(9000 + 7585), FenceVerdict::Gone(Proof::ClusterLost));
     let long = self::fencer(FencerConfig { lost_ms: Some(50), ..CONFIG }, Some(Beat { lease_ms: 16_000, ..alive.clone() }));
     assert_eq!(due(&long), Some((100 + expiry_ms(16_000, 10_000) + DELAY_MS, Proof::ClusterLost)), "its disk may have kept it alive");
     let unpublished = self::fencer(FencerConfig { lost_ms: Some(50), ..CONFIG }, Some(Beat { outlive_ms: 0, ..alive }));
