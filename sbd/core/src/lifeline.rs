@@ -754,10 +754,12 @@ impl Lifeline {
     fn condemn(&mut self, now_ms: u64, command: ResetCommand, reason: ResetReason) {
         self.forget_leaving();
         let grace_ms = self.config.timings.cycle_ms.clamp(ACKNOWLEDGE_MS.0, ACKNOWLEDGE_MS.1);
-        self.lease_end_ms = None;
+        // Where no watchdog runs, nothing else ends this life with its lease.
+        let due_ms = now_ms + u64::from(grace_ms);
+        let reset_at_ms = self.lease_end_ms.take().map_or(due_ms, |end_ms| end_ms.min(due_ms));
         self.outputs.push_back(Output::EndLease);
         self.outputs.push_back(Output::RetireFeeder { is_crash: command == ResetCommand::Crash });
-        self.phase = Phase::Condemned { command, reason, reset_at_ms: now_ms + u64::from(grace_ms), answer: None, is_reset_out: false };
+        self.phase = Phase::Condemned { command, reason, reset_at_ms, answer: None, is_reset_out: false };
     }
 
     /// Ends this life before anything else happens.

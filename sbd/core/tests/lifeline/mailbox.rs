@@ -47,6 +47,20 @@ fn the_reset_never_waits_long_for_the_acknowledgement() {
 }
 
 #[test]
+fn who_answers_does_not_outlive_its_lease_meanwhile() {
+    let mut world = World::living(1);
+    world.answers_retire = false;
+    let (lease_ms, poll_ms) = (timings().lease_ms, timings().poll_ms);
+    // The next cycle comes back a moment before the lease of the one before ends.
+    world.health[0] = Health::Fine(u64::from(lease_ms - poll_ms) - 20);
+    world.mailbox[0] = pill(2, Some(BOOT));
+    world.run(u64::from(lease_ms) + 1000);
+    let (at_ms, _, reason) = world.reset().unwrap();
+    assert!(matches!(reason, ResetReason::Pill { .. }), "{reason:?}");
+    assert!(at_ms <= *world.leases().last().unwrap());
+}
+
+#[test]
 fn pills_for_another_boot_are_left_alone_and_those_from_before_it_erased() {
     let mut world = World::living(1);
     world.mailbox[0] = pill(2, Some(BootId([5; 16])));
