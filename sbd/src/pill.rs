@@ -152,13 +152,15 @@ pub fn encode_pill(pill: &Pill<'_>, key: &PillKey, sector_bytes: u32) -> Vec<u8>
 
 /// The empty mailbox that a watcher leaves in the area of a stock device: it names its boot. A program of stock that starts there empties
 /// it wholly, and does not touch the record beside it: the name is what shows whose the record still is.
-pub(crate) fn signed_mailbox(boot: BootId, sector_bytes: u32) -> Vec<u8> {
+#[must_use]
+pub fn signed_mailbox(boot: BootId, sector_bytes: u32) -> Vec<u8> {
     let tail = MailboxTail { victim_boot: boot, serial: 1, mac: [0; MAC_BYTES] };
     Mailbox { tail: Tail::Present(tail), ..Mailbox::default() }.encode(sector_bytes)
 }
 
 /// Does a mailbox name this boot, and nobody but its watcher and those who saw its name there have written since?
-pub(crate) fn is_signed(sector: &[u8], boot: BootId) -> bool {
+#[must_use]
+pub fn is_signed(sector: &[u8], boot: BootId) -> bool {
     read_mailbox(sector, None).is_ok_and(|seen| seen.is_signed(boot))
 }
 

@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 use deadbolt_disk_format::span::{expiry_ms, observed_ms};
 use deadbolt_disk_format::{Beat, BootId, Incarnation, NodeState, Rule, WatchdogKind};
 
+#[cfg(feature = "planted")]
+use crate::planted::FenceMistake;
 use crate::regime::watch_quorum;
 use crate::verdict::majority;
 use crate::words::OwnPlace;
@@ -153,13 +155,33 @@ pub struct Fencer {
     living: Option<BootId>,
     /// The longest lease that was published.
     lease_ms: u32,
+    #[cfg(feature = "planted")]
+    mistake: Option<FenceMistake>,
 }
 
 impl Fencer {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(config: FencerConfig) -> Self {
-        Self { devices: vec![DeviceView::default(); config.devices], config, living: None, lease_ms: 0 }
+        Self {
+            devices: vec![DeviceView::default(); config.devices],
+            config,
+            living: None,
+            lease_ms: 0,
+            #[cfg(feature = "planted")]
+            mistake: None,
+        }
+    }
+
+    /// Plants a mistake.
+    #[cfg(feature = "planted")]
+    pub fn plant(&mut self, mistake: FenceMistake) {
+        self.mistake = Some(mistake);
+    }
+
+    #[cfg(feature = "planted")]
+    fn has_mistake(&self, mistake: FenceMistake) -> bool {
+        self.mistake == Some(mistake)
     }
 
     /// The boot that the message on this device has to name; none: nobody of ours was seen. A device that was lost for a while shows a
@@ -214,7 +236,10 @@ impl Fencer {
         let is_new_boot = |beat: &Beat| is_late && newest.is_some_and(|newest| beat.beat > newest) && !is_known_boot(beat);
         let is_behind = matches!(&read.place, OwnPlace::Beat(beat) if is_new_boot(beat));
         let Some(view) = self.devices.get_mut(read.device) else { return };
-        view.is_damaged = read.place == OwnPlace::Unreadable;
+        let is_damaged = read.place == OwnPlace::Unreadable;
+        #[cfg(feature = "planted")]
+        let is_damaged = is_damaged && self.mistake != Some(FenceMistake::UnreadableIsMissing);
+        view.is_damaged = is_damaged;
         view.is_unsigned |= !read.is_signed;
         if read.is_current {
             view.stood_ms = view.stood_ms.max(read.issued_ms);
@@ -273,6 +298,10 @@ impl Fencer {
     }
 
     fn delay_ms(&self) -> u64 {
+        #[cfg(feature = "planted")]
+        if self.has_mistake(FenceMistake::NoDelay) {
+            return 0;
+        }
         self.wait_ms(u64::from(self.config.storage_delay_ms))
     }
 
@@ -284,7 +313,10 @@ impl Fencer {
     fn majority_ms(&self, instants: impl Iterator<Item = u64>) -> Option<u64> {
         let mut instants: Vec<u64> = instants.collect();
         instants.sort_unstable();
-        instants.get(usize::try_from(majority(self.count())).unwrap_or(usize::MAX) - 1).copied()
+        let needed = majority(self.count());
+        #[cfg(feature = "planted")]
+        let needed = if self.has_mistake(FenceMistake::OneDevice) { 1 } else { needed };
+        instants.get(usize::try_from(needed).unwrap_or(usize::MAX) - 1).copied()
     }
 
     /// Since when the message stands on more than half of the devices.
@@ -315,6 +347,10 @@ impl Fencer {
         match proof {
             Proof::Expired | Proof::Left => {
                 let silent = views.filter(|view| view.silent_until_ms >= due_ms).count();
+                #[cfg(feature = "planted")]
+                if self.has_mistake(FenceMistake::OneDevice) {
+                    return silent > 0;
+                }
                 u32::try_from(silent).unwrap_or(0) + watch_quorum(self.count()) > self.count()
             }
             Proof::Msgwait => {
@@ -355,6 +391,10 @@ impl Fencer {
 
     /// Every life that was not ended cleanly is under the rule *disk*.
     fn is_disk(&self) -> bool {
+        #[cfg(feature = "planted")]
+        if self.has_mistake(FenceMistake::ClusterSilence) {
+            return true;
+        }
         self.lives().all(|beat| beat.is_stopped || beat.rule == Rule::Disk)
     }
 
@@ -367,6 +407,8 @@ impl Fencer {
         let answer = |view: &DeviceView| {
             let beat = view.beat.as_ref().filter(|beat| view.is_confirmed && beat.boot == boot)?;
             let span_ms = u64::from(beat.acknowledged?.reset_ms) + u64::from(self.config.storage_delay_ms);
+            #[cfg(feature = "planted")]
+            let span_ms = if self.has_mistake(FenceMistake::AnswerAtOnce) { 0 } else { span_ms };
             Some(view.answered_ms? + self.wait_ms(span_ms))
         };
         let due_ms = self.devices.iter().filter_map(answer).min()?;
@@ -378,6 +420,10 @@ impl Fencer {
         let views = self.devices.iter().filter_map(|view| Some((view.beat.as_ref()?, view.shown_ms)));
         let is_newest = |beat: &Beat| self.is_present(beat) && self.is_newest(beat);
         let changed_ms = views.filter(|(beat, _)| is_newest(beat)).map(|(_, shown_ms)| shown_ms).max().unwrap_or(0);
+        #[cfg(feature = "planted")]
+        if self.has_mistake(FenceMistake::SilenceWithoutLease) {
+            return changed_ms + self.delay_ms();
+        }
         changed_ms + expiry_ms(self.lease_ms, self.config.drift_ppm) + self.delay_ms()
     }
 

@@ -1,8 +1,8 @@
-//! What: mistakes that can be planted into the lifeline, so that the simulator proves that it would see them.
+//! What: mistakes that can be planted into the lifeline and the fencer, so that the simulator proves that it would see them.
 //! Owns: their names.
 //! Invariants: not part of any build but those with the feature `planted`.
 //! Does not: make them; each stands at the line that it spoils.
-//! Called by: the lifeline machine, the simulator.
+//! Called by: the two machines, the simulator.
 
 /// A mistake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,4 +11,25 @@ pub enum Mistake {
     DeadHolderIsIdle,
     /// "Held nothing" is forgotten by the next sbd of the same boot.
     HeldNothingForgotten,
+    /// A watcher under the rule *disk* disarms before its last beat stands.
+    DisarmedBeforeWord,
+    /// A watcher lives by the time that its watchdog grants, and publishes the lease that it asked for.
+    GrantedTimeNotPublished,
+}
+
+/// A mistake of a sender.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceMistake {
+    /// An answer counts at once, without T + D.
+    AnswerAtOnce,
+    /// Silence counts after D, without the lease that the record publishes.
+    SilenceWithoutLease,
+    /// One device is enough for everything.
+    OneDevice,
+    /// Silence counts under the rule *cluster*, too.
+    ClusterSilence,
+    /// A record that cannot be read is one that is missing.
+    UnreadableIsMissing,
+    /// D is forgotten.
+    NoDelay,
 }

@@ -2,7 +2,7 @@
 //! Owns: what a fence answers; nothing else calls a node gone.
 //! Invariants: `Gone` names evidence that was seen; a failed write, a stale mailbox or a header that cannot be true is never `Gone`.
 //! Does not: print or choose a victim; asking for the power state writes nothing.
-//! Called by: the fence agent, `message`.
+//! Called by: the fence agent, `message`; the simulator goes by its times.
 
 mod history;
 mod member;
@@ -31,7 +31,7 @@ pub use power::power_state;
 use work::{DeviceWork, FirstLook, Message, Order, Said};
 
 /// How long a device may take to answer, and what a node of stock tolerates unless it is told otherwise (compatibility).
-pub(crate) const ANSWER: Duration = Duration::from_secs(3);
+pub const ANSWER: Duration = Duration::from_secs(3);
 /// How long all devices are waited for once enough have answered. Chosen: one that answers late must not delay the message by more.
 const GRACE: Duration = Duration::from_millis(300);
 /// Longest time between two judgements: what is due is due at an instant.
@@ -443,7 +443,9 @@ fn check_distinct(paths: &[PathBuf], found: &[FirstLook]) -> Result<(), FenceErr
     Ok(())
 }
 
-fn config(devices: usize, msgwait_ms: Option<u64>, (may_be_stock, stand_ms): (bool, u64)) -> FencerConfig {
+/// What a sender goes by.
+#[must_use]
+pub fn config(devices: usize, msgwait_ms: Option<u64>, (may_be_stock, stand_ms): (bool, u64)) -> FencerConfig {
     FencerConfig { devices, storage_delay_ms: STORAGE_DELAY_MS, drift_ppm: DRIFT_PPM, msgwait_ms, may_be_stock, lost_ms: None, stand_ms }
 }
 
@@ -458,7 +460,10 @@ pub(crate) fn say_beat(beat: &Beat) -> String {
 
 /// The time after which a node without a record of ours is dead, if the area's times can be true: it tolerates its I/O time and its loop
 /// time without a read, and then its watchdog has to fire. Its I/O time is not on the disk: stock's default stands for it.
-pub(crate) fn safe_msgwait(headers: &[SbdHeader], io: Duration) -> Result<u64, String> {
+///
+/// # Errors
+/// Why they cannot be true.
+pub fn safe_msgwait(headers: &[SbdHeader], io: Duration) -> Result<u64, String> {
     for header in headers {
         let needed_s = io.as_secs() + u64::from(header.loop_s) + u64::from(header.watchdog_s) + LATENESS_S;
         if u64::from(header.msgwait_s) < needed_s {

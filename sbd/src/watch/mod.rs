@@ -3,7 +3,7 @@
 //! Invariants: returns success only once the watchdog is armed and the first lease runs; the watchdog is opened behind setsid, while
 //! this process has one thread.
 //! Does not: decide anything after the start; see `life` and sbd core.
-//! Called by: `stock`.
+//! Called by: `stock`; the simulator goes by its times.
 
 mod background;
 pub(crate) mod boot;
@@ -36,8 +36,7 @@ use crate::watchdog::{ArmedWatchdog, DeviceWatchdog, NoWatchdog, Watchdog, Watch
 use background::{Background, Detached, PidFile, PidFileError, Tried};
 use cluster::Servants;
 use places::{Found, open_all};
-pub use sampler::Sampler;
-pub(crate) use sampler::SbdTimes;
+pub use sampler::{Sampler, SbdTimes};
 
 /// Interval of cycles; a longer loop time is no reason to read the mailbox seldom. Chosen: a victim dies a quarter of a second after
 /// the message, at a cost of four small writes and reads.
@@ -207,7 +206,8 @@ fn wait_for_word(cluster: &mut dyn ClusterWord, stop: BorrowedFd<'_>) -> Result<
 }
 
 /// The watchdog runs with this time already: the first beat behind that has to publish the lease that follows from it.
-fn with_granted(timings: Timings, granted_ms: u32) -> Timings {
+#[must_use]
+pub fn with_granted(timings: Timings, granted_ms: u32) -> Timings {
     let reset_ms = reset_ms_of(granted_ms, timings.lateness_ms, timings.drift_ppm);
     let lease_ms = timings.lease_ms.max(timings.stall_ms.saturating_add(reset_ms.saturating_mul(2)));
     let expiry_ms = u32::try_from(expiry_ms(lease_ms, timings.drift_ppm)).unwrap_or(u32::MAX);
@@ -340,7 +340,8 @@ impl Life {
 /// The times of a watcher, from those that its device or its options name. The node is tolerated without a cycle for as long as stock
 /// tolerates it, the I/O time and the loop time, less one interval: so that with the default times a watchdog whose lateness is not
 /// known has fired when a stock sender stops waiting.
-fn timings(io_s: u32, SbdTimes { watchdog_s, loop_s }: SbdTimes) -> Timings {
+#[must_use]
+pub fn timings(io_s: u32, SbdTimes { watchdog_s, loop_s }: SbdTimes) -> Timings {
     let watchdog_ms = watchdog_s.max(1).saturating_mul(1000);
     let reset_ms = reset_ms_of(watchdog_ms, LATENESS_MS, DRIFT_PPM);
     let poll_ms = POLL_MS.min(loop_s.max(1).saturating_mul(1000));

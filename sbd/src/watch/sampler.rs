@@ -39,9 +39,11 @@ struct AreaSampler {
 
 /// The times of a header that a watcher lives by, s.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct SbdTimes {
-    pub(crate) watchdog_s: u32,
-    pub(crate) loop_s: u32,
+pub struct SbdTimes {
+    /// Time of the watchdog.
+    pub watchdog_s: u32,
+    /// Interval of the loop.
+    pub loop_s: u32,
 }
 
 impl SbdTimes {

@@ -53,7 +53,7 @@ use deadbolt_disk_format::{
     BootId, ByteOffset, ClusterUuid, DeviceUuid, Layout, SlotIndex, Superblock, Timings, UNIT_BYTES,
     fresh::{Fresh, sbd_header_of},
     layout::Area,
-    sbd::{SbdNode, node_offset},
+    sbd::{SbdHeader, SbdNode, area_bytes, node_offset},
 };
 use std::{
     cell::RefCell,
@@ -178,12 +178,31 @@ impl Disk {
         }
         let commit = fresh.commit().expect("a valid superblock");
         disk.write(commit.offset, &commit.data);
+        disk.write_names(names);
+        disk
+    }
+
+    /// A device as stock's `create` leaves it, with the names of the nodes.
+    ///
+    /// # Panics
+    /// Never: the layout of a device of this size is a constant.
+    #[must_use]
+    pub fn stock(header: &SbdHeader, names: &[String]) -> Self {
+        let layout = Layout::new(DEVICE_BYTES, 512, 1).expect("8 MiB hold a slot");
+        let units = vec![None; index(area_bytes(512))];
+        let (tainted, reads) = (BTreeSet::new(), RefCell::default());
+        let mut disk = Self { layout, infos: Rc::default(), units, tainted, reads, data: Vec::new() };
+        disk.write(ByteOffset(0), &header.encode());
+        disk.write_names(names);
+        disk
+    }
+
+    fn write_names(&mut self, names: &[String]) {
         for (slot, name) in names.iter().enumerate() {
             let slot = SlotIndex(u16::try_from(slot).unwrap_or(u16::MAX));
             let node = SbdNode { is_in_use: true, name: name.clone() };
-            disk.write(ByteOffset(node_offset(slot, 512)), &node.encode(512));
+            self.write(ByteOffset(node_offset(slot, 512)), &node.encode(512));
         }
-        disk
     }
 
     /// Where its areas lie.

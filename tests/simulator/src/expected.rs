@@ -57,7 +57,7 @@ impl Scenario {
         let mut options = Options::calm();
         let settings = ["clients=2", "resources=1", "locks=1", "hold_ms=50", "think_ms=1", "lockspaces=1", "stall_ms=1000"];
         settings.iter().chain(self.settings).for_each(|setting| options.set(setting).expect("an option within its range"));
-        Plan { seed, options, faults: None }
+        Plan { seed, options, is_fencing: false, faults: None }
     }
 
     /// Does its promise fall?

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod disk;
 pub mod expected;
 pub mod fault;
+pub mod fencing;
 pub mod io;
 pub mod kept;
 pub mod log;

@@ -19,6 +19,8 @@ pub struct Plan {
     pub seed: u64,
     /// The options.
     pub options: Options,
+    /// A world of drop-in fencing, which knows of the options the planted mistake only.
+    pub is_fencing: bool,
     /// The numbers of the faults that happen; `None`: all.
     pub faults: Option<BTreeSet<u64>>,
 }
@@ -28,7 +30,13 @@ impl Plan {
     #[must_use]
     pub fn new(seed: u64, is_calm: bool) -> Self {
         let options = if is_calm { Options::calm() } else { Options::drawn(seed) };
-        Self { seed, options, faults: None }
+        Self { seed, options, is_fencing: false, faults: None }
+    }
+
+    /// What a seed draws in the world of drop-in fencing.
+    #[must_use]
+    pub fn fencing(seed: u64) -> Self {
+        Self { is_fencing: true, ..Self::new(seed, false) }
     }
 
     /// The generator of one part of the run, so that one part's draws do not move another's.
@@ -47,10 +55,14 @@ impl Plan {
         if words.next() != Some(PROGRAM) {
             return Err(format!("{line:?} does not begin with {PROGRAM}"));
         }
-        let (mut seed, mut is_calm, mut settings, mut faults) = (None, false, Vec::new(), None);
+        let (mut seed, mut is_calm, mut is_fencing, mut settings, mut faults) = (None, false, false, Vec::new(), None);
         while let Some(name) = words.next() {
             if name == "--calm" {
                 is_calm = true;
+                continue;
+            }
+            if name == "--fencing" {
+                is_fencing = true;
                 continue;
             }
             let value = words.next().ok_or_else(|| format!("{name} has no value"))?;
@@ -62,6 +74,7 @@ impl Plan {
             }
         }
         let mut plan = Self::new(seed.ok_or("there is no --seed")?, is_calm);
+        plan.is_fencing = is_fencing;
         plan.faults = faults;
         settings.into_iter().try_for_each(|setting| plan.options.set(setting))?;
         Ok(plan)
@@ -82,7 +95,7 @@ pub fn parse_faults(text: &str) -> Result<BTreeSet<u64>, String> {
 /// The replay line.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PROGRAM} --seed {}", self.seed)?;
+        write!(f, "{PROGRAM}{} --seed {}", if self.is_fencing { " --fencing" } else { "" }, self.seed)?;
         let from_drawn = self.options.difference(&Options::drawn(self.seed));
         let from_calm = self.options.difference(&Options::calm());
         let is_calm = from_calm.len() < from_drawn.len();
@@ -112,6 +125,7 @@ mod tests {
         plan.faults = Some(BTreeSet::new());
         assert!(plan.to_string().starts_with("deadbolt-sim --seed 7 --calm --faults none # commit "), "{plan}");
         assert_eq!(Plan::parse(&plan.to_string()), Ok(plan.clone()));
+        assert_eq!(Plan::parse(&Plan::fencing(7).to_string()), Ok(Plan::fencing(7)));
         plan.faults = Some(BTreeSet::from([3, 17]));
         assert!(plan.to_string().contains(" --faults 3,17 # commit "));
         assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));

@@ -8,7 +8,7 @@ use deadbolt_cluster::node::PlantedMistake;
 use deadbolt_cluster_core::membership::planted::Mistake as Membership;
 use deadbolt_dlm_core::service::Mistake as Locks;
 use deadbolt_qdisk_core::register::planted::Mistake as Register;
-use deadbolt_sbd_core::planted::Mistake as Lifeline;
+use deadbolt_sbd_core::planted::{FenceMistake as Fencer, Mistake as Lifeline};
 
 /// Where a mistake stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +17,8 @@ pub enum Planted {
     Lifeline(Lifeline),
     /// In one of the daemon's machines.
     Node(PlantedMistake),
+    /// In a sender's machine.
+    Fencer(Fencer),
     /// In a shell.
     Shell(Shell),
 }
@@ -28,6 +30,8 @@ pub enum Shell {
     FeedToTheEnd,
     /// The supervisor starts a daemon again before "held nothing" of the one before is on the disk, and clears the word.
     RestartWithoutRecord,
+    /// A watcher says that its feeder has retired when it has told it to.
+    AnswerBeforeFeeder,
 }
 
 const fn membership(mistake: Membership) -> Planted {
@@ -65,6 +69,26 @@ pub const MISTAKES: &[Planted] = &[
     register(Register::BallotBeforeRecord),
     register(Register::PlaceReused),
 ];
+
+/// The mistakes in the world of drop-in fencing by number, from 1. New ones go to the end.
+pub const FENCING: &[Planted] = &[
+    Planted::Shell(Shell::AnswerBeforeFeeder),
+    Planted::Fencer(Fencer::AnswerAtOnce),
+    Planted::Fencer(Fencer::SilenceWithoutLease),
+    Planted::Fencer(Fencer::OneDevice),
+    Planted::Fencer(Fencer::ClusterSilence),
+    Planted::Fencer(Fencer::UnreadableIsMissing),
+    Planted::Fencer(Fencer::NoDelay),
+    Planted::Lifeline(Lifeline::DisarmedBeforeWord),
+    Planted::Lifeline(Lifeline::GrantedTimeNotPublished),
+    Planted::Shell(Shell::FeedToTheEnd),
+];
+
+/// A mistake of that world by its number; none for 0.
+#[must_use]
+pub fn mistake_of(number: u64) -> Option<Planted> {
+    FENCING.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
+}
 
 impl crate::world::World {
     /// The mistake of this run.

@@ -64,6 +64,9 @@ struct Arguments {
     /// Begin with calm options instead of drawn ones: no faults, no clients
     #[arg(long)]
     calm: bool,
+    /// Simulate drop-in fencing: watchers and senders without a daemon, beside the stock program
+    #[arg(long, conflicts_with_all = ["calm", "list_options", "bench"])]
+    fencing: bool,
     /// Let only the faults with these numbers happen ("none": none)
     #[arg(long, value_name = "3,17", value_parser = parse_faults, conflicts_with_all = ["seeds", "hours"])]
     faults: Option<BTreeSet<u64>>,
@@ -132,7 +135,7 @@ impl Arguments {
     }
 
     fn plan(&self, seed: u64) -> Plan {
-        let mut plan = Plan::new(seed, self.calm);
+        let mut plan = Plan { is_fencing: self.fencing, ..Plan::new(seed, self.calm) };
         plan.faults.clone_from(&self.faults);
         for setting in &self.set {
             // They were all tried at the start.

@@ -23,7 +23,8 @@ pub fn failure(outcome: &Outcome) -> String {
 /// One run: its options, its last lines, its verdict.
 #[must_use]
 pub fn run(outcome: &Outcome, lines: usize) -> String {
-    let mut text = format!("seed {}\n{}", outcome.plan.seed, outcome.plan.options);
+    let options = if outcome.plan.is_fencing { String::new() } else { outcome.plan.options.to_string() };
+    let mut text = format!("seed {}\n{options}", outcome.plan.seed);
     for line in outcome.lines.iter().skip(outcome.lines.len().saturating_sub(lines)) {
         let _ = writeln!(text, "{line}");
     }
@@ -33,9 +34,10 @@ pub fn run(outcome: &Outcome, lines: usize) -> String {
     for violation in &outcome.violations {
         let _ = writeln!(text, "broken: {}", broken(violation));
     }
+    let (granted, views) = if outcome.plan.is_fencing { ("proofs", "fences") } else { ("locks granted", "views") };
     let _ = writeln!(
         text,
-        "{} events, {} faults, {} locks granted, {} views, {} distinct states, {} s simulated",
+        "{} events, {} faults, {} {granted}, {} {views}, {} distinct states, {} s simulated",
         outcome.events,
         outcome.faults,
         outcome.granted,

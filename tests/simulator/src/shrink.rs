@@ -39,8 +39,10 @@ pub fn shrink(outcome: Outcome, end: Instant, run: &mut dyn FnMut(&Plan) -> Outc
     loop {
         let before = search.best.plan.clone();
         search.drop_faults();
-        search.calm_options();
-        COUNTS.iter().for_each(|name| search.lower(name));
+        if !search.best.plan.is_fencing {
+            search.calm_options();
+            COUNTS.iter().for_each(|name| search.lower(name));
+        }
         if search.is_over() || search.best.plan == before {
             break;
         }

@@ -89,6 +89,11 @@ impl Lifeline {
         let timings = &self.config.timings;
         let crash_ms = self.watch().map_or(0, |rules| rules.crash_reset_ms);
         let crash_ms = if crash_ms > 0 { timings.stall_ms.saturating_add(self.reset_ms).saturating_add(crash_ms) } else { 0 };
+        #[cfg(feature = "planted")]
+        if self.has_mistake(crate::planted::Mistake::GrantedTimeNotPublished) {
+            let reset_ms = crate::verdict::reset_ms_of(timings.watchdog_ms, timings.lateness_ms, timings.drift_ppm);
+            return timings.stall_ms + 2 * reset_ms;
+        }
         timings.lease_ms.max(crash_ms).max(self.earlier_lease_ms)
     }
 
@@ -159,6 +164,8 @@ impl Lifeline {
     /// Under the rule *cluster* it proves nothing: disarm first, as stock does, and say stopped only where nobody runs services here.
     pub(super) fn stop_watching(&mut self, now_ms: u64) {
         match self.phase {
+            #[cfg(feature = "planted")]
+            Phase::Living if self.has_mistake(crate::planted::Mistake::DisarmedBeforeWord) => self.disarm_after_leaving(),
             Phase::Living if self.config.regime.rule() == Rule::Disk => {
                 self.phase = Phase::Leaving;
                 self.next_cycle_ms = now_ms;
