@@ -374,7 +374,7 @@ impl Fence {
             if let Some(proof) = self.ejection.as_ref().and_then(EjectionUnderWay::proof) {
                 return Ok(self.gone(Evidence::Ejected, format!("{proof}; {}", self.say_seen(now))));
             }
-            let most_ms = if is_ejection_over { self.longest_ms().max(lost_due_ms.saturating_sub(written_ms)) } else { u64::MAX };
+            let most_ms = if is_ejection_over { most_ms(self.longest_ms(), lost_due_ms.saturating_sub(written_ms)) } else { u64::MAX };
             if now >= written_ms.saturating_add(most_ms.min(limit_ms)) {
                 return Ok(FenceReport::NotProved { reason: self.say_unproved(now, request.io, limit_ms < most_ms) });
             }
@@ -443,6 +443,13 @@ fn check_distinct(paths: &[PathBuf], found: &[FirstLook]) -> Result<(), FenceErr
     Ok(())
 }
 
+/// How long evidence is waited for: `longest_ms`, and for a loss that the cluster noticed only within that time until it proves something,
+/// `lost_due_ms` behind the message; but not for each further loss, or a victim that comes back again and again would be ended for ever.
+#[must_use]
+pub fn most_ms(longest_ms: u64, lost_due_ms: u64) -> u64 {
+    longest_ms.max(lost_due_ms.min(2 * longest_ms))
+}
+
 /// What a sender goes by.
 #[must_use]
 pub fn config(devices: usize, msgwait_ms: Option<u64>, (may_be_stock, stand_ms): (bool, u64)) -> FencerConfig {
@@ -488,6 +495,14 @@ mod tests {
 
     fn request(devices: &[PathBuf], command: Command) -> FenceRequest<'_> {
         FenceRequest { devices, victim: "a", command, sender: "b", io: ANSWER, limit: Duration::ZERO, protected: None }
+    }
+
+    #[test]
+    fn a_loss_that_is_noticed_again_and_again_lengthens_the_wait_once() {
+        let table = [(0, 30_000), (20_000, 30_000), (45_000, 45_000), (60_000, 60_000), (90_000, 60_000)];
+        for (lost_due_ms, expected) in table {
+            assert_eq!(most_ms(30_000, lost_due_ms), expected);
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub fn totals(totals: &Totals, elapsed: Duration, cpu: Duration) -> String {
     let known: String =
         totals.expected.iter().map(|(promise, runs)| format!("\n{promise} in {runs} runs: known, nothing keeps it yet")).collect();
     format!(
-        "{}{known}\n{} faults, {} views, {} locks granted\n{:.0} s, {:.0} events per second, {:.1} simulated seconds per CPU second",
+        "{}{known}\n{} faults, {} views or fences, {} locks granted or proofs\n{:.0} s, {:.0} events per second, {:.1} simulated seconds per CPU second",
         progress(totals),
         totals.faults,
         totals.views,

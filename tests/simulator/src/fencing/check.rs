@@ -179,9 +179,11 @@ impl World {
         let msgwait_ms = u64::from(self.setup.times[3]) * 1000;
         let sent_us = self.queue.now_us().saturating_sub(msgwait_ms * 1000 + 10_000_000);
         let place = &self.machines[victim];
-        let Some(watcher) = &place.watcher else { return };
+        if place.watcher.is_none() {
+            return;
+        }
         let is_disk = place.setup.has_watchdog && place.setup.say != ClusterSay::KeepsAlive;
-        let needed_ms = u64::from(watcher.needed_ms());
+        let needed_ms = u64::from(self.needed_ms(victim));
         let is_undisturbed = place.truth.erased_us < sent_us && place.truth.paused_us < sent_us;
         let is_long = msgwait_ms >= needed_ms + needed_ms / 50 + 100;
         if is_disk && is_undisturbed && is_long && claimed.is_some() && place.truth.acting == claimed {

@@ -19,8 +19,9 @@ use deadbolt_sbd_core::ClusterSay;
 use watcher::Watcher;
 use world::{Event, World};
 
-/// How long everybody has to live again after all faults.
-const SETTLE_S: u64 = 150;
+/// How long everybody has to live again after all faults: a sender of ours may wait twice for the longest lease of these worlds, 90 s, and
+/// writes its message again meanwhile where a stock program has emptied the mailbox at its start.
+const SETTLE_S: u64 = 300;
 /// They live when they have lived for so long: what the stock program was sent before has come about.
 const STEADY_S: u64 = 15;
 /// Nobody may be reset for so long without a message.

@@ -16,7 +16,7 @@ use deadbolt_disk_format::{
     span::{expiry_ms, observed_ms},
 };
 use deadbolt_sbd::{
-    fence::{ANSWER, config, safe_msgwait},
+    fence::{ANSWER, config, most_ms, safe_msgwait},
     pill::is_signed,
 };
 use deadbolt_sbd_core::{FenceVerdict, Fencer, OwnPlace, Proof, VictimRead, majority};
@@ -323,7 +323,7 @@ impl World {
                     FenceVerdict::Wait(Some((due_ms, Proof::ClusterLost))) => due_ms + LAST_LOOKS_MS,
                     FenceVerdict::Wait(_) => 0,
                 };
-                if now_ms >= written_ms + sender.longest_ms().max(lost_due_ms.saturating_sub(written_ms)) {
+                if now_ms >= written_ms + most_ms(sender.longest_ms(), lost_due_ms.saturating_sub(written_ms)) {
                     self.sender_fails(pid, "not proved");
                 }
             }

@@ -100,14 +100,20 @@ impl World {
         let pid = stock.pid;
         let command = answer.as_ref().ok().and_then(|bytes| Mailbox::decode(bytes).ok()).map(|mailbox| mailbox.command);
         match command {
-            Some(Command::Reset | Command::Crashdump) => return self.begin_reset(machine, ResetCommand::Reset),
-            Some(Command::Off) => return self.begin_reset(machine, ResetCommand::Off),
+            Some(Command::Reset | Command::Crashdump) => return self.stock_ends(machine, ResetCommand::Reset),
+            Some(Command::Off) => return self.stock_ends(machine, ResetCommand::Off),
             Some(_) => stock.good_ms[device] = Some(stock.issued_ms[device]),
             None => {}
         }
         let loop_ms = if tag == 0 { 1 } else { u64::from(self.setup.times[2]) * 1000 };
         let now_ms = self.local_ms(machine);
         self.at_local(machine, now_ms + loop_ms, Event::Stock { machine, pid, device: Some(device) });
+    }
+
+    /// Whatever becomes of the reset, it ends, and feeds no more.
+    fn stock_ends(&mut self, machine: usize, command: ResetCommand) {
+        self.machines[machine].stock = None;
+        self.begin_reset(machine, command);
     }
 
     // Its sender.

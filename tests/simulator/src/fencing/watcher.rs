@@ -70,11 +70,6 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// The longest time from its last cycle to its end: the last feed, and then the watchdog.
-    pub(crate) fn needed_ms(&self) -> u32 {
-        self.timings.lease_ms.saturating_sub(self.timings.reset_ms)
-    }
-
     /// It lives, and its feeder feeds.
     pub(crate) fn is_fed(&self, now_ms: u64) -> bool {
         let status = self.life.status();
@@ -118,6 +113,14 @@ impl Machine {
 impl World {
     fn base_timings(&self) -> Timings {
         timings(IO_S, SbdTimes { watchdog_s: self.setup.times[0], loop_s: self.setup.times[2] })
+    }
+
+    /// The longest time from a watcher's last cycle to its end: the last feed, and then the watchdog, of which one before it may have left
+    /// more than the present one knows of.
+    pub(crate) fn needed_ms(&self, machine: usize) -> u32 {
+        let base = self.base_timings();
+        let timings = with_granted(base, self.machines[machine].setup.granted_ms(base.watchdog_ms));
+        timings.lease_ms.saturating_sub(base.reset_ms)
     }
 
     // The start.
@@ -511,7 +514,9 @@ impl World {
 
     fn publish_lease(&mut self, machine: usize, lease_end_ms: u64, before_ms: Option<u64>) {
         let now_ms = self.local_ms(machine);
-        if before_ms.is_some_and(|before_ms| now_ms >= before_ms) {
+        if let Some(before_ms) = before_ms.filter(|before_ms| now_ms >= *before_ms) {
+            let text = format!("{}: sbd resets: its lease ended at {before_ms} ms, it is {now_ms} ms", self.machines[machine].name);
+            self.note(&text);
             return self.begin_reset(machine, ResetCommand::Reset);
         }
         let Some(feeder) = &mut self.machines[machine].feeder else { return };
