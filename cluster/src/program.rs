@@ -34,9 +34,9 @@ struct Arguments {
     /// Run the daemon itself; only the supervisor does that
     #[arg(long, hide = true)]
     daemon: bool,
-    /// End with the process that started this one
-    #[arg(long, hide = true)]
-    tied: bool,
+    /// End with this process, which started this one (its number from itself: who asks for its parent may have lost it already)
+    #[arg(long, hide = true, value_name = "PID")]
+    tied: Option<i32>,
     /// Write to the standard streams instead of the log file
     #[arg(long)]
     foreground: bool,
@@ -106,7 +106,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     options.restart = if file.restart_after_reset { RestartPolicy::Restart } else { RestartPolicy::Stop };
     options.log = (!arguments.foreground).then(|| directory.log_file());
     options.socket_group = file.group_number()?;
-    options.parent = arguments.tied.then(|| nix::unistd::getppid().as_raw());
+    options.parent = arguments.tied;
     Ok(supervisor::supervise(options))
 }
 

@@ -11,7 +11,8 @@ use common::{Cluster, both, deadbolt, expect, run, tie, wait};
 use serde_json::Value;
 use std::{
     fs,
-    process::Stdio,
+    os::unix::fs::symlink,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -103,4 +104,18 @@ fn lock_has_the_exit_codes_of_its_page() {
     // What forks away outlives neither the node nor, where it matters, the lock: the lock is free once the command has ended.
     code(&[], &["sh", "-c", "(sleep 1; true) & exit 0"], 0);
     code(&["--wait", "10s"], &["true"], 0);
+}
+
+#[test]
+fn a_node_whose_starter_has_ended_already_does_not_begin() {
+    let mut cluster = Cluster::of(&["a"]);
+    cluster.stop("a");
+    let program = cluster.path().join("deadboltd");
+    let log = cluster.node("a").join("deadbolt.log");
+    symlink(deadbolt().get_program(), &program).unwrap();
+    let script = format!("\"$0\" --supervise --tied $$ --dir {} & exit 0", cluster.node("a").display());
+    let mut starter = Command::new("sh");
+    starter.args(["-c", &script]).arg(&program);
+    assert!(tie(&mut starter).status().unwrap().success());
+    wait("it says why", Duration::from_secs(10), || fs::read_to_string(&log).is_ok_and(|text| text.contains("is tied, has ended")));
 }

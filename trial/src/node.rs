@@ -135,7 +135,7 @@ impl Node {
     /// It cannot be started.
     pub fn start_by(&mut self, programs: &Path, network: &Network) -> Result<()> {
         let mut command = Command::new(programs.join("deadboltd"));
-        command.args(["--supervise", "--tied", "--dir"]).arg(&self.directory.0);
+        command.args(["--supervise", "--tied", &std::process::id().to_string(), "--dir"]).arg(&self.directory.0);
         self.spawn(command, network)
     }
 

@@ -117,7 +117,7 @@ pub(super) fn start_and_wait(directory: &NodeDirectory, wanted: Wanted, tie: Tie
     let mut command = program("deadboltd");
     command.arg("--supervise").arg("--dir").arg(&directory.0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
     if tie == Tie::Tied {
-        command.arg("--tied");
+        command.arg("--tied").arg(std::process::id().to_string());
     }
     // SAFETY: setsid is async-signal-safe and touches nothing of the parent.
     unsafe {
