@@ -399,8 +399,8 @@ fn a_process_ends_over_a_hung_device_by_ring_at_once_and_by_threads_after_its_wr
         assert!(ring.wait().unwrap().success());
         assert!(hung.server.held().unwrap() > 0, "its write is still on its way");
     }
-    let mut threads = child(&hung.disk, "threads");
     let held = hung.server.held().unwrap();
+    let mut threads = child(&hung.disk, "threads");
     wait_until_held(&mut hung.server, held + 1);
     std::thread::sleep(Duration::from_millis(600));
     assert!(threads.try_wait().unwrap().is_none(), "a process is not reaped before its synchronous write has ended");
