@@ -56,6 +56,9 @@ pub struct NodeFile {
     /// Group that may use `lock`, `locks`, `status`, `why`; empty: root (or the owner) only.
     #[serde(default)]
     pub group: String,
+    /// Disks that nodes write besides the cluster's own, from all of which a node can be ejected by reservations; absent: no reservations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected_devices: Option<Vec<PathBuf>>,
     /// Fence agents by which other nodes can be put out of action, at most one for each.
     #[serde(default)]
     pub fence_agents: Vec<FenceAgent>,
@@ -185,6 +188,7 @@ pub enum ConfigError {
 impl NodeFile {
     /// Refuses values that no line of the file shows to be wrong by itself.
     fn check(&self) -> Result<(), String> {
+        self.check_protected()?;
         for (index, agent) in self.fence_agents.iter().enumerate() {
             agent.check()?;
             if self.fence_agents.iter().take(index).any(|other| other.node.eq_ignore_ascii_case(&agent.node)) {
@@ -192,6 +196,28 @@ impl NodeFile {
             }
             if agent.node.eq_ignore_ascii_case(&self.name) {
                 return Err(format!("fence_agents: {} is this node; an agent is for another one", agent.node));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_protected(&self) -> Result<(), String> {
+        let Some(devices) = &self.protected_devices else { return Ok(()) };
+        if self.watchdog == "process" {
+            return Err("protected_devices: a key is a machine's, and the process watchdog ends less than that: the next life would be ejected with this one; use a watchdog device".into());
+        }
+        for (index, device) in devices.iter().enumerate() {
+            if !device.is_absolute() {
+                return Err(format!("protected_devices: {} is no absolute path", device.display()));
+            }
+            if self.devices.contains(device) {
+                return Err(format!(
+                    "protected_devices: {} is among the cluster's own devices, which are protected anyway; take it out",
+                    device.display()
+                ));
+            }
+            if devices.iter().take(index).any(|other| other == device) {
+                return Err(format!("protected_devices: {} is named twice", device.display()));
             }
         }
         Ok(())
@@ -358,6 +384,7 @@ mod tests {
             allow_unprotected: true,
             restart_after_reset: true,
             group: String::new(),
+            protected_devices: None,
             fence_agents: Vec::new(),
         }
     }
@@ -401,6 +428,25 @@ mod tests {
         ] {
             let error = with(&agents).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_protected_is_refused() {
+        let with = |devices: &[&str], watchdog: &str| {
+            let protected_devices = Some(devices.iter().map(PathBuf::from).collect());
+            NodeFile { protected_devices, watchdog: watchdog.into(), ..node() }.check()
+        };
+        assert_eq!(with(&[], "/dev/watchdog"), Ok(()));
+        assert_eq!(with(&["/dev/y", "/dev/z"], "/dev/watchdog"), Ok(()));
+        for (devices, watchdog, words) in [
+            (&[][..], "process", "process watchdog"),
+            (&["y"], "/dev/watchdog", "no absolute path"),
+            (&["/dev/x"], "/dev/watchdog", "cluster's own"),
+            (&["/dev/y", "/dev/y"], "/dev/watchdog", "named twice"),
+        ] {
+            let refused = with(devices, watchdog).unwrap_err();
+            assert!(refused.contains(words), "{refused}");
         }
     }
 

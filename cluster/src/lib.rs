@@ -15,5 +15,6 @@ pub mod lock_documents;
 pub mod look;
 pub mod node;
 pub mod program;
+mod protection;
 pub mod seal;
 pub mod supervisor;

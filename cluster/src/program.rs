@@ -8,6 +8,7 @@ use crate::{
     config::{NodeDirectory, NodeFile},
     daemon::{self, DaemonOptions},
     devices,
+    protection::Protection,
     supervisor::{self, BootContext, Namespaces, RestartPolicy, SupervisorOptions},
 };
 use anyhow::{Context, Result, bail};
@@ -91,6 +92,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     check_devices(&file)?;
     let devices = devices::open_for(&file, Access::ReadWrite)?;
     let (slot, _) = daemon::find_slot(&directory, &file, &devices)?;
+    protect(&file, &devices, slot)?;
     drop(devices);
     let daemon_directory = directory.clone();
     let (sbd_file, sbd_directory) = (file.clone(), directory.clone());
@@ -132,6 +134,16 @@ fn check_sbd(mut sbd: Command) -> Result<()> {
         asked.status,
         deadbolt_sbd::run::NAME_AND_VERSION
     )
+}
+
+/// Where reservations are asked for, this boot's key has to stand on every protected device before anything writes there.
+fn protect(file: &NodeFile, devices: &[devices::ClusterDevice], slot: SlotIndex) -> Result<()> {
+    let Some(first) = devices.first() else { return Ok(()) };
+    if let Some(protection) = Protection::of(file, first.superblock.cluster, slot)? {
+        protection.register()?;
+        tracing::info!(devices = protection.count(), "reservation key registered");
+    }
+    Ok(())
 }
 
 /// Refuses devices that speak against themselves before anything is started on them.

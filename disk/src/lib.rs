@@ -26,5 +26,5 @@ pub use error::{Direction, EngineError, IoError, OpenError};
 pub use iscsi::{IscsiAddress, IscsiError, attach_iscsi, detach_iscsi, is_iscsi};
 pub use loops::{Detached, LoopDevice, LoopError, LoopOptions, attach_loop, detach_loop};
 pub use memory::{Fault, FaultKind, MemoryDevice, Touches};
-pub use preflight::{Finding, Severity, preflight, preflight_within, same_storage};
+pub use preflight::{Finding, Severity, preflight, preflight_within, same_storage, shared_identity};
 pub use reservations::{ReservationCall, ReservationError, Reservations};

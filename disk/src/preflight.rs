@@ -363,6 +363,15 @@ fn storage_marks(path: &Path) -> Vec<String> {
     marks
 }
 
+/// By what other machines know this whole disk, too; none for what only this one knows.
+#[must_use]
+pub fn shared_identity(path: &Path) -> Option<String> {
+    let (block, _) = status_within(path).filter(|(block, _)| *block != 0)?;
+    let folder = sysfs_of(block).filter(|folder| !folder.join("partition").exists())?;
+    let names = ["device/wwid", "wwid", "dm/uuid"].map(|name| std::fs::read_to_string(folder.join(name)).unwrap_or_default());
+    names.iter().map(|text| text.trim()).find(|text| !text.is_empty()).map(wwid_of)
+}
+
 /// The number inside "naa.6001...", "mpath-36001..." and the like.
 fn wwid_of(text: &str) -> String {
     let bare = text.strip_prefix("mpath-3").or_else(|| text.strip_prefix("naa."));

@@ -2,7 +2,7 @@
 //! Owns: the threads, one for each device; where this boot has registered, which stands under the run directory.
 //! Invariants: a device that hangs holds up nobody beyond the limit; Ok means that it is so on every device.
 //! Does not: judge an answer (see the machines in the core), or decide whom to eject.
-//! Called by: the fence agent.
+//! Called by: the fence agent, deadboltd.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use deadbolt_disk::{ReservationError, Reservations};
 use deadbolt_disk_format::ClusterUuid;
 use deadbolt_disk_format::reservation::{KeyOwner, ReservationKey};
+pub use deadbolt_sbd_core::Ejected;
 use deadbolt_sbd_core::{Answer, Dialogue, Ejection, FENCING, Objection, Registration, Step};
 
 use crate::fence::run_folder;
@@ -69,20 +70,20 @@ pub fn owner(node: &str) -> KeyOwner {
     KeyOwner::new(ClusterUuid([0; 16]), node)
 }
 
-/// The key of a node's name in the present boot of this machine.
+/// The key of a node in the present boot of this machine.
 ///
 /// # Errors
 /// The kernel does not say which boot it is.
-pub fn key_here(node: &str) -> io::Result<ReservationKey> {
+pub fn key_here(node: KeyOwner) -> io::Result<ReservationKey> {
     // What the devices see of a machine is its kernel's, whatever namespaces there are.
-    Ok(owner(node).key(kernel_boot()?))
+    Ok(node.key(kernel_boot()?))
 }
 
 /// Takes the victim's keys away on every device, with what it has under way.
 ///
 /// # Errors
 /// Something proves nothing, on one device or more; on others it may have been done.
-pub fn eject(devices: &[PathBuf], victim: KeyOwner, own: ReservationKey, limit: Duration) -> Result<(), DeviceErrors> {
+pub fn eject(devices: &[PathBuf], victim: Ejected, own: ReservationKey, limit: Duration) -> Result<(), DeviceErrors> {
     on_each(devices, limit, move |path| {
         let device = Reservations::open(path)?;
         drive(&mut Ejection::new(own, victim), path, |step| answer(&device, own, step))
@@ -232,11 +233,13 @@ mod tests {
     fn a_file_is_no_device_for_reservations() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let devices = [file.path().to_owned()];
-        let own = key_here("a").unwrap();
+        let own = key_here(owner("a")).unwrap();
         assert!(owner("A").owns(own));
-        for result in
-            [eject(&devices, owner("b"), own, DEVICE_LIMIT), register(&devices, own, DEVICE_LIMIT), inspect(&devices, DEVICE_LIMIT)]
-        {
+        for result in [
+            eject(&devices, Ejected::Node(owner("b")), own, DEVICE_LIMIT),
+            register(&devices, own, DEVICE_LIMIT),
+            inspect(&devices, DEVICE_LIMIT),
+        ] {
             assert!(matches!(result.unwrap_err().0[..], [DeviceError::Call(ReservationError::NotAvailable { .. })]));
         }
     }

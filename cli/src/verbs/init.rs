@@ -53,6 +53,12 @@ pub(super) struct OwnArguments {
     /// Go on without locked memory, real-time priority, or with a process watchdog on a block device
     #[arg(long)]
     pub(super) allow_unprotected: bool,
+    /// Register with the cluster's devices, so that a node can be ejected from them (SCSI-3 or NVMe reservations; the same on every node)
+    #[arg(long)]
+    pub(super) reservations: bool,
+    /// And with this shared disk besides; may be repeated
+    #[arg(long = "protected-device", value_name = "PATH")]
+    pub(super) protected_devices: Vec<PathBuf>,
     /// Leave the node down after a reset
     #[arg(long)]
     pub(super) no_restart: bool,
@@ -124,6 +130,7 @@ impl OwnArguments {
             allow_unprotected: self.allow_unprotected,
             restart_after_reset: !self.no_restart,
             group: self.group.clone(),
+            protected_devices: (self.reservations || !self.protected_devices.is_empty()).then(|| self.protected_devices.clone()),
             fence_agents: Vec::new(),
         })
     }

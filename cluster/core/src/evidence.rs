@@ -41,6 +41,7 @@ struct Sightings {
     left: bool,
     idle: bool,
     operator: bool,
+    ejected: bool,
     /// When a fence agent had first seen its machine off.
     agent_ms: Option<u64>,
     /// Per device: another boot than the life's that it shows.
@@ -121,6 +122,11 @@ impl Evidences {
         self.sightings.entry(life).or_default().agent_ms.get_or_insert(ended_ms);
     }
 
+    /// This node has taken the life's keys away on every protected device, with abort, and read that back.
+    pub fn handle_ejected(&mut self, life: Life) {
+        self.sightings.entry(life).or_default().ejected = true;
+    }
+
     /// Drops everything about lives that are watched no more.
     pub fn keep(&mut self, is_watched: impl Fn(&Life) -> bool) {
         self.sightings.retain(|life, _| is_watched(life));
@@ -135,6 +141,9 @@ impl Evidences {
         }
         if seen.idle {
             return Verdict::Gone(Evidence::IdleRestart);
+        }
+        if seen.ejected {
+            return Verdict::Gone(Evidence::Ejected);
         }
         if seen.operator {
             return Verdict::Gone(Evidence::Operator);
@@ -292,6 +301,16 @@ mod tests {
         assert_eq!(later, Verdict::MayLive, "of another boot it says nothing");
         evidences.keep(|_| false);
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, 615), Verdict::MayLive);
+    }
+
+    #[test]
+    fn who_was_ejected_is_gone_at_once_and_its_next_boot_is_another_life() {
+        let mut evidences = Evidences::default();
+        let observer = Observer::new(SlotIndex(0), 1);
+        evidences.handle_ejected(life());
+        assert_eq!(judge(&evidences, &observer, Witness::Outsider, 0), Verdict::Gone(Evidence::Ejected));
+        let next = Life { boot: BootId([9; 16]), ..life() };
+        assert_eq!(evidences.judge(&next, &observer, &timings(), (Witness::Outsider, 0), 10_000), Verdict::MayLive);
     }
 
     fn silent_until(issued_ms: u64, rule: Rule) -> Observer {

@@ -76,6 +76,7 @@ impl Effects {
             NodeOutput::CallAgent { victim, name } => {
                 agents::call(&daemon.file.fence_agents, &name, victim, now_ms, &daemon.agents.0);
             }
+            NodeOutput::Eject { victim, name } => eject(daemon, victim, &name),
             NodeOutput::ResetSelf(reason) => return Ok(Some(reset_self(daemon, &reason))),
             NodeOutput::NewIncarnation => return Ok(Some(Outcome::NewIncarnation)),
             NodeOutput::Stopped => return Ok(Some(Outcome::Stopped)),
@@ -253,6 +254,13 @@ fn remove_node(node: &mut Node, request: &Value) -> Value {
             node.handle(now_ms(), NodeInput::Change(ChangeRequest::RemoveNode { slot }));
             json!({ "ok": true })
         }
+    }
+}
+
+/// Asked only of who has registered.
+fn eject(daemon: &Daemon, victim: Life, name: &str) {
+    if let Some(protection) = &daemon.protection {
+        protection.eject(name, victim, &daemon.ejections.0);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     links::{LinkEvent, Links},
     look::{self, Seen},
     node::{Node, NodeInput, NodeSetup, arbitrate},
+    protection::{EjectDone, Protection},
     seal::ClusterKey,
     supervisor,
 };
@@ -118,6 +119,8 @@ pub(crate) struct Daemon {
     terminate: Signal,
     /// Where fence agents answer; the receiver is here, too.
     agents: (mpsc::UnboundedSender<AgentDone>, mpsc::UnboundedReceiver<AgentDone>),
+    protection: Option<Protection>,
+    ejections: (mpsc::UnboundedSender<EjectDone>, mpsc::UnboundedReceiver<EjectDone>),
     /// A stop was asked for: the next incarnation, if there is one, goes on stopping.
     is_stopping: bool,
 }
@@ -131,6 +134,7 @@ impl Daemon {
         let first = devices.first().context("node.toml names no device")?;
         timing::check(&first.superblock.timings)?;
         let (slot, initial) = find_slot(&directory, &file, &devices)?;
+        let protection = Protection::of(&file, first.superblock.cluster, slot)?;
         let side = page.daemon();
         let (sender, completions) = mpsc::unbounded_channel();
         let mut engines = Vec::new();
@@ -159,6 +163,8 @@ impl Daemon {
             writes: BTreeSet::new(),
             terminate: signal(SignalKind::terminate())?,
             agents: mpsc::unbounded_channel(),
+            ejections: mpsc::unbounded_channel(),
+            protection,
             is_stopping: false,
         })
     }
@@ -226,6 +232,9 @@ impl Daemon {
                 }
                 Some(AgentDone { victim, off_at_ms }) = self.agents.1.recv() => {
                     node.handle(now_ms(), NodeInput::AgentDone { victim, off_at_ms });
+                }
+                Some(EjectDone { victim, is_ejected }) = self.ejections.1.recv() => {
+                    node.handle(now_ms(), NodeInput::EjectDone { victim, is_ejected });
                 }
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
                 () = &mut alarm => alarm_ms = None,
@@ -301,6 +310,7 @@ impl Daemon {
                 first_number: now_ns() / 1000,
                 initial: self.initial.clone(),
                 arbiter: arbitrate,
+                protected: self.protection.as_ref().map_or(0, Protection::mark),
             },
             cluster: first.superblock.cluster,
             layouts: self.devices.iter().map(|device| device.superblock.layout).collect(),

@@ -124,6 +124,12 @@ fn warnings(membership: &MembershipStatus) -> Vec<String> {
     if beats && others().all(|peer| !peer.is_heard) {
         warnings.push("other nodes beat on the disk, but none is heard on the network: compare addresses, firewall and cluster.key".into());
     }
+    for peer in others().filter(|peer| peer.is_member && peer.can_be_ejected == Some(false)) {
+        warnings.push(format!(
+            "node {} could not be ejected: its protected_devices are not the same disks as here, or it has registered on none",
+            peer.name
+        ));
+    }
     warnings
 }
 
@@ -152,6 +158,7 @@ fn peer_json(peer: &PeerStatus) -> Value {
         "beat_age_ms": peer.beat_age_ms,
         "state": state_word(peer.state),
         "verdict": verdict,
+        "can_be_ejected": peer.can_be_ejected,
     })
 }
 

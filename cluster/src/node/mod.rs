@@ -144,6 +144,13 @@ pub enum NodeInput {
         /// When it had seen that the node is out of action, ms; none: it has not.
         off_at_ms: Option<u64>,
     },
+    /// A life's keys were to be taken away on every protected device.
+    EjectDone {
+        /// Whose.
+        victim: Life,
+        /// Is that so?
+        is_ejected: bool,
+    },
     /// Stop cleanly.
     Stop,
     /// Stop cleanly and leave the configuration.
@@ -185,6 +192,13 @@ pub enum NodeOutput {
     /// Call the fence agent of this node, if there is one; answer `AgentDone`.
     CallAgent {
         /// At whom.
+        victim: Life,
+        /// The node's name.
+        name: String,
+    },
+    /// Take the victim's reservation keys away on every protected device; answer `EjectDone`.
+    Eject {
+        /// Whose.
         victim: Life,
         /// The node's name.
         name: String,
@@ -384,6 +398,9 @@ impl Node {
             NodeInput::OperatorConfirms(slot) => self.membership.handle(now_ms, membership::Input::OperatorConfirms(slot)),
             NodeInput::AgentDone { victim, off_at_ms } => {
                 self.membership.handle(now_ms, membership::Input::AgentDone { victim, off_at_ms });
+            }
+            NodeInput::EjectDone { victim, is_ejected } => {
+                self.membership.handle(now_ms, membership::Input::EjectDone { victim, is_ejected });
             }
             NodeInput::Stop => self.begin_stop(now_ms),
             NodeInput::Leave => {
@@ -683,6 +700,9 @@ impl Node {
             }
             membership::Output::CallAgent { victim } => {
                 self.outputs.push_back(NodeOutput::CallAgent { victim, name: self.name_of(victim.slot) });
+            }
+            membership::Output::Eject { victim } => {
+                self.outputs.push_back(NodeOutput::Eject { victim, name: self.name_of(victim.slot) });
             }
             membership::Output::ResetSelf(reason) => {
                 self.note(now_ms, format!("reset: {reason}"));

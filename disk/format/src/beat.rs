@@ -44,7 +44,7 @@ fields! {
         HOLDS: 25, 1;
         SCORE: 26, 1;
         VOUCH_COUNT: 27, 1;
-        RESERVED_A: 28, 4;
+        PROTECTED: 28, 4;
         VIEW: 32, 8;
         HEARS: 40, 32;
         CONSENT_VIEW: 72, 8;
@@ -105,6 +105,7 @@ impl DaemonPart {
         put(&mut part, at::HOLDS, &[u8::from(self.holds)]);
         put(&mut part, at::SCORE, &[self.score]);
         put(&mut part, at::VOUCH_COUNT, &[u8::try_from(self.vouches.len()).unwrap_or(u8::MAX)]);
+        put(&mut part, at::PROTECTED, &self.protected.to_le_bytes());
         put(&mut part, at::VIEW, &self.view.0.to_le_bytes());
         for (word, bytes) in self.hears.0.iter().enumerate() {
             let field = Field { offset: at::HEARS.offset + word * 8, size: 8, ..at::HEARS };
@@ -162,6 +163,7 @@ impl DaemonPart {
             state,
             holds,
             score,
+            protected: u32_of(part, at::PROTECTED),
             view: ViewNumber(u64_of(part, at::VIEW)),
             hears,
             consent_view: ViewNumber(u64_of(part, at::CONSENT_VIEW)),

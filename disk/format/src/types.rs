@@ -283,6 +283,8 @@ pub struct DaemonPart {
     pub holds: bool,
     /// Heuristics score, 0..=100.
     pub score: u8,
+    /// Tells which devices it has registered its reservation key on, to compare; 0: on none.
+    pub protected: u32,
     /// The newest view it knows. For `Left`: the last view known at the time.
     pub view: ViewNumber,
     /// Bit n: it hears slot n on the network.

@@ -1,4 +1,4 @@
-//! What: one device on which a node is ejected: its keys are taken away with what it has under way, and that is read back.
+//! What: one device on which a node, or one boot of it, is ejected: its keys are taken away with what it has under way, and that is read back.
 //! Owns: when that counts.
 //! Invariants: it counts only when this node itself took a key of the victim away with abort, and afterwards found none of them, its own
 //!   key, and a reservation that keeps the unregistered from writing.
@@ -23,20 +23,38 @@ enum Phase {
     Over(Result<(), Objection>),
 }
 
+/// Whose keys are taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ejected {
+    /// A node's, of all of its boots.
+    Node(KeyOwner),
+    /// One boot's: the node's next one keeps its own.
+    Boot(ReservationKey),
+}
+
+impl Ejected {
+    fn owns(self, key: ReservationKey) -> bool {
+        match self {
+            Self::Node(owner) => owner.owns(key),
+            Self::Boot(own) => own == key,
+        }
+    }
+}
+
 /// The machine.
 #[derive(Clone, Debug)]
 pub struct Ejection {
     own: ReservationKey,
-    victim: KeyOwner,
+    victim: Ejected,
     phase: Phase,
     /// Keys of the victim that are to be taken away.
     left: Vec<ReservationKey>,
 }
 
 impl Ejection {
-    /// Ejects a node, all of its boots, by the node whose key is `own`.
+    /// Ejects a victim, by the node whose key is `own`.
     #[must_use]
-    pub fn new(own: ReservationKey, victim: KeyOwner) -> Self {
+    pub fn new(own: ReservationKey, victim: Ejected) -> Self {
         let phase = if victim.owns(own) { Phase::Over(Err(Objection::OwnKey { own })) } else { Phase::KeysBefore };
         Self { own, victim, phase, left: Vec::new() }
     }
@@ -129,7 +147,7 @@ mod tests {
     }
 
     fn eject(disk: &mut Disk) -> Result<(), Objection> {
-        play(&mut Ejection::new(key("a", 1), owner("VICTIM")), disk)
+        play(&mut Ejection::new(key("a", 1), Ejected::Node(owner("VICTIM"))), disk)
     }
 
     #[test]
@@ -142,6 +160,19 @@ mod tests {
             assert_eq!(disk.aborted, [key("victim", 1), key("victim", 2)].into_iter().collect());
             assert_eq!(disk.reservation.unwrap().holder, key(if holder == "victim" { "a" } else { holder }, 1));
         }
+    }
+
+    #[test]
+    fn of_one_boot_the_next_keeps_its_key() {
+        let mut disk = disk("victim");
+        disk.keys.push(key("victim", 2));
+        assert_eq!(play(&mut Ejection::new(key("a", 1), Ejected::Boot(key("victim", 1))), &mut disk), Ok(()));
+        assert_eq!(disk.keys, [key("a", 1), key("c", 1), key("victim", 2)]);
+        let own = Ejection::new(key("a", 1), Ejected::Boot(key("a", 1)));
+        assert_eq!(own.step(), Step::Over(Err(Objection::OwnKey { own: key("a", 1) })));
+        // A late one, of a boot that is over: nothing of the next one is touched.
+        assert_eq!(play(&mut Ejection::new(key("a", 1), Ejected::Boot(key("victim", 1))), &mut disk), Err(Objection::NothingRegistered));
+        assert_eq!(disk.keys.len(), 3);
     }
 
     #[test]
@@ -188,7 +219,7 @@ mod tests {
     #[test]
     fn nobody_ejects_itself() {
         let mut disk = disk("a");
-        let mut machine = Ejection::new(key("a", 1), owner("A"));
+        let mut machine = Ejection::new(key("a", 1), Ejected::Node(owner("A")));
         assert_eq!(play(&mut machine, &mut disk), Err(Objection::OwnKey { own: key("a", 1) }));
         assert!(disk.aborted.is_empty());
     }
@@ -196,7 +227,7 @@ mod tests {
     #[test]
     fn an_answer_that_was_not_asked_for_ends_it() {
         for answer in [Answer::Done, Answer::Conflict, Answer::Refused, Answer::Reservation(None)] {
-            let mut machine = Ejection::new(key("a", 1), owner("victim"));
+            let mut machine = Ejection::new(key("a", 1), Ejected::Node(owner("victim")));
             machine.handle(answer);
             assert_eq!(machine.step(), Step::Over(Err(Objection::Confused)));
             machine.handle(Answer::Keys(Vec::new()));

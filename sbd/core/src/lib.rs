@@ -29,7 +29,7 @@ mod words;
 
 pub use daemon::{DaemonSeen, DaemonVerdict, DaemonWatch};
 pub use dialogue::{Answer, Dialogue, FENCING, Objection, Step};
-pub use ejection::Ejection;
+pub use ejection::{Ejected, Ejection};
 pub use fencer::{BeatVersion, FenceVerdict, Fencer, FencerConfig, Proof, VictimRead};
 pub use health::{HealthWatch, Opinion, REPORT_BYTES, Report, Servant, Standing};
 pub use lifeline::{

@@ -138,7 +138,7 @@ fn own_name() -> String {
 }
 
 fn own_key() -> Result<ReservationKey, String> {
-    eject::key_here(&own_name()).map_err(|error| format!("this machine's boot is not known: {error}"))
+    eject::key_here(eject::owner(&own_name())).map_err(|error| format!("this machine's boot is not known: {error}"))
 }
 
 /// Lets a node write again: only the node itself can, for a key is registered for the way that it came by.

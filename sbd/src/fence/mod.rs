@@ -20,7 +20,7 @@ use deadbolt_disk_format::reservation::{KeyOwner, ReservationKey};
 use deadbolt_disk_format::sbd::{Command, SbdHeader};
 use deadbolt_disk_format::span::{expiry_ms, observed_ms};
 use deadbolt_disk_format::{Beat, Rule, WatchdogKind};
-use deadbolt_sbd_core::{FenceVerdict, Fencer, FencerConfig, majority};
+use deadbolt_sbd_core::{Ejected, FenceVerdict, Fencer, FencerConfig, majority};
 
 use crate::eject::{DEVICE_LIMIT, DeviceErrors, eject};
 use crate::options::DEVICES_MAX;
@@ -204,7 +204,7 @@ impl EjectionUnderWay {
     fn start(protected: &Protected<'_>) -> Self {
         let (say, done) = channel();
         let (devices, own, victim) = (protected.devices.to_vec(), protected.own, protected.victim);
-        let work = move || say.send(eject(&devices, victim, own, DEVICE_LIMIT));
+        let work = move || say.send(eject(&devices, Ejected::Node(victim), own, DEVICE_LIMIT));
         // Without a thread nobody answers, which proves nothing.
         let _ = std::thread::Builder::new().name("eject".into()).spawn(work);
         Self { done, result: None, devices: protected.devices.len() }

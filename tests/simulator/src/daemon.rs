@@ -150,6 +150,7 @@ impl World {
                 carried_left,
                 first_number: now_ms * 1000,
                 initial,
+                protected: 0,
                 arbiter: arbitrate,
             },
             cluster: self.cluster,
@@ -316,7 +317,7 @@ impl World {
                 self.wake_sbd(machine);
             }
             // No simulated node has a fence agent: nobody answers.
-            NodeOutput::CallAgent { .. } => {}
+            NodeOutput::CallAgent { .. } | NodeOutput::Eject { .. } => {}
             NodeOutput::ResetSelf(reason) => {
                 self.note(&format!("{}: the daemon wants a reset: {reason}", self.machines[machine].name));
                 self.machines[machine].page.holds = true;

@@ -1,7 +1,7 @@
 //! What: the ending of owed lives and of those an operator names.
-//! Owns: when a pill is written or a fence agent called, by whom, and the report of an operator's fence.
-//! Invariants: a pill or an agent is aimed at a life that a decided view removed, or by an operator; nothing is reported without evidence.
-//! Does not: write the disk; call the agent; judge (see `evidence`).
+//! Owns: when a pill is written, a life ejected or a fence agent called, by whom, and the report of an operator's fence.
+//! Invariants: all of it is aimed at a life that a decided view removed, or by an operator; nothing is reported without evidence.
+//! Does not: write the disk; call device or agent; judge (see `evidence`).
 //! Called by: the membership machine.
 
 use super::{Membership, Output};
@@ -18,12 +18,13 @@ const AGENT_TURN_MS: u64 = 30_000;
 struct Attempt {
     since_ms: u64,
     pill: Pill,
-    agent: Agent,
+    ejection: Means,
+    agent: Means,
 }
 
-/// The second means, once the pill was tried.
+/// What is asked of others than the victim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Agent {
+enum Means {
     None,
     Called,
     Failed { at_ms: u64 },
@@ -66,7 +67,13 @@ impl Fencing {
 
     fn handle_agent_failed(&mut self, victim: &Life, now_ms: u64) {
         if let Some(attempt) = self.attempts.get_mut(victim) {
-            attempt.agent = Agent::Failed { at_ms: now_ms };
+            attempt.agent = Means::Failed { at_ms: now_ms };
+        }
+    }
+
+    fn handle_not_ejected(&mut self, victim: &Life, now_ms: u64) {
+        if let Some(attempt) = self.attempts.get_mut(victim) {
+            attempt.ejection = Means::Failed { at_ms: now_ms };
         }
     }
 
@@ -113,7 +120,9 @@ impl Membership {
         }
         let retry_ms = 4 * u64::from(self.timings().poll_ms);
         let since_ms = if view.0 == 0 { now_ms } else { self.known.since_ms };
-        let attempt = self.fencing.attempts.entry(*life).or_insert(Attempt { since_ms, pill: Pill::None, agent: Agent::None });
+        let can_eject = self.can_eject(life);
+        let none = Attempt { since_ms, pill: Pill::None, ejection: Means::None, agent: Means::None };
+        let attempt = self.fencing.attempts.entry(*life).or_insert(none);
         let is_due = match attempt.pill {
             Pill::None => now_ms >= attempt.since_ms.saturating_add(waits.pill_ms),
             Pill::Writing => false,
@@ -122,22 +131,49 @@ impl Membership {
             Pill::Written { at_ms } => now_ms >= at_ms.saturating_add(4 * retry_ms),
         };
         let is_agent_due = match attempt.agent {
-            Agent::None => {
+            Means::None => {
                 matches!(attempt.pill, Pill::Written { .. } | Pill::Failed { .. })
                     && now_ms >= attempt.since_ms.saturating_add(waits.pill_ms).saturating_add(waits.agent_ms)
             }
-            Agent::Called => false,
-            Agent::Failed { at_ms } => now_ms >= at_ms.saturating_add(AGENT_TURN_MS),
+            Means::Called => false,
+            Means::Failed { at_ms } => now_ms >= at_ms.saturating_add(AGENT_TURN_MS),
         };
+        // Beside the pill, which resets the victim; where somebody else took the keys, only the first attempt can tell.
+        let is_ejection_due = can_eject
+            && match attempt.ejection {
+                Means::None => now_ms >= attempt.since_ms.saturating_add(waits.pill_ms),
+                Means::Called => false,
+                Means::Failed { at_ms } => now_ms >= at_ms.saturating_add(4 * retry_ms),
+            };
         if is_agent_due {
-            attempt.agent = Agent::Called;
+            attempt.agent = Means::Called;
             self.outputs.push_back(Output::CallAgent { victim: *life });
+        }
+        if is_ejection_due {
+            attempt.ejection = Means::Called;
+            self.outputs.push_back(Output::Eject { victim: *life });
         }
         if is_due {
             attempt.pill = Pill::Writing;
             let serial = self.fencing.next_serial();
             self.outputs.push_back(Output::Journal(format!("pill for node {} (view {view})", self.name_of(life.slot))));
             self.outputs.push_back(Output::WritePill { victim: *life, view, serial });
+        }
+    }
+
+    /// Are the devices that this life may write those that this node has registered on? By the last word of its daemon on the disk.
+    pub(crate) fn can_eject(&self, life: &Life) -> bool {
+        let said = self.beat_of(life).map_or(0, |beat| beat.daemon.protected);
+        said != 0 && said == self.setup.protected
+    }
+
+    /// How an ejection ended.
+    pub(crate) fn handle_ejected(&mut self, victim: Life, is_ejected: bool, now_ms: u64) {
+        if !is_ejected {
+            self.fencing.handle_not_ejected(&victim, now_ms);
+        } else if self.watched_lives().contains(&victim) {
+            self.outputs.push_back(Output::Journal(format!("node {} is ejected from the protected devices", self.name_of(victim.slot))));
+            self.evidences.handle_ejected(victim);
         }
     }
 

@@ -134,7 +134,7 @@ impl Membership {
     }
 
     /// The newest beat, if this life wrote it.
-    fn beat_of(&self, life: &Life) -> Option<&Beat> {
+    pub(crate) fn beat_of(&self, life: &Life) -> Option<&Beat> {
         self.observer.watched(life.slot)?.beat.as_ref().filter(|beat| beat.life() == *life)
     }
 

@@ -52,6 +52,8 @@ pub struct Setup {
     pub initial: Option<Configuration>,
     /// Which clique goes on.
     pub arbiter: Arbiter,
+    /// Tells on which devices this boot has registered its reservation key; 0: on none. See [`DaemonPart::protected`].
+    pub protected: u32,
 }
 
 /// What earlier incarnations of this boot recorded in the own beat, to be carried on for those who have not seen it: *left*, or sbd's word
@@ -150,6 +152,13 @@ pub enum Input {
         /// When it had seen that the node is out of action; none: it has not.
         off_at_ms: Option<u64>,
     },
+    /// A life's keys were to be taken away on every protected device.
+    EjectDone {
+        /// Whose.
+        victim: Life,
+        /// By this node, with abort, and read back?
+        is_ejected: bool,
+    },
     /// Leave the view and stop.
     Stop,
 }
@@ -188,6 +197,11 @@ pub enum Output {
     /// Call the fence agent of the victim's node, if there is one; answer `AgentDone`.
     CallAgent {
         /// At whom.
+        victim: Life,
+    },
+    /// Take the victim's reservation keys away on every protected device; answer `EjectDone`.
+    Eject {
+        /// Whose.
         victim: Life,
     },
     /// This node must be reset.
@@ -370,6 +384,7 @@ impl Membership {
             Input::OperatorConfirms(slot) => self.handle_operator(slot),
             Input::PillDone { victim, is_written } => self.fencing.handle_pill(&victim, is_written, now_ms),
             Input::AgentDone { victim, off_at_ms } => self.handle_agent(victim, off_at_ms, now_ms),
+            Input::EjectDone { victim, is_ejected } => self.handle_ejected(victim, is_ejected, now_ms),
             Input::Stop => self.is_stopping = true,
         }
     }
@@ -644,6 +659,7 @@ impl Membership {
             view: self.known.body.view,
             hears: self.hears(),
             left,
+            protected: self.setup.protected,
             ..DaemonPart::default()
         }));
     }

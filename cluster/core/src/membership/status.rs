@@ -32,6 +32,8 @@ pub struct PeerStatus {
     pub state: NodeState,
     /// Verdict over its life in the view, if it is watched.
     pub verdict: Option<Verdict>,
+    /// Could this node eject its life in the view from all that it may write? None: this node has registered nowhere.
+    pub can_be_ejected: Option<bool>,
 }
 
 /// The machine as a whole.
@@ -106,6 +108,7 @@ impl Membership {
             beat_age_ms: watched.filter(|_| beat.is_some()).map(|watched| watched.age_ms(now_ms)),
             state: beat.map_or(NodeState::None, |beat| beat.daemon.state),
             verdict: life.filter(|life| *life != self.setup.me).map(|life| self.judge(&life, now_ms)),
+            can_be_ejected: life.filter(|life| *life != self.setup.me && self.setup.protected != 0).map(|life| self.can_eject(&life)),
         }
     }
 }

@@ -37,6 +37,12 @@ struct World {
     has_good_agent: bool,
     /// When an agent was called, and by whom.
     calls: Vec<(u64, usize)>,
+    /// What each node says of its protected devices.
+    protected: Vec<u32>,
+    /// Do the devices abort?
+    can_eject: bool,
+    /// When an ejection was asked for, and by whom.
+    ejections: Vec<(u64, usize)>,
 }
 
 fn timings() -> Timings {
@@ -77,7 +83,7 @@ fn largest(input: &ArbitrationInput) -> Option<Choice> {
 }
 
 impl World {
-    fn new(nodes: usize, disk_votes: u16) -> Self {
+    fn new(nodes: usize, disk_votes: u16, protected: &[u32]) -> Self {
         let mut world = Self {
             disk_votes,
             now_ms: 1000,
@@ -89,6 +95,9 @@ impl World {
             resets: 0,
             has_good_agent: false,
             calls: Vec::new(),
+            protected: protected.to_vec(),
+            can_eject: false,
+            ejections: Vec::new(),
         };
         for slot in 0..nodes {
             world.places.push(Place {
@@ -130,6 +139,7 @@ impl World {
             first_number: self.now_ms * 1000,
             initial: (slot == 0 && self.views.is_empty()).then(|| configuration(nodes as u16, self.disk_votes)),
             arbiter: largest,
+            protected: self.protected[slot],
         };
         let mut machine = Membership::new(setup, self.now_ms);
         let (body, digest) = self.views.last().map_or((ViewBody::default(), Digest::NONE), |body| (body.clone(), body.digest()));
@@ -240,6 +250,13 @@ impl World {
                     machine.handle(now_ms, Input::AgentDone { victim, off_at_ms });
                 }
             }
+            Output::Eject { victim } => {
+                self.ejections.push((now_ms, slot));
+                let is_ejected = self.can_eject;
+                if let Some(machine) = machine {
+                    machine.handle(now_ms, Input::EjectDone { victim, is_ejected });
+                }
+            }
             Output::ResetSelf(_) => {
                 *machine = None;
                 self.reset(slot);
@@ -312,11 +329,19 @@ impl World {
     }
 
     fn whole_with(nodes: usize, disk_votes: u16) -> Self {
-        let mut world = Self::new(nodes, disk_votes);
-        let all: Vec<u16> = (0..nodes as u16).collect();
-        world.run_until(10_000, "everybody in", |world| world.members() == all);
-        world.run_until(5000, "everybody knows", |world| world.places.iter().all(|place| place.part.state == NodeState::Member));
-        world
+        Self::new(nodes, disk_votes, &vec![0; nodes]).all_in()
+    }
+
+    /// All in, each with its word about its protected devices.
+    fn protected(words: &[u32]) -> Self {
+        Self::new(words.len(), default_disk_votes(words.len()), words).all_in()
+    }
+
+    fn all_in(mut self) -> Self {
+        let all: Vec<u16> = (0..self.places.len() as u16).collect();
+        self.run_until(10_000, "everybody in", |world| world.members() == all);
+        self.run_until(5000, "everybody knows", |world| world.places.iter().all(|place| place.part.state == NodeState::Member));
+        self
     }
 
     fn hold(&mut self, slot: usize) {
@@ -479,6 +504,48 @@ fn an_agent_s_word_comes_before_silence_is_long_enough() {
     assert!(world.now_ms - start < u64::from(timings.expiry_ms), "{} ms", world.now_ms - start);
     let [(called_ms, 0)] = world.calls[..] else { panic!("{:?}", world.calls) };
     assert!(world.now_ms >= called_ms + u64::from(timings.storage_delay_ms), "what is on its way in the storage may still land");
+}
+
+#[test]
+fn who_is_ejected_is_gone_at_once_though_silence_would_take_longer() {
+    let mut world = World::protected(&[7, 7, 7]);
+    world.can_eject = true;
+    world.kill(1);
+    let start = world.now_ms;
+    world.run_until(10_000, "evidence", |world| world.evidence(1).is_some());
+    assert_eq!(world.evidence(1), Some(Evidence::Ejected));
+    assert!(world.now_ms - start < u64::from(timings().expiry_ms), "{} ms", world.now_ms - start);
+    let [(_, 0)] = world.ejections[..] else { panic!("{:?}", world.ejections) };
+}
+
+#[test]
+fn nobody_ejects_whose_list_of_devices_is_another_one() {
+    for words in [[7, 7, 0], [7, 0, 7], [0, 7, 0], [7, 8, 7]] {
+        let mut world = World::protected(&words);
+        world.can_eject = true;
+        world.kill(1);
+        world.run_until(10_000, "evidence", |world| world.evidence(1).is_some());
+        let is_same = words[0] == words[1] && words[1] != 0;
+        assert_eq!(world.evidence(1), Some(if is_same { Evidence::Ejected } else { Evidence::Expired }), "{words:?}");
+        assert_eq!(!world.ejections.is_empty(), is_same, "{words:?}");
+    }
+}
+
+#[test]
+fn an_ejection_that_fails_proves_nothing_and_is_tried_again_in_turn() {
+    let mut world = World::protected(&[7, 7, 7]);
+    world.kill(1);
+    let last = world.beats.get_mut(&SlotIndex(1)).unwrap();
+    last.rule = Rule::Cluster;
+    last.beat += 1;
+    world.run_until(10_000, "removal", |world| world.members() == [0, 2]);
+    let end = world.now_ms + 10_000;
+    world.run_until(20_000, "the time", |world| world.now_ms >= end);
+    assert_eq!(world.evidence(1), None);
+    let of = |slot: usize| world.ejections.iter().filter(|call| call.1 == slot).map(|call| call.0).collect::<Vec<u64>>();
+    assert!(of(0).len() > 2 && of(2)[0] > of(0)[0], "{:?}", world.ejections);
+    world.can_eject = true;
+    world.run_until(11_000, "evidence", |world| world.evidence(1) == Some(Evidence::Ejected));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Does not: share guests between scenarios.
 //! Called by: the program, tests.
 
+pub mod ejection;
 pub mod faults;
 pub mod iscsi;
 pub mod reservations;
@@ -47,6 +48,11 @@ pub const ALL: &[Scenario] = &[
         name: "reservations",
         shows: "a node ejected from a disk by the fence agent, and back after a boot",
         run: reservations::run,
+    },
+    Scenario {
+        name: "ejection",
+        shows: "a whole node that is cut off with a lock is ejected by the other, and back after a boot",
+        run: ejection::run,
     },
 ];
 
