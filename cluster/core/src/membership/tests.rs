@@ -234,28 +234,18 @@ impl World {
                 }
             }
             Output::WritePill { victim, .. } => {
-                let victim_slot = usize::from(victim.slot.0);
-                let is_alive = self.places[victim_slot].machine.is_some() && BootId([self.places[victim_slot].boot; 16]) == victim.boot;
-                if is_alive {
-                    self.reset(victim_slot);
-                }
-                if let Some(machine) = machine {
-                    machine.handle(now_ms, Input::PillDone { victim, is_written: true });
-                }
+                let input = self.write_pill(victim);
+                machine.iter_mut().for_each(|machine| machine.handle(now_ms, input.clone()));
             }
             Output::CallAgent { victim } => {
                 self.calls.push((now_ms, slot));
                 let off_at_ms = self.has_good_agent.then_some(now_ms);
-                if let Some(machine) = machine {
-                    machine.handle(now_ms, Input::AgentDone { victim, off_at_ms });
-                }
+                machine.iter_mut().for_each(|machine| machine.handle(now_ms, Input::AgentDone { victim, off_at_ms }));
             }
             Output::Eject { victim } => {
                 self.ejections.push((now_ms, slot));
                 let is_ejected = self.can_eject;
-                if let Some(machine) = machine {
-                    machine.handle(now_ms, Input::EjectDone { victim, is_ejected });
-                }
+                machine.iter_mut().for_each(|machine| machine.handle(now_ms, Input::EjectDone { victim, is_ejected }));
             }
             Output::ResetSelf(_) => {
                 *machine = None;
@@ -278,6 +268,15 @@ impl World {
             Output::StopLocks => self.places[slot].holds = false,
             Output::View { .. } | Output::Permit(_) | Output::HoldsPublished(_) | Output::Journal(_) => {}
         }
+    }
+
+    fn write_pill(&mut self, victim: Life) -> Input {
+        let victim_slot = usize::from(victim.slot.0);
+        let place = &self.places[victim_slot];
+        if place.machine.is_some() && BootId([place.boot; 16]) == victim.boot {
+            self.reset(victim_slot);
+        }
+        Input::PillDone { victim, is_written: true }
     }
 
     /// sbd acknowledges in one more beat, then the machine is reset and comes back later under another boot.
