@@ -26,6 +26,7 @@ pub(super) const LIO: Target = Target {
         core=/sys/kernel/config/target/core/iblock_0/disk
         mkdir -p $core /var/target/pr
         echo udev_path=/dev/shared0 >$core/control
+        echo 5f2d4c1e-8b7a-4e0f-9a51-2d6c3b4a5f60 >$core/wwn/vpd_unit_serial
         echo 1 >$core/enable
         group=/sys/kernel/config/target/iscsi/$TARGET/tpgt_1
         mkdir -p $group/np/$PORTAL $group/lun/lun_0
