@@ -187,9 +187,7 @@ impl Node {
     /// They cannot be found.
     pub fn processes(&self) -> Result<Vec<i32>> {
         let supervisor = self.info()?.supervisor;
-        let mut all = vec![supervisor];
-        collect_descendants(supervisor, &mut all);
-        Ok(all)
+        Ok(with_descendants(supervisor))
     }
 
     /// Kills every process of the node at once, as a loss of power does. Answers how many there were.
@@ -231,7 +229,15 @@ impl Drop for Node {
     }
 }
 
-/// Process numbers below this one, as the machine sees them.
+/// This process and all below it, as the machine numbers them.
+#[must_use]
+pub fn with_descendants(pid: i32) -> Vec<i32> {
+    let mut all = vec![pid];
+    collect_descendants(pid, &mut all);
+    all
+}
+
+/// Process numbers below this one.
 fn collect_descendants(pid: i32, found: &mut Vec<i32>) {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     for list in tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()) {

@@ -1,11 +1,15 @@
 //! What: `deadbolt lock RESOURCE -- CMD`: a command that runs while a lock is held, like flock(1) across the cluster.
 //! Owns: the command's process tree, its environment, the exit codes 121 to 127.
-//! Invariants: the command starts only under a granted lock; when the lock is lost it is ended with all its descendants; under a process
-//!   watchdog everything runs inside the node's process tree.
+//! Invariants: the command starts only under a granted lock; when the lock is lost it is ended with all its descendants; the lock goes back
+//!   when nothing of the command runs any more; under a process watchdog everything runs inside the node's process tree.
 //! Does not: retry.
 //! Called by: the verbs; by itself, inside the tree.
 
-use super::{EXIT_CANNOT_RUN, EXIT_FAILED, EXIT_LOST, EXIT_NO_QUORUM, EXIT_NOT_FOUND, EXIT_NOT_GRANTED, EXIT_USAGE, NodeArguments};
+mod health;
+
+use super::{
+    EXIT_CANNOT_RUN, EXIT_FAILED, EXIT_LOST, EXIT_NO_QUORUM, EXIT_NOT_FOUND, EXIT_NOT_GRANTED, EXIT_UNWELL, EXIT_USAGE, NodeArguments,
+};
 use clap::Args;
 use deadbolt_cluster::ask::ask;
 use deadbolt_cluster::{
@@ -13,7 +17,7 @@ use deadbolt_cluster::{
     supervisor::{self, client::RunRequest},
 };
 use deadbolt_dlm::{
-    LockStatus, Mode,
+    LockStatus, Mode, Token,
     blocking::{Client, ClientError, Guard, Protection, Wishes},
 };
 use nix::{
@@ -26,10 +30,19 @@ use nix::{
 use std::{
     ffi::OsString,
     os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Command, ExitStatus},
-    sync::mpsc,
+    process::{Child, Command, ExitStatus},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
     time::Duration,
 };
+
+/// A command that is told to end has this long for it, as at the stop of a node.
+const GRACE: Duration = Duration::from_secs(2);
+/// The lock goes back at the latest this long after its command has ended.
+const FINALLY_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LockArguments {
@@ -44,6 +57,19 @@ pub(super) struct LockArguments {
     /// Lockspace
     #[arg(long, default_value = "deadbolt")]
     lockspace: String,
+    /// Run this by the shell at each interval; while it ends with 0 the command is well. When it is not, the command is ended and the lock
+    /// goes back (exit code 124)
+    #[arg(long, value_name = "CHECK")]
+    health: Option<String>,
+    /// Time between checks, and the limit of each
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_interval)]
+    health_interval: u32,
+    /// How many checks fail in a row before the command counts as unwell
+    #[arg(long, value_name = "COUNT", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    health_failures: u32,
+    /// Run this by the shell when the command has ended, however it did, before the lock goes back; at most 10 s
+    #[arg(long, value_name = "CLEANUP")]
+    finally: Option<String>,
     #[command(flatten)]
     node: NodeArguments,
     /// Run outside the node's process tree, where a process watchdog cannot end the command
@@ -75,6 +101,13 @@ pub(super) fn run(arguments: &LockArguments) -> u8 {
     }
 }
 
+fn parse_interval(text: &str) -> Result<u32, String> {
+    match super::parse_time(text) {
+        Ok(0) => Err("an interval of 0 would check without a pause".to_owned()),
+        time => time,
+    }
+}
+
 fn fail(code: u8, reason: &dyn std::fmt::Display) -> u8 {
     eprintln!("deadbolt lock: {reason}");
     code
@@ -89,6 +122,11 @@ fn run_inside(arguments: &LockArguments, directory: &NodeDirectory) -> u8 {
     if let Some(wait) = arguments.wait {
         argv.extend(["--wait".into(), format!("{wait}ms").into()]);
     }
+    argv.extend(["--health-interval".into(), format!("{}ms", arguments.health_interval).into()]);
+    argv.extend(["--health-failures".into(), arguments.health_failures.to_string().into()]);
+    // In one word each: they may begin with a dash.
+    argv.extend(arguments.health.iter().map(|check| format!("--health={check}").into()));
+    argv.extend(arguments.finally.iter().map(|cleanup| format!("--finally={cleanup}").into()));
     argv.push("--".into());
     argv.extend(arguments.command.iter().cloned());
     let request = match RunRequest::here(argv) {
@@ -141,42 +179,50 @@ fn is_quorate(directory: &NodeDirectory) -> bool {
 
 enum Event {
     Ended(std::io::Result<ExitStatus>),
+    Unwell(String),
     Lost,
 }
 
-fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
-    // Signals of the terminal reach the command by itself; this process stays until the command has ended.
-    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        // SAFETY: ignoring a signal runs no code of ours.
-        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
-    }
-    // Orphans of the command come to this process, so that none escapes when the lock is lost.
-    let _ = nix::sys::prctl::set_child_subreaper(true);
-    let Some((program, rest)) = arguments.command.split_first() else { return EXIT_USAGE };
-    let token = guard.token();
+/// A program that knows under which lock it runs.
+fn under_lock(program: &OsString, arguments: &LockArguments, token: Token) -> Command {
     let mut command = Command::new(program);
     command
-        .args(rest)
         .env("DEADBOLT_TOKEN", token.to_string())
         .env("DEADBOLT_VIEW", token.view.to_string())
         .env("DEADBOLT_RESOURCE", &arguments.resource);
+    command
+}
+
+fn shell(text: &str, arguments: &LockArguments, token: Token) -> Command {
+    let mut command = under_lock(&"/bin/sh".into(), arguments, token);
+    command.args(["-c", text]);
+    command
+}
+
+/// Signals of the terminal reach the command by itself; this process stays until the command has ended.
+const IGNORED: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+fn spawn(arguments: &LockArguments, token: Token) -> Result<Child, u8> {
+    let Some((program, rest)) = arguments.command.split_first() else { return Err(EXIT_USAGE) };
+    let mut command = under_lock(program, arguments, token);
+    command.args(rest);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+            for ignored in IGNORED {
                 signal(ignored, SigHandler::SigDfl)?;
             }
             Ok(())
         });
     }
-    let mut child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) => {
-            let code = if error.kind() == std::io::ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_CANNOT_RUN };
-            return fail(code, &format!("{}: {error}", program.display()));
-        }
-    };
-    let (sender, events) = mpsc::channel();
+    command.spawn().map_err(|error| {
+        let code = if error.kind() == std::io::ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_CANNOT_RUN };
+        fail(code, &format!("{}: {error}", program.display()))
+    })
+}
+
+/// Tells when the command has ended and when the lock is lost.
+fn watch(mut child: Child, guard: &mut Guard, sender: Sender<Event>) {
     let lost_sender = sender.clone();
     let blocked = guard.take_blocked();
     std::thread::spawn(move || {
@@ -187,17 +233,82 @@ fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
     std::thread::spawn(move || {
         let _ = sender.send(Event::Ended(child.wait()));
     });
-    match events.recv() {
-        Ok(Event::Ended(status)) => {
-            let code = exit_code(status);
-            // The lock goes back only when the process that was asked for is gone; what it left behind runs on without it.
-            drop(guard.unlock(deadbolt_dlm::Flags::NONE, None));
-            code
+}
+
+/// Tells when the command is not well, if anybody wants to know.
+fn watch_health(arguments: &LockArguments, token: Token, is_over: Arc<AtomicBool>, sender: Sender<Event>) {
+    if arguments.health.is_none() {
+        return;
+    }
+    let arguments = arguments.clone();
+    std::thread::spawn(move || {
+        let check = || shell(arguments.health.as_deref().unwrap_or_default(), &arguments, token);
+        let interval = Duration::from_millis(u64::from(arguments.health_interval));
+        let reason = health::watch(interval, arguments.health_failures, check, || is_over.load(Ordering::Relaxed));
+        if let Some(reason) = reason {
+            let _ = sender.send(Event::Unwell(reason));
         }
-        Ok(Event::Lost) | Err(_) => {
-            end_descendants();
-            fail(EXIT_LOST, &format!("{}: the lock was lost; the command was ended", arguments.resource))
+    });
+}
+
+fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
+    for ignored in IGNORED {
+        // SAFETY: ignoring a signal runs no code of ours.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    // Orphans of the command come to this process, so that none escapes when the lock goes.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+    let token = guard.token();
+    let child = match spawn(arguments, token) {
+        Ok(child) => child,
+        Err(code) => return code,
+    };
+    let pid = i32::try_from(child.id()).map(Pid::from_raw);
+    let (sender, events) = mpsc::channel();
+    let is_over = Arc::new(AtomicBool::new(false));
+    watch(child, &mut guard, sender.clone());
+    watch_health(arguments, token, is_over.clone(), sender);
+    let ended = match (events.recv(), pid) {
+        (Ok(Event::Ended(status)), _) => Some(exit_code(status)),
+        (Ok(Event::Unwell(reason)), Ok(pid)) if !end_gently(pid, &events) => {
+            Some(fail(EXIT_UNWELL, &format!("{}: the command was not well ({reason}) and is ended", arguments.resource)))
         }
+        _ => None,
+    };
+    is_over.store(true, Ordering::Relaxed);
+    let code = ended.unwrap_or_else(|| {
+        end_descendants();
+        fail(EXIT_LOST, &format!("{}: the lock was lost; the command was ended", arguments.resource))
+    });
+    if ended.is_some() {
+        end_all(&arguments.resource);
+    }
+    clean_up(arguments, token);
+    drop(guard.unlock(deadbolt_dlm::Flags::NONE, None));
+    code
+}
+
+/// The lock is kept for as long as anything of the command runs, though it be stuck in the kernel: only a fence ends that.
+fn end_all(resource: &str) {
+    let mut has_said = false;
+    while !end_descendants() {
+        if !std::mem::replace(&mut has_said, true) {
+            eprintln!("deadbolt lock: {resource}: processes of the command do not end; the lock is kept until they have");
+        }
+    }
+}
+
+/// Waits a moment for the command to do as it is told. Was the lock lost meanwhile?
+fn end_gently(pid: Pid, events: &Receiver<Event>) -> bool {
+    let _ = kill(pid, Signal::SIGTERM);
+    matches!(events.recv_timeout(GRACE), Ok(Event::Lost))
+}
+
+/// Nothing of the command runs any more, and what it left is taken away before others may begin.
+fn clean_up(arguments: &LockArguments, token: Token) {
+    let Some(text) = &arguments.finally else { return };
+    if let Err(reason) = health::run_within(&mut shell(text, arguments, token), FINALLY_LIMIT) {
+        eprintln!("deadbolt lock: {}: the command of --finally: {reason}", arguments.resource);
     }
 }
 
@@ -212,18 +323,19 @@ fn exit_code(status: std::io::Result<ExitStatus>) -> u8 {
     }
 }
 
-/// Kills everything below this process, also what it forked away: orphans become children of this subreaper.
-fn end_descendants() {
+/// Kills everything below this process, also what it forked away: orphans become children of this subreaper. Is nothing left?
+fn end_descendants() -> bool {
     for _ in 0..1000 {
         let children = children_of(Pid::this());
         for pid in children {
             let _ = kill(pid, Signal::SIGKILL);
         }
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Err(nix::errno::Errno::ECHILD) => return,
+            Err(nix::errno::Errno::ECHILD) => return true,
             Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
+    false
 }
 
 fn children_of(pid: Pid) -> Vec<Pid> {

@@ -37,6 +37,8 @@ pub const EXIT_NOT_GRANTED: u8 = 121;
 pub const EXIT_LOST: u8 = 122;
 /// `lock`: no quorum or no daemon.
 pub const EXIT_NO_QUORUM: u8 = 123;
+/// `lock`: the command was not well; it was ended and the lock given back.
+pub const EXIT_UNWELL: u8 = 124;
 /// Wrong usage.
 pub const EXIT_USAGE: u8 = 125;
 /// `lock`: the command cannot be run.

@@ -13,6 +13,7 @@
 )]
 
 use deadbolt_cluster::supervisor::{RunDirectory, client, sweep};
+use deadbolt_trial::{Network, node::with_descendants};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -125,6 +126,8 @@ pub struct Cluster {
     /// Second and third byte of the nodes' loopback addresses.
     network: (u8, u8),
     nodes: Vec<(String, Option<Child>)>,
+    /// Where the nodes run, if not all on the loopback addresses of this machine.
+    pub namespaces: Option<Network>,
     pub stall: &'static str,
     /// Further arguments of `init` and `join`.
     pub extra: Vec<String>,
@@ -147,6 +150,7 @@ impl Cluster {
             more_devices: Vec::new(),
             network: (1 + byte(0) % 250, byte(2)),
             nodes: Vec::new(),
+            namespaces: None,
             stall: "1s",
             extra: Vec::new(),
             directory,
@@ -177,7 +181,8 @@ impl Cluster {
     }
 
     pub fn address(&self, index: usize) -> String {
-        format!("127.{}.{}.{}:7410", self.network.0, self.network.1, index + 1)
+        let loopback = || format!("127.{}.{}.{}:7410", self.network.0, self.network.1, index + 1);
+        self.namespaces.as_ref().map_or_else(loopback, |network| network.own_address(index))
     }
 
     pub fn key_file(&self) -> PathBuf {
@@ -204,15 +209,26 @@ impl Cluster {
         command
     }
 
-    fn spawn(&mut self, mut command: Command, name: &str) {
+    fn spawn(&mut self, command: Command, name: &str) {
+        self.launch(command, name);
+        self.wait_member(name);
+    }
+
+    fn launch(&mut self, mut command: Command, name: &str) {
         let said = std::fs::File::create(self.path().join(format!("said-by-{name}"))).unwrap();
         command.arg("--tied").stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said);
-        let child = tie(&mut command).spawn().unwrap();
+        let index = self.nodes.iter().position(|(known, _)| known == name).unwrap_or(self.nodes.len());
+        match self.namespaces.as_ref().and_then(|network| network.namespace(index)) {
+            Some(namespace) => deadbolt_trial::children::tie(&mut command, Some(namespace)),
+            None => {
+                tie(&mut command);
+            }
+        }
+        let child = command.spawn().unwrap();
         match self.nodes.iter_mut().find(|(known, _)| known == name) {
             Some((_, place)) => *place = Some(child),
             None => self.nodes.push((name.to_owned(), Some(child))),
         }
-        self.wait_member(name);
     }
 
     /// Makes and starts the next node; the first one begins the cluster.
@@ -232,8 +248,27 @@ impl Cluster {
         self.spawn(command, name);
     }
 
+    /// Starts nodes that may need each other for it.
+    pub fn start_together(&mut self, names: &[&str]) {
+        for name in names {
+            let command = self.verb("start", name);
+            self.launch(command, name);
+        }
+        self.wait_members(names);
+    }
+
     pub fn stop(&mut self, name: &str) {
         expect(&mut self.verb("stop", name), 0);
+    }
+
+    /// Kills every process of the node at once, as a loss of power does.
+    pub fn kill_outright(&mut self, name: &str) {
+        for pid in with_descendants(self.info(name).unwrap().supervisor) {
+            // One that has ended meanwhile is as dead as wanted.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let starter = self.nodes.iter_mut().find(|(known, _)| known == name).and_then(|(_, child)| child.take());
+        starter.unwrap().wait().unwrap();
     }
 
     pub fn status(&self, name: &str) -> Option<Value> {
