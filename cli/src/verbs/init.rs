@@ -42,7 +42,7 @@ pub(super) struct OwnArguments {
     #[arg(long, default_value = "/dev/watchdog")]
     pub(super) watchdog: String,
     /// Name of the watchdog's driver [default: as the kernel says]
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(super) watchdog_driver: String,
     /// Other nodes of this cluster run on this machine
     #[arg(long)]
@@ -62,8 +62,8 @@ pub(super) struct OwnArguments {
     /// Leave the node down after a reset
     #[arg(long)]
     pub(super) no_restart: bool,
-    /// Group that may use lock, locks, status and why
-    #[arg(long, default_value = "")]
+    /// Group that may use lock, locks, status and why [default: none]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(super) group: String,
     /// Only prepare; `deadbolt start` starts the node
     #[arg(long)]

@@ -30,14 +30,21 @@ pub(super) fn run(arguments: &StatusArguments) -> u8 {
             if flag(&status, "quorate") { EXIT_OK } else { EXIT_FAILED }
         }
         Err(error) => {
+            let reason = why_no_node(&arguments.node).unwrap_or_else(|| error.to_string());
             if arguments.json {
-                say!("{}", json!({ "ok": false, "error": error.to_string() }));
+                say!("{}", json!({ "ok": false, "error": reason }));
             } else {
-                eprintln!("deadbolt: {error}");
+                eprintln!("deadbolt: {reason}");
             }
             EXIT_NO_DAEMON
         }
     }
+}
+
+/// Where no node was ever made nothing can be started.
+fn why_no_node(node: &NodeArguments) -> Option<String> {
+    let directory = node.directory();
+    if directory.node_file().exists() { None } else { directory.read_node().err().map(|error| error.to_string()) }
 }
 
 fn flag(value: &Value, name: &str) -> bool {
