@@ -6,6 +6,7 @@
 
 mod attach;
 mod bench;
+mod change;
 mod fence;
 mod format;
 mod init;
@@ -70,6 +71,8 @@ enum Verb {
     Leave(node::LeaveArguments),
     /// Take a node that is gone for good out of the configuration
     Remove(node::RemoveArguments),
+    /// Give a node another name, other votes or addresses, or the disk other votes, while the cluster runs
+    Change(change::ChangeArguments),
     /// Show the cluster as this node sees it; exit 0 quorate, 1 not, 2 no daemon
     Status(status::StatusArguments),
     /// Show the last views and fences with their evidence, from the disk alone
@@ -210,6 +213,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Verb::Stop(arguments) => node::stop(&arguments),
         Verb::Leave(arguments) => node::leave(&arguments),
         Verb::Remove(arguments) => node::remove(&arguments),
+        Verb::Change(arguments) => change::run(&arguments),
         Verb::Status(arguments) => Ok(status::run(&arguments)),
         Verb::Why(arguments) => why::run(&arguments),
         Verb::Lock(arguments) => Ok(lock::run(&arguments)),

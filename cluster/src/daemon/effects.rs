@@ -18,7 +18,10 @@ use crate::{
     node::{DiskWork, Node, NodeInput, NodeOutput},
 };
 use anyhow::Result;
-use deadbolt_cluster_core::{hello::NodeMessage, membership::ChangeRequest};
+use deadbolt_cluster_core::{
+    hello::NodeMessage,
+    membership::{Alteration, ChangeRequest},
+};
 use deadbolt_disk::{Operation, now_ns};
 use deadbolt_disk_format::{Evidence, Life, NodeState};
 use deadbolt_dlm::server::{Server, ServerEvent};
@@ -174,9 +177,12 @@ impl Effects {
                 json!({ "ok": true })
             }
             "remove" => remove_node(node, &request),
+            "change" => change(node, &request),
             "fence" => return self.handle_fence(node, &request, reply),
-            "" => failure("the object has no text field `op`; requests are status, locks, lockspaces, stop, leave, remove, fence"),
-            other => failure(&format!("unknown request {other:?}; requests are status, locks, lockspaces, stop, leave, remove, fence")),
+            "" => failure("the object has no text field `op`; requests are status, locks, lockspaces, stop, leave, remove, change, fence"),
+            other => {
+                failure(&format!("unknown request {other:?}; requests are status, locks, lockspaces, stop, leave, remove, change, fence"))
+            }
         };
         let _ = reply.send(answer);
     }
@@ -255,6 +261,45 @@ fn remove_node(node: &mut Node, request: &Value) -> Value {
             json!({ "ok": true })
         }
     }
+}
+
+/// Takes an alteration that could be made now; a later view has it, or nothing ever has.
+fn change(node: &mut Node, request: &Value) -> Value {
+    let alteration = match alteration_of(node, request) {
+        Ok(alteration) => alteration,
+        Err(reason) => return failure(&reason),
+    };
+    if let Some(reason) = node.refuse_alteration(&alteration) {
+        return failure(&reason);
+    }
+    let slot = match &alteration {
+        Alteration::Node { slot, .. } => Some(slot.0),
+        Alteration::DiskVotes(_) => None,
+    };
+    node.handle(now_ms(), NodeInput::Change(ChangeRequest::Alter(alteration)));
+    slot.map_or_else(|| json!({ "ok": true }), |slot| json!({ "ok": true, "slot": slot }))
+}
+
+fn alteration_of(node: &Node, request: &Value) -> std::result::Result<Alteration, String> {
+    let votes_of = |field: &str| match request.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            let votes = value.as_u64().and_then(|votes| u16::try_from(votes).ok());
+            votes.map(Some).ok_or_else(|| format!("{field} is {value}; it is a number up to 65535, or null"))
+        }
+    };
+    if request.get("disk_votes").is_some() {
+        return votes_of("disk_votes").map(Alteration::DiskVotes);
+    }
+    let name = request.get("node").and_then(Value::as_str).unwrap_or_default();
+    let slot = node.slot_of(name).ok_or_else(|| format!("no node {name:?} is configured; see `deadbolt status`"))?;
+    let texts = |list: &Vec<Value>| list.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>();
+    let addresses = match request.get("addresses") {
+        None | Some(Value::Null) => None,
+        Some(value) => Some(value.as_array().and_then(texts).ok_or("addresses is no list of texts")?),
+    };
+    let name = request.get("name").and_then(Value::as_str).map(str::to_owned);
+    Ok(Alteration::Node { slot, name, votes: votes_of("votes")?, addresses })
 }
 
 /// Asked only of who has registered.

@@ -76,6 +76,8 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
         "expected_votes": membership.expected_votes,
         "total_votes": membership.total_votes,
         "quorum": membership.quorum,
+        "disk_votes": membership.view.configuration.disk_votes,
+        "disk_votes_pinned": membership.view.configuration.disk_votes_pinned,
         "view": membership.view.view.0,
         "members": members,
         "owed": owed,

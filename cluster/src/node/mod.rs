@@ -14,7 +14,7 @@ pub use status::NodeStatus;
 use deadbolt_cluster_core::{
     channel::{Channel, ChannelError, Frame},
     hello::{Hello, NodeMessage},
-    membership::{self, ArbitrationInput, ChangeRequest, Choice, Membership},
+    membership::{self, Alteration, ArbitrationInput, ChangeRequest, Choice, Membership},
     observer::BeatsRead,
 };
 use deadbolt_disk_format::{
@@ -792,6 +792,16 @@ impl Node {
             return Some("this node is not a member now; ask another one".into());
         }
         self.membership.refuse_addition(name, addresses, occupied)
+    }
+
+    /// Why the configuration cannot be altered so, if it cannot.
+    #[must_use]
+    pub fn refuse_alteration(&self, alteration: &Alteration) -> Option<String> {
+        let is_member = self.view.members.contains(&self.setup.membership.me);
+        if !is_member {
+            return Some("this node is not a member now; ask another one".into());
+        }
+        self.membership.refuse_alteration(alteration)
     }
 
     /// The newest view that this node has learned.

@@ -5,6 +5,7 @@
 //! Does not: decide a view (the register does), grant locks, read clocks or devices.
 //! Called by: the daemon's wiring and the simulator.
 
+mod change;
 mod fencing;
 mod graph;
 #[cfg(feature = "planted")]
@@ -14,8 +15,8 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use change::{ALTERATION_MS, Alteration, ChangeRequest, check_name, default_disk_votes};
 pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, quorum, total_votes};
-pub use proposal::{check_name, default_disk_votes};
 pub use status::{MembershipStatus, PeerStatus};
 
 use crate::{
@@ -29,8 +30,8 @@ use alloc::{
     string::String,
 };
 use deadbolt_disk_format::{
-    Beat, BootId, Configuration, DaemonPart, Digest, Evidence, LeftLives, Life, NodeEntry, NodeState, Released, SlotIndex, SlotSet,
-    Timings, ViewBody, ViewNumber,
+    Beat, BootId, Configuration, DaemonPart, Digest, Evidence, LeftLives, Life, NodeEntry, NodeState, Released, SlotIndex, Timings,
+    ViewBody, ViewNumber,
 };
 
 /// How a machine begins.
@@ -68,27 +69,6 @@ pub fn carried_left(beat: &Beat, boot: BootId, view: &ViewBody) -> LeftLives {
     } else {
         daemon.left
     }
-}
-
-/// A change of the configuration that somebody asked for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ChangeRequest {
-    /// A new node; `occupied` are slots that others use in the SBD area.
-    AddNode {
-        /// Its name.
-        name: String,
-        /// Its addresses.
-        addresses: alloc::vec::Vec<String>,
-        /// Its votes.
-        votes: u16,
-        /// Slots that must not be given away.
-        occupied: SlotSet,
-    },
-    /// Takes a node out once it is neither member nor owed.
-    RemoveNode {
-        /// Its place.
-        slot: SlotIndex,
-    },
 }
 
 /// What the machine is told.
@@ -288,20 +268,10 @@ pub struct Membership {
     pub(crate) proposal: proposal::Proposals,
     pub(crate) fencing: fencing::Fencing,
     pub(crate) forced: BTreeSet<Life>,
-    pub(crate) additions: VecDeque<NodeEntryWish>,
-    pub(crate) removals: BTreeSet<SlotIndex>,
+    pub(crate) changes: change::Changes,
     pub(crate) outputs: VecDeque<Output>,
     #[cfg(feature = "planted")]
     mistake: Option<planted::Mistake>,
-}
-
-/// A node to be added, before it has a slot.
-#[derive(Clone, Debug)]
-pub(crate) struct NodeEntryWish {
-    pub(crate) name: String,
-    pub(crate) addresses: alloc::vec::Vec<String>,
-    pub(crate) votes: u16,
-    pub(crate) occupied: SlotSet,
 }
 
 impl Membership {
@@ -332,8 +302,7 @@ impl Membership {
             proposal: proposal::Proposals::default(),
             fencing: fencing::Fencing::default(),
             forced: BTreeSet::new(),
-            additions: VecDeque::new(),
-            removals: BTreeSet::new(),
+            changes: change::Changes::default(),
             outputs: VecDeque::new(),
             #[cfg(feature = "planted")]
             mistake: None,
@@ -379,7 +348,7 @@ impl Membership {
             Input::Lifeline { lease_end_ms, published } => self.handle_lifeline(lease_end_ms, published),
             Input::Holds(holds) => self.handle_holds(holds),
             Input::Recovered(view) => self.recovered = self.recovered.max(view),
-            Input::Change(change) => self.handle_change(change),
+            Input::Change(change) => self.changes.push(change, now_ms),
             Input::Fence(slot) => self.handle_fence(slot, now_ms),
             Input::OperatorConfirms(slot) => self.handle_operator(slot),
             Input::PillDone { victim, is_written } => self.fencing.handle_pill(&victim, is_written, now_ms),
@@ -393,7 +362,7 @@ impl Membership {
         self.publish();
         self.say_hello(now_ms);
         self.follow_stop();
-        self.drop_impossible_additions();
+        self.drop_impossible_changes();
         if self.has_view && matches!(self.role, Role::Joining | Role::Member | Role::Condemned) {
             self.consider(now_ms);
         }
@@ -554,29 +523,6 @@ impl Membership {
         }
     }
 
-    fn handle_change(&mut self, change: ChangeRequest) {
-        match change {
-            ChangeRequest::AddNode { name, addresses, votes, occupied } => {
-                let is_waiting = self.additions.iter().any(|wish| wish.name.eq_ignore_ascii_case(&name));
-                if !is_waiting {
-                    self.additions.push_back(NodeEntryWish { name, addresses, votes, occupied });
-                }
-            }
-            ChangeRequest::RemoveNode { slot } => {
-                self.removals.insert(slot);
-            }
-        }
-    }
-
-    /// An addition that cannot be made any more (the last slot was taken meanwhile) must not stand in the way of others.
-    fn drop_impossible_additions(&mut self) {
-        let Some(wish) = self.additions.front() else { return };
-        if let Some(reason) = self.refuse_addition(&wish.name, &wish.addresses, &wish.occupied) {
-            self.outputs.push_back(Output::Journal(format!("node {} is not added: {reason}", wish.name)));
-            self.additions.pop_front();
-        }
-    }
-
     /// Every life whose end matters: members, owed, and those an operator wants ended.
     pub(crate) fn watched_lives(&self) -> BTreeSet<Life> {
         let body = &self.known.body;
@@ -624,9 +570,7 @@ impl Membership {
         let lives = self.watched_lives();
         self.evidences.keep(|life| lives.contains(life));
         self.forced.retain(|life| self.known.body.members.contains(life));
-        let nodes = &self.known.body.configuration.nodes;
-        self.additions.retain(|wish| !nodes.iter().any(|node| node.name.eq_ignore_ascii_case(&wish.name)));
-        self.removals.retain(|slot| nodes.iter().any(|node| node.slot == *slot));
+        self.changes.forget_settled(&self.known.body.configuration);
     }
 
     pub(crate) fn node(&self, slot: SlotIndex) -> Option<&NodeEntry> {

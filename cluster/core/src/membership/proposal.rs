@@ -5,16 +5,14 @@
 //! Does not: decide; two nodes may put different values, the register settles it.
 //! Called by: the membership machine.
 
-use super::{Choice, Membership, NodeEntryWish, Output, Role, quorum, total_votes};
+use super::{Choice, Membership, Output, Role, quorum, total_votes};
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     format,
     string::String,
     vec::Vec,
 };
-use deadbolt_disk_format::{
-    Configuration, Life, NAME_BYTES_MAX, NodeEntry, Owed, Released, SlotIndex, SlotSet, ViewBody, ViewNumber, ViewReason,
-};
+use deadbolt_disk_format::{Configuration, Life, Owed, Released, SlotIndex, ViewBody, ViewNumber, ViewReason};
 
 /// Views that may follow each other within [`CHURN_WINDOW_MS`] before proposals are held back.
 const CHURN_FREE: usize = 10;
@@ -216,98 +214,6 @@ impl Membership {
         } else {
             ViewReason::Release
         }
-    }
-
-    /// Applies what was asked for, as far as the old and the new quorum both hold.
-    fn next_configuration(&self, members: &[Life], owed: &[Owed]) -> Configuration {
-        let present = &self.known.body.configuration;
-        let mut next = present.clone();
-        let is_away = |slot: SlotIndex| !members.iter().any(|life| life.slot == slot) && !owed.iter().any(|entry| entry.life.slot == slot);
-        next.nodes.retain(|node| !(self.removals.contains(&node.slot) && is_away(node.slot)));
-        if let Some(wish) = self.additions.front() {
-            add_node(&mut next, wish, self.setup.slots, owed);
-        }
-        if next.nodes == present.nodes {
-            return next;
-        }
-        if !next.disk_votes_pinned {
-            next.disk_votes = default_disk_votes(next.nodes.len());
-        }
-        let votes = members
-            .iter()
-            .filter_map(|life| next.nodes.iter().find(|node| node.slot == life.slot))
-            .fold(next.disk_votes, |sum, node| sum.saturating_add(node.votes));
-        if votes < quorum(&next) {
-            return present.clone();
-        }
-        next.version += 1;
-        next
-    }
-
-    /// Why a node cannot be added, if it cannot; asked before the request is taken.
-    #[must_use]
-    pub fn refuse_addition(&self, name: &str, addresses: &[String], occupied: &SlotSet) -> Option<String> {
-        let nodes = &self.known.body.configuration.nodes;
-        if let Err(reason) = check_name(name) {
-            return Some(reason);
-        }
-        if let Some(other) = nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)) {
-            return Some(format!(
-                "the name {name} is taken by node {} in slot {}; choose another name, or remove that node first",
-                other.name, other.slot
-            ));
-        }
-        for address in addresses {
-            if let Some(other) = nodes.iter().find(|node| node.addresses.contains(address)) {
-                return Some(format!("the address {address} is that of node {}; every node needs its own", other.name));
-            }
-        }
-        if free_slot(nodes, &self.known.body.owed, self.setup.slots, occupied).is_none() {
-            return Some(format!(
-                "all {} slots of the device are taken; remove a node with `deadbolt leave`, or format with more slots",
-                self.setup.slots
-            ));
-        }
-        None
-    }
-}
-
-/// Refuses names that the device or people could not tell apart.
-///
-/// # Errors
-/// The reason, for people.
-pub fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() {
-        return Err("the node's name is empty; give it 1 to 63 letters, digits, dots, dashes or underscores".into());
-    }
-    if name.len() > NAME_BYTES_MAX {
-        return Err(format!("the node's name has {} bytes; the device carries at most {NAME_BYTES_MAX}", name.len()));
-    }
-    if let Some(found) = name.chars().find(|letter| !(letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_'))) {
-        return Err(format!("the node's name {name:?} contains {found:?}; allowed are letters, digits, dots, dashes and underscores"));
-    }
-    if name.eq_ignore_ascii_case("LOCAL") {
-        return Err("the name LOCAL means `this node` to SBD tools; choose another".into());
-    }
-    Ok(())
-}
-
-/// nodes - 1, so that one survivor with the disk can carry on.
-#[must_use]
-pub fn default_disk_votes(nodes: usize) -> u16 {
-    u16::try_from(nodes.saturating_sub(1)).unwrap_or(u16::MAX)
-}
-
-fn free_slot(nodes: &[NodeEntry], owed: &[Owed], slots: u16, occupied: &SlotSet) -> Option<SlotIndex> {
-    (0..slots).map(SlotIndex).find(|slot| {
-        !occupied.contains(*slot) && !nodes.iter().any(|node| node.slot == *slot) && !owed.iter().any(|entry| entry.life.slot == *slot)
-    })
-}
-
-fn add_node(configuration: &mut Configuration, wish: &NodeEntryWish, slots: u16, owed: &[Owed]) {
-    if let Some(slot) = free_slot(&configuration.nodes, owed, slots, &wish.occupied) {
-        configuration.nodes.push(NodeEntry { slot, votes: wish.votes, name: wish.name.clone(), addresses: wish.addresses.clone() });
-        configuration.nodes.sort_by_key(|node| node.slot);
     }
 }
 

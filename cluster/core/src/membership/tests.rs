@@ -5,7 +5,7 @@ use super::*;
 use crate::observer::tests::beat;
 use crate::timing::{Wishes, derive};
 use alloc::{string::ToString, vec, vec::Vec};
-use deadbolt_disk_format::{Acknowledgement, Beat, BootId, Incarnation, Rule, ViewReason};
+use deadbolt_disk_format::{Acknowledgement, Beat, BootId, Incarnation, Rule, SlotSet, ViewReason};
 
 const STEP_MS: u64 = 50;
 
@@ -634,6 +634,76 @@ fn a_node_is_added_and_removed_by_views() {
     let now_ms = world.now_ms;
     world.places[0].machine.as_mut().unwrap().handle(now_ms, Input::Change(ChangeRequest::RemoveNode { slot: SlotIndex(2) }));
     world.run_until(3000, "removal", |world| world.views.last().unwrap().configuration.nodes.len() == 2);
+}
+
+fn alter(world: &mut World, slot: usize, alteration: Alteration) {
+    let now_ms = world.now_ms;
+    world.places[slot].machine.as_mut().unwrap().handle(now_ms, Input::Change(ChangeRequest::Alter(alteration)));
+}
+
+fn of_node(slot: u16, name: Option<&str>, votes: Option<u16>, addresses: Option<&[&str]>) -> Alteration {
+    let addresses = addresses.map(|addresses| addresses.iter().map(ToString::to_string).collect());
+    Alteration::Node { slot: SlotIndex(slot), name: name.map(ToString::to_string), votes, addresses }
+}
+
+#[test]
+fn names_votes_and_addresses_are_altered_by_views() {
+    let mut world = World::whole(3);
+    let lives = world.views.last().unwrap().members.clone();
+    alter(&mut world, 1, of_node(2, Some("other"), Some(3), Some(&["192.0.2.7:7", "192.0.2.8:7"])));
+    world.run_until(3000, "the alteration", |world| world.views.last().unwrap().configuration.nodes[2].votes == 3);
+    alter(&mut world, 0, Alteration::DiskVotes(Some(1)));
+    world.run_until(3000, "the disk's votes", |world| world.views.last().unwrap().configuration.disk_votes == 1);
+    let body = world.views.last().unwrap().clone();
+    let node = &body.configuration.nodes[2];
+    assert_eq!((node.name.as_str(), node.addresses.len(), body.configuration.version), ("other", 2, 3));
+    assert_eq!((body.members, body.reason), (lives, ViewReason::Configure));
+    assert!(body.configuration.disk_votes_pinned);
+    alter(&mut world, 0, Alteration::DiskVotes(None));
+    world.run_until(3000, "the rule again", |world| world.views.last().unwrap().configuration.disk_votes == 2);
+}
+
+#[test]
+fn an_alteration_without_a_quorum_by_the_new_rule_is_refused_or_given_up() {
+    let mut world = World::whole(3);
+    world.kill(2);
+    world.run_until(20_000, "removal", |world| world.members() == [0, 1]);
+    let end = world.now_ms + 200;
+    world.run_until(1000, "all know", |world| world.now_ms >= end);
+    let far = of_node(2, None, Some(9), None);
+    assert!(world.places[0].machine.as_ref().unwrap().refuse_alteration(&far).unwrap().contains("4 of 13 votes"));
+    alter(&mut world, 0, far);
+    let views = world.views.len();
+    let end = world.now_ms + ALTERATION_MS;
+    world.run_until(40_000, "the time", |world| world.now_ms > end);
+    assert!(world.views[views..].iter().all(|body| body.configuration.nodes[2].votes == 1));
+    assert!(world.places[0].machine.as_ref().unwrap().changes.is_empty(), "it would be done later, though it was said to have failed");
+}
+
+#[test]
+fn what_cannot_be_altered_is_refused_with_the_reason() {
+    let mut world = World::whole(3);
+    let end = world.now_ms + 200;
+    world.run_until(1000, "all know", |world| world.now_ms >= end);
+    let machine = world.places[0].machine.as_ref().unwrap();
+    for (alteration, words) in [
+        (of_node(7, None, Some(1), None), "no node is configured in slot 7"),
+        (of_node(0, Some("N1"), None, None), "is taken by node n1"),
+        (of_node(0, Some(""), None, None), "is empty"),
+        (of_node(0, None, None, Some(&[])), "0 addresses"),
+        (of_node(0, None, None, Some(&["0.0.0.0:7"])), "no address that others can reach"),
+        (of_node(0, None, None, Some(&["host:7"])), "no address that others can reach"),
+        (of_node(0, None, None, Some(&["127.0.0.1:1"])), "is that of node n1"),
+        (of_node(0, None, None, Some(&["192.0.2.7:7", "192.0.2.7:7"])), "is given twice"),
+        (Alteration::DiskVotes(Some(0)), "from 1 to nodes - 1"),
+        (Alteration::DiskVotes(Some(3)), "from 1 to nodes - 1"),
+    ] {
+        let refused = machine.refuse_alteration(&alteration).unwrap_or_default();
+        assert!(refused.contains(words), "{alteration:?}: {refused:?}");
+    }
+    for good in [of_node(0, Some("n0"), None, None), of_node(0, None, Some(0), None), of_node(0, None, None, Some(&["[2001:db8::1]:7"]))] {
+        assert_eq!(machine.refuse_alteration(&good), None);
+    }
 }
 
 #[test]
