@@ -340,6 +340,21 @@ impl NodeDirectory {
         Ok(())
     }
 
+    /// Gives the node's file another name, and leaves every other line as it is.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn rename(&self, name: &str) -> Result<(), ConfigError> {
+        let file = NodeFile { name: name.to_owned(), ..self.read_node()? };
+        let path = self.node_file();
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::File { path: path.clone(), source })?;
+        let renamed = renamed(&text, name);
+        let is_meant = toml::from_str::<NodeFile>(&renamed).is_ok_and(|read| read == file);
+        let whole = || toml::to_string(&file).map_err(|error| ConfigError::Invalid { path: path.clone(), reason: error.to_string() });
+        write_private(&path, &if is_meant { renamed } else { whole()? })?;
+        self.open_to(file.group_number()?)
+    }
+
     /// Takes the node's file and key away again.
     ///
     /// # Errors
@@ -353,6 +368,13 @@ impl NodeDirectory {
         }
         Ok(())
     }
+}
+
+/// The text with another value in the line of `name`.
+fn renamed(text: &str, name: &str) -> String {
+    let is_name = |line: &str| line.trim_start().strip_prefix("name").is_some_and(|rest| rest.trim_start().starts_with('='));
+    let line = |line: &str| if is_name(line) { format!("name = {name:?}\n") } else { line.to_owned() };
+    text.split_inclusive('\n').map(line).collect()
 }
 
 /// Writes a file of mode 600, whole or not at all.
@@ -429,6 +451,21 @@ mod tests {
             let error = with(&agents).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn a_node_is_renamed_and_its_file_is_else_as_it_was() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = NodeDirectory(temporary.path().join("n"));
+        directory.create(&node(), &ClusterKey::draw().unwrap()).unwrap();
+        let text = format!("# mine\n{}", std::fs::read_to_string(directory.node_file()).unwrap());
+        std::fs::write(directory.node_file(), &text).unwrap();
+        directory.rename("z").unwrap();
+        assert_eq!(std::fs::read_to_string(directory.node_file()).unwrap(), text.replace("name = \"a\"", "name = \"z\""));
+        // Where a line is not the value alone, the file is written anew.
+        std::fs::write(directory.node_file(), text.replace("name = \"a\"", "name = \"\"\"\na\"\"\"")).unwrap();
+        directory.rename("y").unwrap();
+        assert_eq!(directory.read_node().unwrap(), NodeFile { name: "y".into(), ..node() });
     }
 
     #[test]

@@ -119,3 +119,43 @@ fn a_node_whose_starter_has_ended_already_does_not_begin() {
     assert!(tie(&mut starter).status().unwrap().success());
     wait("it says why", Duration::from_secs(10), || fs::read_to_string(&log).is_ok_and(|text| text.contains("is tied, has ended")));
 }
+
+#[test]
+fn a_running_cluster_is_changed() {
+    let mut cluster = Cluster::of(&["a", "b", "c"]);
+    cluster.wait_members(&["a", "b", "c"]);
+    let change = |cluster: &Cluster, at: &str, words: &[&str], code: i32| expect(cluster.verb("change", at).args(words), code);
+    let votes =
+        |cluster: &Cluster| ["expected_votes", "disk_votes", "quorum"].map(|field| cluster.field("b", field).unwrap().as_u64().unwrap());
+    assert!(change(&cluster, "a", &["c", "--votes", "3"], 0).contains("c: 3 votes"));
+    cluster.wait_members(&["a", "b", "c"]);
+    wait("the others know", Duration::from_secs(5), || votes(&cluster) == [7, 2, 4]);
+    change(&cluster, "b", &["--disk-votes", "1"], 0);
+    wait("the others know", Duration::from_secs(5), || votes(&cluster) == [6, 1, 4]);
+    change(&cluster, "b", &["--disk-votes", "auto"], 0);
+
+    // A lock is held all the while, under whatever name.
+    change(&cluster, "a", &["c", "--rename", "gamma"], 0);
+    wait("the others know", Duration::from_secs(5), || cluster.members("b") == ["a", "b", "gamma"]);
+    wait("its file follows", Duration::from_secs(5), || {
+        fs::read_to_string(cluster.node("c").join("node.toml")).unwrap().contains("name = \"gamma\"")
+    });
+    expect(&mut cluster.lock("c", "r", &["--wait", "5s"], &["true"]), 0);
+    cluster.stop("c");
+    wait("it has left", Duration::from_secs(5), || cluster.members("a") == ["a", "b"]);
+    cluster.start("c");
+    wait("it is back under its name", Duration::from_secs(20), || cluster.members("a") == ["a", "b", "gamma"]);
+
+    for (words, code, reason) in [
+        (&["nobody", "--votes", "1"][..], 1, "no node \"nobody\" is configured"),
+        (&["b", "--rename", "gamma"], 1, "is taken by node gamma"),
+        (&["b", "--address", "nowhere"], 1, "no address"),
+        (&["--disk-votes", "9"], 1, "from 1 to nodes - 1"),
+        (&["--disk-votes", "some"], 1, "a number, or auto"),
+        (&["b"], 2, "--votes"),
+        (&[], 2, "--disk-votes"),
+    ] {
+        let said = change(&cluster, "a", words, code);
+        assert!(said.contains(reason), "{words:?}: {said}");
+    }
+}

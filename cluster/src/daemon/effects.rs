@@ -65,7 +65,10 @@ impl Effects {
             }
             NodeOutput::SetHolds(holds) => daemon.side.set_holds(holds),
             NodeOutput::SayHello(hello, nodes) => self.links.say_hello(&hello, &nodes),
-            NodeOutput::Follow(nodes) => self.links.follow(&nodes),
+            NodeOutput::Follow(nodes) => {
+                daemon.follow_name(&nodes);
+                self.links.follow(&nodes);
+            }
             NodeOutput::Send(peer, frame) => self.send(node, peer, frame.encode()),
             NodeOutput::Close(peer) => {
                 self.connections.remove(&peer);

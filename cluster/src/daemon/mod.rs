@@ -25,7 +25,7 @@ use anyhow::{Context, Result};
 use control::{ControlRequest, ControlSocket};
 use deadbolt_cluster_core::{membership, timing};
 use deadbolt_disk::{Access, BackendChoice, Completion, Engine, now_ns};
-use deadbolt_disk_format::{Beat, Configuration, Incarnation, LeftLives, Life, SlotIndex, ViewBody, ViewNumber, sbd::Command};
+use deadbolt_disk_format::{Beat, Configuration, Incarnation, LeftLives, Life, NodeEntry, SlotIndex, ViewBody, ViewNumber, sbd::Command};
 use deadbolt_dlm::server::Server;
 use deadbolt_sbd::{
     page::{DaemonSide, Page, SbdState},
@@ -344,6 +344,19 @@ impl Daemon {
                 return Ok(outcome);
             }
         }
+    }
+
+    /// A view may have given this node another name: under the old one it would not be found at its next start.
+    fn follow_name(&mut self, nodes: &[NodeEntry]) {
+        let Some(name) = nodes.iter().find(|node| node.slot == self.slot).map(|node| &node.name).filter(|name| **name != self.file.name)
+        else {
+            return;
+        };
+        tracing::info!(old = %self.file.name, new = %name, "this node has another name; its node.toml follows, sbd at the next start");
+        if let Err(error) = self.directory.rename(name) {
+            tracing::error!(%error, "node.toml still has the old name: correct it, or this node does not start again");
+        }
+        self.file.name.clone_from(name);
     }
 
     fn read_page(&mut self, node: &mut Node) -> Result<()> {
