@@ -28,6 +28,9 @@ pub const DEFAULT_DIRECTORY: &str = "/var/lib/deadbolt";
 pub struct NodeFile {
     /// Its name, as in the cluster's configuration.
     pub name: String,
+    /// The name before a view gave it that one: its slot on the device may still carry it. Written by the daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_name: Option<String>,
     /// The cluster, so that a device of another one is refused; empty: not checked.
     #[serde(default)]
     pub cluster: String,
@@ -345,10 +348,11 @@ impl NodeDirectory {
     /// # Errors
     /// The file cannot be read or written.
     pub fn rename(&self, name: &str) -> Result<(), ConfigError> {
-        let file = NodeFile { name: name.to_owned(), ..self.read_node()? };
+        let before = self.read_node()?;
+        let file = NodeFile { name: name.to_owned(), former_name: Some(before.name.clone()), ..before };
         let path = self.node_file();
         let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::File { path: path.clone(), source })?;
-        let renamed = renamed(&text, name);
+        let renamed = renamed(&text, name, file.former_name.as_deref().unwrap_or_default());
         let is_meant = toml::from_str::<NodeFile>(&renamed).is_ok_and(|read| read == file);
         let whole = || toml::to_string(&file).map_err(|error| ConfigError::Invalid { path: path.clone(), reason: error.to_string() });
         write_private(&path, &if is_meant { renamed } else { whole()? })?;
@@ -370,11 +374,11 @@ impl NodeDirectory {
     }
 }
 
-/// The text with another value in the line of `name`.
-fn renamed(text: &str, name: &str) -> String {
-    let is_name = |line: &str| line.trim_start().strip_prefix("name").is_some_and(|rest| rest.trim_start().starts_with('='));
-    let line = |line: &str| if is_name(line) { format!("name = {name:?}\n") } else { line.to_owned() };
-    text.split_inclusive('\n').map(line).collect()
+/// The text with another name, and behind it the former one.
+fn renamed(text: &str, name: &str, former: &str) -> String {
+    let is = |line: &str, key: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
+    let line = |line: &str| if is(line, "name") { format!("name = {name:?}\nformer_name = {former:?}\n") } else { line.to_owned() };
+    text.split_inclusive('\n').filter(|text| !is(text, "former_name")).map(line).collect()
 }
 
 /// Writes a file of mode 600, whole or not at all.
@@ -396,6 +400,7 @@ mod tests {
     fn node() -> NodeFile {
         NodeFile {
             name: "a".into(),
+            former_name: None,
             cluster: String::new(),
             devices: vec!["/dev/x".into()],
             addresses: vec!["127.0.0.1:7001".into()],
@@ -461,11 +466,17 @@ mod tests {
         let text = format!("# mine\n{}", std::fs::read_to_string(directory.node_file()).unwrap());
         std::fs::write(directory.node_file(), &text).unwrap();
         directory.rename("z").unwrap();
-        assert_eq!(std::fs::read_to_string(directory.node_file()).unwrap(), text.replace("name = \"a\"", "name = \"z\""));
+        let wanted = text.replace("name = \"a\"", "name = \"z\"\nformer_name = \"a\"");
+        assert_eq!(std::fs::read_to_string(directory.node_file()).unwrap(), wanted);
+        directory.rename("a").unwrap();
+        assert_eq!(
+            std::fs::read_to_string(directory.node_file()).unwrap(),
+            text.replace("name = \"a\"", "name = \"a\"\nformer_name = \"z\"")
+        );
         // Where a line is not the value alone, the file is written anew.
         std::fs::write(directory.node_file(), text.replace("name = \"a\"", "name = \"\"\"\na\"\"\"")).unwrap();
         directory.rename("y").unwrap();
-        assert_eq!(directory.read_node().unwrap(), NodeFile { name: "y".into(), ..node() });
+        assert_eq!(directory.read_node().unwrap(), NodeFile { name: "y".into(), former_name: Some("\na".trim().into()), ..node() });
     }
 
     #[test]

@@ -181,6 +181,9 @@ fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, cont
     if file.shared_device || is_process {
         command.arg("--shared-device");
     }
+    if let Some(former) = &file.former_name {
+        command.args(["--former-name", former]);
+    }
     if file.allow_unprotected {
         command.arg("--allow-unprotected");
     }

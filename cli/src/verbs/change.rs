@@ -6,13 +6,14 @@
 
 use super::{EXIT_OK, NodeArguments};
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use deadbolt_cluster::{ask::ask, config::NodeDirectory};
 use deadbolt_cluster_core::membership::ALTERATION_MS;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").multiple(true)))]
 pub(super) struct ChangeArguments {
     /// Name of the node to change
     #[arg(required_unless_present = "disk_votes", conflicts_with = "disk_votes", requires = "what")]

@@ -120,6 +120,7 @@ impl OwnArguments {
         let devices = devices.iter().map(std::path::absolute).collect::<std::io::Result<Vec<PathBuf>>>()?;
         Ok(NodeFile {
             name: self.name.clone(),
+            former_name: None,
             cluster: String::new(),
             devices,
             addresses: self.addresses.clone(),
