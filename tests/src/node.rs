@@ -280,7 +280,7 @@ pub struct Watch<'a> {
     device: &'a Path,
     options: &'a str,
     cluster: Option<&'a str>,
-    library: Option<&'a Path>,
+    imitation: Option<&'a Path>,
     is_woken: bool,
     has_real_time: bool,
 }
@@ -289,7 +289,7 @@ impl<'a> Watch<'a> {
     /// `program watch` for node `name` on `device`, without a watchdog.
     #[must_use]
     pub fn new(program: &'a Path, name: &'a str, device: &'a Path) -> Self {
-        Self { program, name, device, options: "", cluster: None, library: None, is_woken: false, has_real_time: false }
+        Self { program, name, device, options: "", cluster: None, imitation: None, is_woken: false, has_real_time: false }
     }
 
     /// With these options besides.
@@ -307,7 +307,7 @@ impl<'a> Watch<'a> {
     /// With the node's watchdog, which [`crate::watchdog::library`] imitates.
     #[must_use]
     pub fn watchdog(self, library: &'a Path) -> Self {
-        Self { library: Some(library), ..self }
+        Self { imitation: Some(library), ..self }
     }
 
     /// Its main process gets a signal without a meaning ten times a second, as it does from its children in real clusters.
@@ -328,7 +328,7 @@ impl<'a> Watch<'a> {
     /// [`Node::start`].
     pub fn start(&self, parent: &Path) -> io::Result<Node> {
         let (program, name, device, options) = (self.program.display(), self.name, self.device.display(), self.options);
-        let (preload, watchdog) = match self.library {
+        let (preload, watchdog) = match self.imitation {
             Some(library) => (format!("LD_PRELOAD={} WATCHDOG_NOTES=\"$WATCHDOG\"", library.display()), "\"$WATCHDOG\""),
             None => (String::new(), "/dev/null"),
         };
@@ -345,7 +345,7 @@ impl<'a> Watch<'a> {
             Some(cluster) => Node::start_apart(parent, name, &format!("{cluster}\n{script}"), &["--net", "--ipc", "--uts"])?,
             None => Node::start(parent, name, &script)?,
         };
-        node.has_watchdog = self.library.is_some();
+        node.has_watchdog = self.imitation.is_some();
         Ok(node)
     }
 }

@@ -84,7 +84,7 @@ impl Bench {
 pub(crate) struct Lab {
     place: Place,
     nodes: RunDirectory,
-    library: PathBuf,
+    imitated_watchdog: PathBuf,
     ours: PathBuf,
 }
 
@@ -97,8 +97,8 @@ impl Lab {
         let place = Place::prepare(PREFIX, false)?;
         let _ = sweep(Path::new(MEMORY), PREFIX);
         let nodes = RunDirectory::create(Path::new(MEMORY), PREFIX).with_context(|| format!("a folder in {MEMORY}"))?;
-        let library = watchdog::library(place.path()).context("building the imitated watchdog")?;
-        Ok(Self { place, nodes, library, ours })
+        let imitated_watchdog = watchdog::library(place.path()).context("building the imitated watchdog")?;
+        Ok(Self { place, nodes, imitated_watchdog, ours })
     }
 
     pub(crate) fn program(&self, whose: Whose) -> &Path {
@@ -138,7 +138,7 @@ impl Lab {
 
     /// A node whose watcher is at work: a cycle of it has just ended. `reach` is a path to its disk that never hangs.
     pub(crate) fn node(&self, whose: Whose, name: &str, device: &Path, reach: &Path) -> Result<Node> {
-        let watch = Watch::new(self.program(whose), name, device).watchdog(&self.library).real_time();
+        let watch = Watch::new(self.program(whose), name, device).watchdog(&self.imitated_watchdog).real_time();
         let node = watch.start(self.nodes.path())?;
         node.await_work(reach, PATIENCE)?;
         Ok(node)
