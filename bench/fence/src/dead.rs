@@ -16,7 +16,7 @@ const NAMES: [&str; 2] = ["long dead: `message reset` returns, stock", "long dea
 
 /// The sender's watcher looks once a second.
 const SEEN: Duration = Duration::from_secs(2);
-/// W + D with the default times, 16.18 s + 0.51 s, counted from when the sender's watcher saw the last beat, which may be a second after it.
+/// W + D with the default times, 15.93 s + 0.51 s, counted from when the sender's watcher saw the last beat, which may be a second after it.
 const LONG: Duration = Duration::from_secs(18);
 /// Messages in a round, where they are short.
 const MESSAGES: usize = 3;

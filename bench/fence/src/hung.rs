@@ -18,7 +18,7 @@ const KNOWN: [&str; 2] = ["reads hang: sender says so, stock", "reads hang: send
 const OUTLIVED: [&str; 2] = ["reads hang: lived on after the sender said so, stock", "reads hang: lived on after the sender said so, ours"];
 
 /// L with the default times: the lease of a node of ours.
-const LEASE_MS: f64 = 15_850.0;
+const LEASE_MS: f64 = 15_600.0;
 
 pub(crate) fn case(bench: &Bench, whose: Whose) -> Case {
     let goal = |most| whose.of([Reach::None, Reach::Value(most)]);

@@ -28,15 +28,15 @@ const DEAD: [&str; 2] =
 const SLOWEST: [&str; 2] = ["live victim: the slowest of a round, stock", "live victim: the slowest of a round, ours"];
 
 /// Poll, T with a watchdog of one second that may be one second late, D; each other clock's wait with drift and a tick.
-const PRINTED_MS: f64 = 250.0 + 2010.0 + 515.0;
+const PRINTED_MS: f64 = 500.0 + 2010.0 + 515.0;
 /// What the goal leaves for everything else.
 const REST_MS: f64 = 500.0;
 /// A poll, and what the goal leaves for the reset.
-const DEAD_MS: f64 = 250.0 + 100.0;
+const DEAD_MS: f64 = 500.0 + 100.0;
 /// At one time.
 const VICTIMS: [&str; 3] = ["first", "second", "third"];
 /// Of cycles: the loop time of stock, the poll of ours.
-const INTERVALS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(250)];
+const INTERVALS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(500)];
 /// How often the mailbox is looked at from outside.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 

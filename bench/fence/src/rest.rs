@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-const POLL: &str = "floor: CPU of a bare poll, a sector written and one read every 250 ms";
-const CPU: [&str; 2] = ["at rest: CPU of a watcher, a look every second, stock", "at rest: CPU of a watcher, a look every 250 ms, ours"];
+const POLL: &str = "floor: CPU of a bare poll, a sector written and one read every 500 ms";
+const CPU: [&str; 2] = ["at rest: CPU of a watcher, a look every second, stock", "at rest: CPU of a watcher, a look every 500 ms, ours"];
 const PROCESSES: [&str; 2] = ["at rest: processes of a watcher, stock", "at rest: processes of a watcher, ours"];
 const RESIDENT: [&str; 2] = ["at rest: resident memory of these, stock", "at rest: resident memory of these, ours"];
 const PROPORTIONAL: [&str; 2] = ["at rest: the same, shared pages divided, stock", "at rest: the same, shared pages divided, ours"];

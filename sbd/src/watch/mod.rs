@@ -39,8 +39,8 @@ use places::{Found, open_all};
 pub use sampler::{Sampler, SbdTimes};
 
 /// Interval of cycles; a longer loop time is no reason to read the mailbox seldom. Chosen: a victim dies a quarter of a second after
-/// the message, at a cost of four small writes and reads.
-const POLL_MS: u32 = 250;
+/// the message in the mean, and a watcher at rest takes less than a thousandth of a processor.
+const POLL_MS: u32 = 500;
 /// The feeding thread wakes four times in a watchdog's time, and this often at least; to retire it is woken. Chosen: a life that gets its
 /// next cycle just in time is fed long before its watchdog fires.
 const FEED_MS_MAX: u32 = 500;
@@ -427,6 +427,6 @@ mod tests {
     fn the_lease_has_room_for_what_the_watchdog_grants() {
         let times = timings(3, SbdTimes { watchdog_s: 5, loop_s: 1 });
         assert_eq!(with_granted(times, 5000), times);
-        assert_eq!(with_granted(times, 60_000).lease_ms, 3750 + 2 * reset_ms_of(60_000, LATENESS_MS, DRIFT_PPM));
+        assert_eq!(with_granted(times, 60_000).lease_ms, 3500 + 2 * reset_ms_of(60_000, LATENESS_MS, DRIFT_PPM));
     }
 }
