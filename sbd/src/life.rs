@@ -348,8 +348,15 @@ impl Life {
 
     fn span_ms(&self) -> u64 {
         let haste = matches!(self.machine.status().phase, PhaseName::Condemned | PhaseName::Stopping) && self.reset_due.is_none();
-        let turn_ms = if haste { HASTE_MS } else { TURN_MS.min(u64::from(self.config.timings.poll_ms)) };
+        let turn_ms = if haste { HASTE_MS } else { self.turn_ms() };
         self.machine.next_deadline().map_or(turn_ms, |deadline_ms| deadline_ms.saturating_sub(now_ms()).min(turn_ms))
+    }
+
+    /// A watcher that asks no cluster has no words to look at: it wakes for its cycles alone.
+    fn turn_ms(&self) -> u64 {
+        let poll_ms = u64::from(self.config.timings.poll_ms);
+        let has_words = self.watch.as_ref().is_none_or(|watch| watch.cluster.is_some() || self.flush.is_some());
+        if has_words { TURN_MS.min(poll_ms) } else { poll_ms }
     }
 
     /// One input, and everything that follows from it.

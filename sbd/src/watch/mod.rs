@@ -43,7 +43,7 @@ pub use sampler::{Sampler, SbdTimes};
 const POLL_MS: u32 = 500;
 /// The feeding thread wakes four times in a watchdog's time, and this often at least; to retire it is woken. Chosen: a life that gets its
 /// next cycle just in time is fed long before its watchdog fires.
-const FEED_MS_MAX: u32 = 500;
+const FEED_MS_MAX: u32 = 1000;
 /// Allowance for one cycle, as in a cluster of ours.
 const CYCLE_MS: u32 = 150;
 /// rho, 1 %.
