@@ -22,7 +22,7 @@ use std::{
     os::fd::OwnedFd,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -143,12 +143,12 @@ impl Site {
         let directory = self.cluster.node(node).display().to_string();
         program(&programs.join("deadbolt"), &format!("#!/bin/sh\nverb=$1; shift\nexec {front} \"$verb\" --dir {directory} \"$@\"\n"));
         // The stamp of a begin is older than the address, that of an end younger: what is written never overlaps by chance.
-        let stamp = |word| format!("echo \"$(date +%s%N) {node} {word} $3\" >> {}", self.addresses().display());
-        let (begin, end) = (stamp("begin"), stamp("end"));
+        let stamp = |word, address| format!("echo \"$(date +%s%N) {node} {word} {address}\" >> {}", self.addresses().display());
+        let (begin, end, flushed) = (stamp("begin", "$3"), stamp("end", "$3"), stamp("end", "$6/24"));
         program(
             &programs.join("ip"),
             &format!(
-                "#!/bin/sh\nip=$(PATH=/usr/sbin:/sbin:/usr/bin:/bin command -v ip)\n[ $2 = replace ] && {begin}\n\"$ip\" \"$@\" || exit\n[ $2 = del ] && {end}\nexit 0\n"
+                "#!/bin/sh\nip=$(PATH=/usr/sbin:/sbin:/usr/bin:/bin command -v ip)\n[ $2 = replace ] && {begin}\n\"$ip\" \"$@\" || exit\ncase $2 in del) {end};; flush) {flushed};; esac\nexit 0\n"
             ),
         );
         let own = std::env::current_exe().unwrap();
@@ -258,7 +258,7 @@ impl Site {
                 assert!(has.get(address).is_none_or(|other| *other == node), "{node} took {address} while {} had it:\n{log}", has[address]);
                 has.insert(address, node);
                 begins.entry(address.to_owned()).or_default().push(at);
-            } else {
+            } else if has.get(address) == Some(&node) {
                 has.remove(address);
             }
         }
@@ -307,7 +307,16 @@ fn nothing_of_a_command_outlives_its_lock() {
     expect(&mut cluster.lock("a", "r", &well, &["sleep", "0.5"]), 0);
     assert!(expect(&mut cluster.lock("a", "r", &["--health-interval", "0s"], &["true"]), 125).contains("pause"));
     assert!(expect(&mut cluster.lock("a", "r", &["--health-failures", "0"], &["true"]), 125).contains("--health-failures"));
-    expect(&mut cluster.lock("a", "r", &["--finally", "exit 1", "--wait", "0"], &["true"]), 0);
+    // What the clean-up leaves in the background does not hold the lock up.
+    expect(&mut cluster.lock("a", "r", &["--finally", "sleep 100 &", "--wait", "0"], &["true"]), 0);
+    // One that fails does, until it succeeds.
+    let (tried, mended) = (path("tried"), path("mended"));
+    let finally = format!("touch {tried}; [ -e {mended} ]");
+    let mut kept = cluster.lock("a", "r", &["--finally", &finally], &["true"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait("the clean-up", PATIENCE, || Path::new(&tried).exists());
+    expect(&mut cluster.lock("a", "r", &["--wait", "200ms"], &["true"]), 121);
+    fs::write(&mended, b"").unwrap();
+    assert_eq!(kept.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What: `deadbolt lock RESOURCE -- CMD`: a command that runs while a lock is held, like flock(1) across the cluster.
 //! Owns: the command's process tree, its environment, the exit codes 121 to 127.
 //! Invariants: the command starts only under a granted lock; when the lock is lost it is ended with all its descendants; the lock goes back
-//!   when nothing of the command runs any more; under a process watchdog everything runs inside the node's process tree.
+//!   when nothing of the command runs any more and --finally has ended with 0; under a process watchdog everything runs inside the node's process tree.
 //! Does not: retry.
 //! Called by: the verbs; by itself, inside the tree.
 
@@ -23,26 +23,23 @@ use deadbolt_dlm::{
 use nix::{
     sys::{
         signal::{SigHandler, Signal, kill, signal},
-        wait::{WaitPidFlag, waitpid},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
     unistd::Pid,
 };
 use std::{
     ffi::OsString,
-    os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Child, Command, ExitStatus},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver, Sender},
-    },
+    os::unix::process::CommandExt,
+    process::{Child, Command},
+    sync::mpsc::{self, Receiver, Sender},
+    thread::JoinHandle,
     time::Duration,
 };
 
 /// A command that is told to end has this long for it, as at the stop of a node.
 const GRACE: Duration = Duration::from_secs(2);
-/// The lock goes back at the latest this long after its command has ended.
-const FINALLY_LIMIT: Duration = Duration::from_secs(10);
+/// How often a --finally that fails is tried again. Chosen: an administrator who mends its cause does not wait long.
+const FINALLY_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LockArguments {
@@ -67,7 +64,8 @@ pub(super) struct LockArguments {
     /// How many checks fail in a row before the command counts as unwell
     #[arg(long, value_name = "COUNT", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     health_failures: u32,
-    /// Run this by the shell when the command has ended, however it did, before the lock goes back; at most 10 s
+    /// Run this by the shell when the command has ended, however it did. The lock goes back when it has ended with 0; until then it is
+    /// tried again every 5 s
     #[arg(long, value_name = "CLEANUP")]
     finally: Option<String>,
     #[command(flatten)]
@@ -177,8 +175,10 @@ fn is_quorate(directory: &NodeDirectory) -> bool {
     status.is_ok_and(|status| status.get("quorate").and_then(serde_json::Value::as_bool) == Some(true))
 }
 
+/// What may happen to a command; the first that happens to it is its end.
+#[derive(PartialEq, Eq, Debug)]
 enum Event {
-    Ended(std::io::Result<ExitStatus>),
+    Ended(u8),
     Unwell(String),
     Lost,
 }
@@ -222,7 +222,7 @@ fn spawn(arguments: &LockArguments, token: Token) -> Result<Child, u8> {
 }
 
 /// Tells when the command has ended and when the lock is lost.
-fn watch(mut child: Child, guard: &mut Guard, sender: Sender<Event>) {
+fn watch(command: Pid, guard: &mut Guard, sender: Sender<Event>) {
     let lost_sender = sender.clone();
     let blocked = guard.take_blocked();
     std::thread::spawn(move || {
@@ -231,24 +231,38 @@ fn watch(mut child: Child, guard: &mut Guard, sender: Sender<Event>) {
         let _ = lost_sender.send(Event::Lost);
     });
     std::thread::spawn(move || {
-        let _ = sender.send(Event::Ended(child.wait()));
+        // Not reaped before all that came of it has ended: its number stays its own.
+        let status = waitid(Id::Pid(command), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        let _ = sender.send(Event::Ended(exit_code(status)));
     });
 }
 
-/// Tells when the command is not well, if anybody wants to know.
-fn watch_health(arguments: &LockArguments, token: Token, is_over: Arc<AtomicBool>, sender: Sender<Event>) {
-    if arguments.health.is_none() {
-        return;
+/// The checks of a command's health, if anybody wants any. They end with this value, and with the command.
+struct Checks {
+    over: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Checks {
+    fn start(arguments: &LockArguments, token: Token, sender: Sender<Event>) -> Option<Self> {
+        let text = arguments.health.clone()?;
+        let arguments = arguments.clone();
+        let (over, is_over) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let interval = Duration::from_millis(u64::from(arguments.health_interval));
+            let check = || shell(&text, &arguments, token);
+            if let Some(reason) = health::watch(interval, arguments.health_failures, check, &is_over) {
+                let _ = sender.send(Event::Unwell(reason));
+            }
+        });
+        Some(Self { over, thread })
     }
-    let arguments = arguments.clone();
-    std::thread::spawn(move || {
-        let check = || shell(arguments.health.as_deref().unwrap_or_default(), &arguments, token);
-        let interval = Duration::from_millis(u64::from(arguments.health_interval));
-        let reason = health::watch(interval, arguments.health_failures, check, || is_over.load(Ordering::Relaxed));
-        if let Some(reason) = reason {
-            let _ = sender.send(Event::Unwell(reason));
-        }
-    });
+
+    /// No check is begun any more, and none is under way.
+    fn stop(self) {
+        drop(self.over);
+        let _ = self.thread.join();
+    }
 }
 
 fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
@@ -259,68 +273,77 @@ fn run_command(arguments: &LockArguments, mut guard: Guard) -> u8 {
     // Orphans of the command come to this process, so that none escapes when the lock goes.
     let _ = nix::sys::prctl::set_child_subreaper(true);
     let token = guard.token();
-    let child = match spawn(arguments, token) {
-        Ok(child) => child,
+    let command = match spawn(arguments, token) {
+        Ok(child) => Pid::from_raw(child.id().cast_signed()),
         Err(code) => return code,
     };
-    let pid = i32::try_from(child.id()).map(Pid::from_raw);
     let (sender, events) = mpsc::channel();
-    let is_over = Arc::new(AtomicBool::new(false));
-    watch(child, &mut guard, sender.clone());
-    watch_health(arguments, token, is_over.clone(), sender);
-    let ended = match (events.recv(), pid) {
-        (Ok(Event::Ended(status)), _) => Some(exit_code(status)),
-        (Ok(Event::Unwell(reason)), Ok(pid)) if !end_gently(pid, &events) => {
-            Some(fail(EXIT_UNWELL, &format!("{}: the command was not well ({reason}) and is ended", arguments.resource)))
-        }
-        _ => None,
+    watch(command, &mut guard, sender.clone());
+    let checks = Checks::start(arguments, token, sender);
+    let end = match events.recv() {
+        Ok(Event::Unwell(reason)) => end_gently(command, &events, reason),
+        Ok(end) => end,
+        // Somebody always says that the command has ended; if nobody can, it must not go on.
+        Err(_) => Event::Lost,
     };
-    is_over.store(true, Ordering::Relaxed);
-    let code = ended.unwrap_or_else(|| {
-        end_descendants();
-        fail(EXIT_LOST, &format!("{}: the lock was lost; the command was ended", arguments.resource))
-    });
-    if ended.is_some() {
-        end_all(&arguments.resource);
+    let code = match &end {
+        Event::Ended(code) => *code,
+        Event::Unwell(reason) => fail(EXIT_UNWELL, &format!("{}: the command was not well ({reason}) and is ended", arguments.resource)),
+        Event::Lost => fail(EXIT_LOST, &format!("{}: the lock was lost; the command is ended", arguments.resource)),
+    };
+    let is_lost = end == Event::Lost;
+    end_all(&arguments.resource, is_lost);
+    if let Some(checks) = checks {
+        checks.stop();
     }
-    clean_up(arguments, token);
+    clean_up(arguments, token, is_lost);
     drop(guard.unlock(deadbolt_dlm::Flags::NONE, None));
     code
 }
 
-/// The lock is kept for as long as anything of the command runs, though it be stuck in the kernel: only a fence ends that.
-fn end_all(resource: &str) {
+/// The lock is kept for as long as anything of the command runs, though it be stuck in the kernel: only a fence ends that. One that is
+/// lost already cannot be kept.
+fn end_all(resource: &str, is_lost: bool) {
     let mut has_said = false;
-    while !end_descendants() {
+    while !end_descendants() && !is_lost {
         if !std::mem::replace(&mut has_said, true) {
             eprintln!("deadbolt lock: {resource}: processes of the command do not end; the lock is kept until they have");
         }
     }
 }
 
-/// Waits a moment for the command to do as it is told. Was the lock lost meanwhile?
-fn end_gently(pid: Pid, events: &Receiver<Event>) -> bool {
-    let _ = kill(pid, Signal::SIGTERM);
-    matches!(events.recv_timeout(GRACE), Ok(Event::Lost))
+/// Waits a moment for the command to do as it is told; the lock may be lost meanwhile.
+fn end_gently(command: Pid, events: &Receiver<Event>, reason: String) -> Event {
+    let _ = kill(command, Signal::SIGTERM);
+    match events.recv_timeout(GRACE) {
+        Ok(Event::Lost) => Event::Lost,
+        _ => Event::Unwell(reason),
+    }
 }
 
-/// Nothing of the command runs any more, and what it left is taken away before others may begin.
-fn clean_up(arguments: &LockArguments, token: Token) {
+/// What the command left is taken away before others may begin: as long as that fails, they may not. Once and without a promise where the
+/// lock is lost.
+fn clean_up(arguments: &LockArguments, token: Token, is_lost: bool) {
     let Some(text) = &arguments.finally else { return };
-    if let Err(reason) = health::run_within(&mut shell(text, arguments, token), FINALLY_LIMIT) {
-        eprintln!("deadbolt lock: {}: the command of --finally: {reason}", arguments.resource);
+    loop {
+        let result = health::run_within(&mut shell(text, arguments, token), None);
+        end_all(&arguments.resource, is_lost);
+        let Err(reason) = result else { return };
+        if is_lost {
+            return eprintln!("deadbolt lock: {}: --finally: {reason}, and the lock was lost before", arguments.resource);
+        }
+        eprintln!("deadbolt lock: {}: --finally: {reason}; the lock is kept, and it is tried again", arguments.resource);
+        std::thread::sleep(FINALLY_AGAIN);
     }
 }
 
-fn exit_code(status: std::io::Result<ExitStatus>) -> u8 {
-    match status {
-        Ok(status) => status
-            .code()
-            .or_else(|| status.signal().map(|signal| 128 + signal))
-            .and_then(|code| u8::try_from(code).ok())
-            .unwrap_or(EXIT_FAILED),
-        Err(_) => EXIT_FAILED,
-    }
+fn exit_code(status: nix::Result<WaitStatus>) -> u8 {
+    let code = match status {
+        Ok(WaitStatus::Exited(_, code)) => code,
+        Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+        _ => return EXIT_FAILED,
+    };
+    u8::try_from(code).unwrap_or(EXIT_FAILED)
 }
 
 /// Kills everything below this process, also what it forked away: orphans become children of this subreaper. Is nothing left?

@@ -1,21 +1,28 @@
 //! What: small commands beside the one under a lock: its health check, and what is to be done before the lock goes back.
 //! Owns: their time limits, how many checks in a row may fail.
-//! Invariants: nothing here outlasts its limit by more than a moment; a command that cannot be ended is left behind, not waited for.
+//! Invariants: nothing here outlasts its limit by more than a moment; a command that cannot be ended is left behind, not waited for; what a
+//!   small command left running in its group is ended with it, and reaped.
 //! Does not: end the command under the lock, or give the lock back.
 //! Called by: `deadbolt lock`.
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        signal::{Signal, killpg},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
+    },
     unistd::Pid,
 };
 use std::{
     os::unix::process::CommandExt,
     process::{Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     time::{Duration, Instant},
 };
 
 /// How often it is looked whether a small command has ended.
 const LOOK: Duration = Duration::from_millis(10);
+/// How many processes of a group, or looks at it, it is worth to wait for when they were killed.
+const REAPS: u32 = 100;
 
 /// Failures in a row.
 #[derive(Debug)]
@@ -37,17 +44,16 @@ impl Tally {
 }
 
 /// Checks at each interval, each for an interval at the most; answers with the last reason when too many failed in a row, or without one
-/// when `is_over`.
-pub(super) fn watch(interval: Duration, allowed: u32, check: impl Fn() -> Command, is_over: impl Fn() -> bool) -> Option<String> {
+/// when the other end of `is_over` is gone.
+pub(super) fn watch(interval: Duration, allowed: u32, check: impl Fn() -> Command, is_over: &Receiver<()>) -> Option<String> {
     let mut tally = Tally::new(allowed);
     loop {
-        std::thread::sleep(interval);
-        if is_over() {
+        if is_over.recv_timeout(interval) != Err(RecvTimeoutError::Timeout) {
             return None;
         }
-        let result = run_within(&mut check(), interval);
+        let result = run_within(&mut check(), Some(interval));
         // The end of the command takes its check along.
-        if is_over() {
+        if is_over.try_recv() != Err(TryRecvError::Empty) {
             return None;
         }
         let is_too_many = tally.handle_check(result.is_ok());
@@ -60,25 +66,37 @@ pub(super) fn watch(interval: Duration, allowed: u32, check: impl Fn() -> Comman
     }
 }
 
-/// Runs a command to its end, at the most for `limit`; its standard output is for nobody.
+/// Runs a command to its end, at the most for `limit` where there is one; its standard output is for nobody.
 ///
 /// # Errors
 /// It did not end with 0.
-pub(super) fn run_within(command: &mut Command, limit: Duration) -> Result<(), String> {
+pub(super) fn run_within(command: &mut Command, limit: Option<Duration>) -> Result<(), String> {
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    let group = Pid::from_raw(i32::try_from(child.id()).map_err(|error| error.to_string())?);
-    let end = Instant::now() + limit;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return Err(status.to_string()),
-            Ok(None) if Instant::now() < end => std::thread::sleep(LOOK),
-            Ok(None) => {
-                let _ = killpg(group, Signal::SIGKILL);
-                return Err(format!("no answer within {limit:?}"));
-            }
-            Err(error) => return Err(error.to_string()),
+    let child = command.spawn().map_err(|error| error.to_string())?;
+    let group = Pid::from_raw(child.id().cast_signed());
+    let end = limit.map(|limit| Instant::now() + limit);
+    let result = loop {
+        match waitid(Id::Pid(group), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG) {
+            Ok(WaitStatus::Exited(_, 0)) => break Ok(()),
+            Ok(WaitStatus::Exited(_, code)) => break Err(format!("exit status: {code}")),
+            Ok(WaitStatus::Signaled(_, signal, _)) => break Err(format!("ended by {signal}")),
+            Ok(_) if end.is_none_or(|end| Instant::now() < end) => std::thread::sleep(LOOK),
+            Ok(_) => break Err(format!("no answer within {:?}", limit.unwrap_or_default())),
+            Err(errno) => break Err(errno.to_string()),
+        }
+    };
+    end_group(group);
+    result
+}
+
+/// Ends what is left of a group, whose first process is not reaped yet, so that the number is its own. Its orphans are children of this process, where that is their subreaper; one that is stuck is left.
+fn end_group(group: Pid) {
+    let _ = killpg(group, Signal::SIGKILL);
+    for _ in 0..REAPS {
+        match waitpid(Pid::from_raw(-group.as_raw()), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(LOOK),
+            Ok(_) => {}
+            Err(_) => return,
         }
     }
 }
@@ -108,12 +126,12 @@ mod tests {
 
     #[test]
     fn a_command_has_its_limit() {
-        let long = Duration::from_secs(60);
+        let long = Some(Duration::from_secs(60));
         assert_eq!(run_within(&mut shell("exit 0"), long), Ok(()));
         assert!(run_within(&mut shell("exit 3"), long).unwrap_err().contains('3'));
         assert!(run_within(&mut Command::new("/nonexistent"), long).is_err());
         let begin = Instant::now();
-        let said = run_within(&mut shell("sleep 50; true"), Duration::from_millis(50)).unwrap_err();
+        let said = run_within(&mut shell("sleep 50; true"), Some(Duration::from_millis(50))).unwrap_err();
         assert!(said.contains("50ms") && begin.elapsed() < Duration::from_secs(20), "{said}");
     }
 }
