@@ -13,6 +13,7 @@ use deadbolt_sbd::pill::KeyFileError;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    collections::BTreeSet,
     fmt,
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -28,9 +29,9 @@ pub const DEFAULT_DIRECTORY: &str = "/var/lib/deadbolt";
 pub struct NodeFile {
     /// Its name, as in the cluster's configuration.
     pub name: String,
-    /// The name before a view gave it that one: its slot on the device may still carry it. Written by the daemon.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub former_name: Option<String>,
+    /// Names before a view gave it that one: its slot on the device may still carry one of them. Written at a renaming.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_names: Vec<String>,
     /// The cluster, so that a device of another one is refused; empty: not checked.
     #[serde(default)]
     pub cluster: String,
@@ -349,10 +350,12 @@ impl NodeDirectory {
     /// The file cannot be read or written.
     pub fn rename(&self, name: &str) -> Result<(), ConfigError> {
         let before = self.read_node()?;
-        let file = NodeFile { name: name.to_owned(), former_name: Some(before.name.clone()), ..before };
+        let names = before.former_names.iter().chain([&before.name]).filter(|former| *former != name);
+        let former_names: BTreeSet<String> = names.cloned().collect();
+        let file = NodeFile { name: name.to_owned(), former_names: former_names.into_iter().collect(), ..before };
         let path = self.node_file();
         let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::File { path: path.clone(), source })?;
-        let renamed = renamed(&text, name, file.former_name.as_deref().unwrap_or_default());
+        let renamed = renamed(&text, name, &file.former_names);
         let is_meant = toml::from_str::<NodeFile>(&renamed).is_ok_and(|read| read == file);
         let whole = || toml::to_string(&file).map_err(|error| ConfigError::Invalid { path: path.clone(), reason: error.to_string() });
         write_private(&path, &if is_meant { renamed } else { whole()? })?;
@@ -374,11 +377,11 @@ impl NodeDirectory {
     }
 }
 
-/// The text with another name, and behind it the former one.
-fn renamed(text: &str, name: &str, former: &str) -> String {
+/// The text with another name, and behind it the former ones.
+fn renamed(text: &str, name: &str, former: &[String]) -> String {
     let is = |line: &str, key: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
-    let line = |line: &str| if is(line, "name") { format!("name = {name:?}\nformer_name = {former:?}\n") } else { line.to_owned() };
-    text.split_inclusive('\n').filter(|text| !is(text, "former_name")).map(line).collect()
+    let line = |line: &str| if is(line, "name") { format!("name = {name:?}\nformer_names = {former:?}\n") } else { line.to_owned() };
+    text.split_inclusive('\n').filter(|text| !is(text, "former_names")).map(line).collect()
 }
 
 /// Writes a file of mode 600, whole or not at all.
@@ -400,7 +403,7 @@ mod tests {
     fn node() -> NodeFile {
         NodeFile {
             name: "a".into(),
-            former_name: None,
+            former_names: Vec::new(),
             cluster: String::new(),
             devices: vec!["/dev/x".into()],
             addresses: vec!["127.0.0.1:7001".into()],
@@ -466,17 +469,19 @@ mod tests {
         let text = format!("# mine\n{}", std::fs::read_to_string(directory.node_file()).unwrap());
         std::fs::write(directory.node_file(), &text).unwrap();
         directory.rename("z").unwrap();
-        let wanted = text.replace("name = \"a\"", "name = \"z\"\nformer_name = \"a\"");
+        let wanted = text.replace("name = \"a\"", "name = \"z\"\nformer_names = [\"a\"]");
         assert_eq!(std::fs::read_to_string(directory.node_file()).unwrap(), wanted);
         directory.rename("a").unwrap();
         assert_eq!(
             std::fs::read_to_string(directory.node_file()).unwrap(),
-            text.replace("name = \"a\"", "name = \"a\"\nformer_name = \"z\"")
+            text.replace("name = \"a\"", "name = \"a\"\nformer_names = [\"z\"]")
         );
+        directory.rename("c").unwrap();
+        assert_eq!(directory.read_node().unwrap().former_names, ["a", "z"], "its slot may carry either");
         // Where a line is not the value alone, the file is written anew.
         std::fs::write(directory.node_file(), text.replace("name = \"a\"", "name = \"\"\"\na\"\"\"")).unwrap();
         directory.rename("y").unwrap();
-        assert_eq!(directory.read_node().unwrap(), NodeFile { name: "y".into(), former_name: Some("\na".trim().into()), ..node() });
+        assert_eq!(directory.read_node().unwrap(), NodeFile { name: "y".into(), former_names: vec!["a".into()], ..node() });
     }
 
     #[test]

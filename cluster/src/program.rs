@@ -86,11 +86,16 @@ fn run_daemon(arguments: &Arguments) -> Result<u8> {
 
 fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     let directory = NodeDirectory(std::path::absolute(&arguments.dir)?);
-    let file = directory.read_node()?;
+    let mut file = directory.read_node()?;
     directory.read_key()?;
     check_sbd(program("sbd"))?;
     check_devices(&file)?;
     let devices = devices::open_for(&file, Access::ReadWrite)?;
+    if let Some(name) = daemon::find_new_name(&file, &devices)? {
+        tracing::info!(old = %file.name, new = %name, "this node was renamed while it was away; its node.toml follows");
+        directory.rename(&name)?;
+        file = directory.read_node()?;
+    }
     let (slot, _) = daemon::find_slot(&directory, &file, &devices)?;
     protect(&file, &devices, slot)?;
     drop(devices);
@@ -181,7 +186,7 @@ fn sbd_command(file: &NodeFile, directory: &NodeDirectory, slot: SlotIndex, cont
     if file.shared_device || is_process {
         command.arg("--shared-device");
     }
-    if let Some(former) = &file.former_name {
+    for former in &file.former_names {
         command.args(["--former-name", former]);
     }
     if file.allow_unprotected {

@@ -67,9 +67,9 @@ struct Options {
     /// The node's name, as stock tools shall see it.
     #[arg(long)]
     name: String,
-    /// Its name before a view gave it that one; the slot may still carry it.
-    #[arg(long, value_name = "NAME")]
-    former_name: Option<String>,
+    /// A name before a view gave it that one, which the slot may still carry; may be repeated.
+    #[arg(long = "former-name", value_name = "NAME")]
+    former_names: Vec<String>,
     /// A watchdog device, or `process` (the supervisor), or `none` with --allow-unprotected.
     #[arg(long, value_name = "process|none|PATH")]
     watchdog: String,
@@ -459,7 +459,7 @@ fn claim_name(options: &Options, path: &Path, device: &Device, superblock: &Supe
     device.read_at(offset, &mut buffer).map_err(io)?;
     match SbdNode::decode(&buffer) {
         Ok(node) if node.is_in_use && is_same_name(&node.name, &options.name) => Ok(()),
-        Ok(node) if node.is_in_use && !options.former_name.as_ref().is_some_and(|former| is_same_name(&node.name, former)) => {
+        Ok(node) if node.is_in_use && !options.former_names.iter().any(|former| is_same_name(&node.name, former)) => {
             Err(RunError::Name { path: path.to_path_buf(), slot: options.slot, found: node.name, name: options.name.clone() })
         }
         Ok(_) | Err(_) => {

@@ -134,8 +134,9 @@ fn a_running_cluster_is_changed() {
     wait("the others know", Duration::from_secs(5), || votes(&cluster) == [6, 1, 4]);
     change(&cluster, "b", &["--disk-votes", "auto"], 0);
 
-    // A lock is held all the while, under whatever name.
-    change(&cluster, "a", &["c", "--rename", "gamma", "--votes", "1"], 0);
+    // Twice before its sbd has seen either, and once while it is away.
+    change(&cluster, "b", &["c", "--rename", "third"], 0);
+    change(&cluster, "a", &["third", "--rename", "gamma", "--votes", "1"], 0);
     wait("the others know", Duration::from_secs(5), || cluster.members("b") == ["a", "b", "gamma"]);
     wait("its file follows", Duration::from_secs(5), || {
         fs::read_to_string(cluster.node("c").join("node.toml")).unwrap().contains("name = \"gamma\"")
@@ -145,13 +146,20 @@ fn a_running_cluster_is_changed() {
     wait("it has left", Duration::from_secs(5), || cluster.members("a") == ["a", "b"]);
     cluster.start("c");
     wait("it is back under its name", Duration::from_secs(20), || cluster.members("a") == ["a", "b", "gamma"]);
+    cluster.stop("c");
+    wait("it has left", Duration::from_secs(5), || cluster.members("a") == ["a", "b"]);
+    change(&cluster, "a", &["gamma", "--rename", "last"], 0);
+    cluster.start("c");
+    wait("it is back under another name", Duration::from_secs(20), || cluster.members("a") == ["a", "b", "last"]);
 
     for (words, code, reason) in [
         (&["nobody", "--votes", "1"][..], 1, "no node \"nobody\" is configured"),
-        (&["b", "--rename", "gamma"], 1, "is taken by node gamma"),
+        (&["b", "--rename", "LAST"], 1, "is taken by node last"),
         (&["b", "--address", "nowhere"], 1, "no address"),
         (&["--disk-votes", "9"], 1, "from 1 to nodes - 1"),
-        (&["--disk-votes", "some"], 1, "a number, or auto"),
+        (&["b", "--address", "192.0.2.1:7400"], 1, "keep one of these"),
+        (&["--disk-votes", "some"], 125, "a number, or auto"),
+        (&["--disk-votes", "1", "--votes", "2"], 125, "cannot be used with"),
         (&["b"], 125, "--votes"),
         (&[], 125, "<SUBJECT>"),
     ] {

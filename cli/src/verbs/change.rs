@@ -28,40 +28,58 @@ pub(super) struct ChangeArguments {
     #[arg(long = "address", group = "what", value_name = "ADDRESS")]
     addresses: Vec<String>,
     /// Votes of the disk, from 1 to nodes - 1, or `auto`: nodes - 1, whatever comes
-    #[arg(long, value_name = "VOTES")]
-    disk_votes: Option<String>,
+    #[arg(long, value_name = "VOTES", conflicts_with = "what", value_parser = parse_disk_votes)]
+    disk_votes: Option<DiskVotes>,
     #[command(flatten)]
     node: NodeArguments,
 }
 
+/// Votes of the disk as they are asked for.
+#[derive(Clone, Copy, Debug)]
+enum DiskVotes {
+    Auto,
+    Votes(u16),
+}
+
+fn parse_disk_votes(text: &str) -> Result<DiskVotes, String> {
+    match text {
+        "auto" => Ok(DiskVotes::Auto),
+        text => text.parse().map(DiskVotes::Votes).map_err(|_| "a number, or auto".to_owned()),
+    }
+}
+
+impl DiskVotes {
+    /// As the daemon takes them: none for auto.
+    fn number(self) -> Option<u16> {
+        match self {
+            Self::Auto => None,
+            Self::Votes(votes) => Some(votes),
+        }
+    }
+}
+
 impl ChangeArguments {
-    fn request(&self) -> Result<Value> {
-        let Some(votes) = &self.disk_votes else {
-            let addresses = (!self.addresses.is_empty()).then_some(&self.addresses);
-            return Ok(json!({ "op": "change", "node": self.subject, "name": self.rename, "votes": self.votes, "addresses": addresses }));
-        };
-        let votes = match votes.as_str() {
-            "auto" => Value::Null,
-            text => match text.parse::<u16>() {
-                Ok(votes) => json!(votes),
-                Err(_) => bail!("--disk-votes {text}: a number, or auto"),
-            },
-        };
-        Ok(json!({ "op": "change", "disk_votes": votes }))
+    fn request(&self) -> Value {
+        if let Some(votes) = self.disk_votes {
+            return json!({ "op": "change", "disk_votes": votes.number() });
+        }
+        let addresses = (!self.addresses.is_empty()).then_some(&self.addresses);
+        json!({ "op": "change", "node": self.subject, "name": self.rename, "votes": self.votes, "addresses": addresses })
     }
 }
 
 pub(super) fn run(arguments: &ChangeArguments) -> Result<u8> {
     let directory = arguments.node.directory();
-    let asked = ask(&directory, &arguments.request()?, Duration::from_secs(5))?;
-    let Some(slot) = asked.get("slot").map(Value::as_u64) else {
+    let asked = ask(&directory, &arguments.request(), Duration::from_secs(5))?;
+    if let Some(wanted) = arguments.disk_votes.map(DiskVotes::number) {
         return wait(&directory, |status| {
-            let is_pinned = arguments.disk_votes.as_deref() != Some("auto");
-            let votes = status.get("disk_votes").filter(|_| status.get("disk_votes_pinned") == Some(&json!(is_pinned)))?;
-            let is_so = !is_pinned || Some(votes.to_string().as_str()) == arguments.disk_votes.as_deref();
+            let votes = status.get("disk_votes").and_then(Value::as_u64)?;
+            let is_pinned = status.get("disk_votes_pinned").and_then(Value::as_bool)?;
+            let is_so = is_pinned == wanted.is_some() && wanted.is_none_or(|wanted| u64::from(wanted) == votes);
             is_so.then(|| format!("the disk has {votes} votes"))
         });
-    };
+    }
+    let Some(slot) = asked.get("slot").map(Value::as_u64) else { bail!("the daemon's answer names no slot: {asked}") };
     wait(&directory, |status| {
         let nodes = status.get("nodes").and_then(Value::as_array)?;
         let node = nodes.iter().find(|node| node.get("slot").and_then(Value::as_u64) == slot)?;
@@ -92,7 +110,8 @@ fn wait(directory: &NodeDirectory, shown: impl Fn(&Value) -> Option<String>) -> 
         std::thread::sleep(Duration::from_millis(50));
     }
     bail!(
-        "no view with this change was decided within {} s; it is given up; `deadbolt status` says whether this node is quorate",
+        "no view with this change was seen within {} s; this node proposes it no more, but a proposal on its way may still be decided: \
+         `deadbolt status` shows what holds, and whether this node is quorate",
         ALTERATION_MS / 1000
     )
 }

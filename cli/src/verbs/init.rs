@@ -16,7 +16,10 @@ use deadbolt_cluster::{
     look::newest_view_on,
     seal::ClusterKey,
 };
-use deadbolt_cluster_core::{membership::check_name, timing::derive};
+use deadbolt_cluster_core::{
+    membership::{check_name, refuse_disk_votes},
+    timing::derive,
+};
 use deadbolt_disk::Access;
 use deadbolt_disk_format::{Superblock, ViewNumber};
 use std::path::PathBuf;
@@ -120,7 +123,7 @@ impl OwnArguments {
         let devices = devices.iter().map(std::path::absolute).collect::<std::io::Result<Vec<PathBuf>>>()?;
         Ok(NodeFile {
             name: self.name.clone(),
-            former_name: None,
+            former_names: Vec::new(),
             cluster: String::new(),
             devices,
             addresses: self.addresses.clone(),
@@ -166,13 +169,8 @@ pub(super) struct InitArguments {
 pub(super) fn run(arguments: &InitArguments) -> Result<u8> {
     let directory = arguments.own.node.directory();
     let mut file = arguments.own.file(&arguments.devices)?;
-    if let Some(votes) = arguments.disk_votes
-        && (votes == 0 || votes >= arguments.nodes.max(2))
-    {
-        bail!(
-            "disk votes of {votes} with {} nodes: they must be from 1 to nodes - 1, else the disk alone (or nobody) would decide",
-            arguments.nodes
-        );
+    if let Some(reason) = arguments.disk_votes.and_then(|votes| refuse_disk_votes(usize::from(arguments.nodes), votes)) {
+        bail!(reason);
     }
     if let Ok(existing) = directory.read_node() {
         bail!("{} holds node {} already; use another directory with --dir", directory.0.display(), existing.name);

@@ -13,7 +13,7 @@ use deadbolt_cluster::{
     look::{newest_view_on, sbd_names_on},
     seal::ClusterKey,
 };
-use deadbolt_cluster_core::hello::NodeMessage;
+use deadbolt_cluster_core::{hello::NodeMessage, membership::Addition};
 use deadbolt_disk::Access;
 use deadbolt_disk_format::{SlotSet, ViewBody, ViewNumber};
 use std::{
@@ -104,12 +104,12 @@ fn ask_members(devices: &[ClusterDevice], view: &ViewBody, key: &ClusterKey, arg
         .filter(|(_, name)| !is_known(name) && !name.eq_ignore_ascii_case(&arguments.own.name))
         .map(|(slot, _)| *slot)
         .collect();
-    let message = NodeMessage::AddNode {
+    let message = NodeMessage::AddNode(Addition {
         name: arguments.own.name.clone(),
         addresses: arguments.own.announced().to_vec(),
         votes: arguments.own.votes,
         occupied,
-    };
+    });
     let deadline = Instant::now() + PATIENCE;
     let mut last = String::from("no member could be reached");
     let mut rounds_refused = 0;

@@ -4,6 +4,7 @@
 //! Does not: seal, send, or remember anything.
 //! Called by: the daemon's links and wiring; docs/formats/node-messages.md draws them.
 
+use crate::membership::Addition;
 use alloc::{string::String, vec::Vec};
 use deadbolt_disk_format::{BootId, Incarnation, Life, NodeState, SlotIndex, SlotSet, ViewNumber};
 
@@ -76,16 +77,7 @@ pub enum NodeMessage {
     /// The lock service's own bytes.
     Locks(Vec<u8>),
     /// A node that is not configured asks to be added.
-    AddNode {
-        /// Its name.
-        name: String,
-        /// Its addresses.
-        addresses: Vec<String>,
-        /// Its votes.
-        votes: u16,
-        /// Slots that it found in use in the SBD area by others.
-        occupied: SlotSet,
-    },
+    AddNode(Addition),
     /// A configured node asks to be taken out of the configuration once it is gone.
     RemoveNode {
         /// Its place.
@@ -107,7 +99,7 @@ impl NodeMessage {
                 bytes.push(1);
                 bytes.extend_from_slice(payload);
             }
-            Self::AddNode { name, addresses, votes, occupied } => {
+            Self::AddNode(Addition { name, addresses, votes, occupied }) => {
                 bytes.push(2);
                 for word in occupied.0 {
                     bytes.extend_from_slice(&word.to_le_bytes());
@@ -156,7 +148,7 @@ impl NodeMessage {
                 for _ in 0..count {
                     addresses.push(reader.text()?);
                 }
-                Self::AddNode { name, addresses, votes, occupied }
+                Self::AddNode(Addition { name, addresses, votes, occupied })
             }
             3 => Self::RemoveNode { slot: SlotIndex(reader.u16()?) },
             4 => match reader.u8()? {
@@ -269,12 +261,12 @@ mod tests {
     fn messages_survive_the_wire() {
         for message in [
             NodeMessage::Locks(alloc::vec![1, 2, 3]),
-            NodeMessage::AddNode {
+            NodeMessage::AddNode(Addition {
                 name: "b".into(),
                 addresses: alloc::vec!["127.0.0.1:1".into()],
                 votes: 1,
                 occupied: [SlotIndex(2)].into_iter().collect(),
-            },
+            }),
             NodeMessage::RemoveNode { slot: SlotIndex(3) },
             NodeMessage::Answer(Ok(())),
             NodeMessage::Answer(Err("full".into())),

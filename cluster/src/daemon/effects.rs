@@ -266,7 +266,7 @@ fn remove_node(node: &mut Node, request: &Value) -> Value {
     }
 }
 
-/// Takes an alteration that could be made now; a later view has it, or nothing ever has.
+/// Takes an alteration that could be made now; a later view has it.
 fn change(node: &mut Node, request: &Value) -> Value {
     let alteration = match alteration_of(node, request) {
         Ok(alteration) => alteration,
@@ -284,25 +284,30 @@ fn change(node: &mut Node, request: &Value) -> Value {
 }
 
 fn alteration_of(node: &Node, request: &Value) -> std::result::Result<Alteration, String> {
-    let votes_of = |field: &str| match request.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let votes = value.as_u64().and_then(|votes| u16::try_from(votes).ok());
-            votes.map(Some).ok_or_else(|| format!("{field} is {value}; it is a number up to 65535, or null"))
-        }
+    let given = |field: &str| request.get(field).filter(|value| !value.is_null());
+    let votes_of = |field: &str| {
+        let number = |value: &Value| value.as_u64().and_then(|votes| u16::try_from(votes).ok());
+        let wrong = |value: &Value| format!("{field} is {value}; it is a number up to {}, or null", u16::MAX);
+        given(field).map(|value| number(value).ok_or_else(|| wrong(value))).transpose()
     };
+    let of_node = ["node", "name", "votes", "addresses"];
     if request.get("disk_votes").is_some() {
-        return votes_of("disk_votes").map(Alteration::DiskVotes);
+        return match of_node.into_iter().find(|field| given(field).is_some()) {
+            Some(other) => Err(format!("{other} beside disk_votes: change one after the other")),
+            None => votes_of("disk_votes").map(Alteration::DiskVotes),
+        };
     }
-    let name = request.get("node").and_then(Value::as_str).unwrap_or_default();
-    let slot = node.slot_of(name).ok_or_else(|| format!("no node {name:?} is configured; see `deadbolt status`"))?;
-    let texts = |list: &Vec<Value>| list.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>();
-    let addresses = match request.get("addresses") {
-        None | Some(Value::Null) => None,
-        Some(value) => Some(value.as_array().and_then(texts).ok_or("addresses is no list of texts")?),
-    };
-    let name = request.get("name").and_then(Value::as_str).map(str::to_owned);
-    Ok(Alteration::Node { slot, name, votes: votes_of("votes")?, addresses })
+    let node_name = request.get("node").and_then(Value::as_str).unwrap_or_default();
+    let slot = node.slot_of(node_name).ok_or_else(|| format!("no node {node_name:?} is configured; see `deadbolt status`"))?;
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let texts = |value: &Value| value.as_array().and_then(|list| list.iter().map(text).collect::<Option<Vec<String>>>());
+    let name = given("name").map(|value| text(value).ok_or_else(|| format!("name is {value}; it is a text"))).transpose()?;
+    let addresses = given("addresses").map(|value| texts(value).ok_or("addresses is no list of texts")).transpose()?;
+    let votes = votes_of("votes")?;
+    if name.is_none() && votes.is_none() && addresses.is_none() {
+        return Err(format!("nothing to change about {node_name}: give name, votes or addresses"));
+    }
+    Ok(Alteration::Node { slot, name, votes, addresses })
 }
 
 /// Asked only of who has registered.
@@ -331,11 +336,11 @@ fn submit(daemon: &mut Daemon, work: DiskWork) {
 
 fn take_request(node: &mut Node, message: NodeMessage) -> std::result::Result<(), String> {
     match message {
-        NodeMessage::AddNode { name, addresses, votes, occupied } => {
-            if let Some(reason) = node.refuse_addition(&name, &addresses, &occupied) {
+        NodeMessage::AddNode(addition) => {
+            if let Some(reason) = node.refuse_addition(&addition) {
                 return Err(reason);
             }
-            node.handle(now_ms(), NodeInput::Change(ChangeRequest::AddNode { name, addresses, votes, occupied }));
+            node.handle(now_ms(), NodeInput::Change(ChangeRequest::AddNode(addition)));
             Ok(())
         }
         NodeMessage::Locks(_) | NodeMessage::RemoveNode { .. } | NodeMessage::Answer(_) | NodeMessage::Decided(_) => {

@@ -354,7 +354,7 @@ impl Daemon {
         };
         tracing::info!(old = %self.file.name, new = %name, "this node has another name; its node.toml follows, sbd at the next start");
         if let Err(error) = self.directory.rename(name) {
-            tracing::error!(%error, "node.toml still has the old name: correct it, or this node does not start again");
+            tracing::error!(%error, "node.toml still has the old name; the next start tries again");
         }
         self.file.name.clone_from(name);
     }
@@ -480,6 +480,23 @@ pub fn find_slot(directory: &NodeDirectory, file: &NodeFile, devices: &[ClusterD
         first.superblock.name,
         names.join(", ")
     )
+}
+
+/// The name that a view gave this node while it was away: no node has the name of the file, but a configured node's slot still carries it.
+///
+/// # Errors
+/// The devices cannot be read.
+pub fn find_new_name(file: &NodeFile, devices: &[ClusterDevice]) -> Result<Option<String>> {
+    let nodes = look::newest_view_on(devices)?.configuration.nodes;
+    let is_own = |name: &str| file.former_names.iter().chain([&file.name]).any(|own| own.eq_ignore_ascii_case(name));
+    if nodes.iter().any(|node| node.name.eq_ignore_ascii_case(&file.name)) {
+        return Ok(None);
+    }
+    let own: BTreeSet<SlotIndex> =
+        look::sbd_names_on(devices)?.into_iter().filter(|(_, name)| is_own(name)).map(|(slot, _)| slot).collect();
+    let mut found = nodes.into_iter().filter(|node| own.contains(&node.slot));
+    // Two that may be meant are none.
+    Ok(found.next().map(|node| node.name).filter(|_| found.next().is_none()))
 }
 
 /// Where `init` leaves the wishes for the first view.

@@ -14,7 +14,7 @@ pub use status::NodeStatus;
 use deadbolt_cluster_core::{
     channel::{Channel, ChannelError, Frame},
     hello::{Hello, NodeMessage},
-    membership::{self, Alteration, ArbitrationInput, ChangeRequest, Choice, Membership},
+    membership::{self, Addition, Alteration, ArbitrationInput, ChangeRequest, Choice, Membership},
     observer::BeatsRead,
 };
 use deadbolt_disk_format::{
@@ -786,12 +786,12 @@ impl Node {
 
     /// Why a node cannot be added, if it cannot.
     #[must_use]
-    pub fn refuse_addition(&self, name: &str, addresses: &[String], occupied: &SlotSet) -> Option<String> {
+    pub fn refuse_addition(&self, addition: &Addition) -> Option<String> {
         let is_member = self.view.members.contains(&self.setup.membership.me);
         if !is_member {
             return Some("this node is not a member now; ask another one".into());
         }
-        self.membership.refuse_addition(name, addresses, occupied)
+        self.membership.refuse_addition(addition)
     }
 
     /// Why the configuration cannot be altered so, if it cannot.

@@ -7,6 +7,7 @@
 use crate::samples::{self, CLUSTER, life};
 use deadbolt_cluster_core::channel::Frame;
 use deadbolt_cluster_core::hello::{Hello, NodeMessage};
+use deadbolt_cluster_core::membership::Addition;
 use deadbolt_disk_format::fresh::sbd_header_of;
 use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdNode, Tail};
 use deadbolt_disk_format::{Ballot, NodeState, RecordType, SlotIndex, SlotSet, ViewNumber, ViewRecord};
@@ -106,7 +107,7 @@ pub(crate) fn node_message() -> Vec<Vec<u8>> {
     let addresses = vec!["192.0.2.1:7700".into(), "[2001:db8::1]:7700".into()];
     let messages = [
         NodeMessage::Locks(lock_message().swap_remove(0)),
-        NodeMessage::AddNode { name: "beta".into(), addresses, votes: 1, occupied },
+        NodeMessage::AddNode(Addition { name: "beta".into(), addresses, votes: 1, occupied }),
         NodeMessage::RemoveNode { slot: SlotIndex(3) },
         NodeMessage::Answer(Ok(())),
         NodeMessage::Answer(Err("the slots are full".into())),

@@ -1,7 +1,7 @@
 //! What: changes of the configuration that somebody asked for: judged, kept until a view has them, applied.
 //! Owns: the wishes; what makes one impossible; the next configuration.
 //! Invariants: a change is proposed only where the members have a quorum by the new rule (that they have one by the old rule is the
-//!   arbiter's word); an alteration that no view has taken in time is dropped, since whoever asked was told that it failed.
+//!   arbiter's word), and never one by which the disk alone has one; an alteration that no view has taken in time is proposed no more.
 //! Does not: decide; say when the view is proposed.
 //! Called by: the membership machine, and who takes requests.
 
@@ -23,17 +23,8 @@ const ADDRESSES_MAX: usize = 4;
 /// A change of the configuration that somebody asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ChangeRequest {
-    /// A new node; `occupied` are slots that others use in the SBD area.
-    AddNode {
-        /// Its name.
-        name: String,
-        /// Its addresses.
-        addresses: Vec<String>,
-        /// Its votes.
-        votes: u16,
-        /// Slots that must not be given away.
-        occupied: SlotSet,
-    },
+    /// A new node.
+    AddNode(Addition),
     /// Takes a node out once it is neither member nor owed.
     RemoveNode {
         /// Its place.
@@ -79,12 +70,16 @@ impl Alteration {
 }
 
 /// A node to be added, before it has a slot.
-#[derive(Clone, Debug)]
-struct Addition {
-    name: String,
-    addresses: Vec<String>,
-    votes: u16,
-    occupied: SlotSet,
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Addition {
+    /// Its name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Its votes.
+    pub votes: u16,
+    /// Slots that others use in the SBD area: they must not be given away.
+    pub occupied: SlotSet,
 }
 
 /// What is wanted, oldest first.
@@ -99,10 +94,10 @@ pub(crate) struct Changes {
 impl Changes {
     pub(crate) fn push(&mut self, change: ChangeRequest, now_ms: u64) {
         match change {
-            ChangeRequest::AddNode { name, addresses, votes, occupied } => {
-                let is_waiting = self.additions.iter().any(|wish| wish.name.eq_ignore_ascii_case(&name));
+            ChangeRequest::AddNode(addition) => {
+                let is_waiting = self.additions.iter().any(|wish| wish.name.eq_ignore_ascii_case(&addition.name));
                 if !is_waiting {
-                    self.additions.push_back(Addition { name, addresses, votes, occupied });
+                    self.additions.push_back(addition);
                 }
             }
             ChangeRequest::RemoveNode { slot } => {
@@ -133,7 +128,8 @@ impl Changes {
 impl Membership {
     /// What cannot be done any more (the last slot was taken meanwhile) must not stand in the way of others.
     pub(crate) fn drop_impossible_changes(&mut self) {
-        let reason = self.changes.additions.front().and_then(|wish| self.refuse_addition(&wish.name, &wish.addresses, &wish.occupied));
+        self.changes.forget_settled(&self.known.body.configuration);
+        let reason = self.changes.additions.front().and_then(|wish| self.refuse_addition(wish));
         if let Some(reason) = reason
             && let Some(wish) = self.changes.additions.pop_front()
         {
@@ -149,68 +145,62 @@ impl Membership {
         }
     }
 
-    /// Applies what was asked for, as far as the old and the new quorum both hold.
+    /// Applies what was asked for, as far as the old and the new quorum both hold; an addition that waits for a quorum keeps nothing else
+    /// waiting.
     pub(crate) fn next_configuration(&self, members: &[Life], owed: &[Owed]) -> Configuration {
+        let present = &self.known.body.configuration;
+        let addition = self.changes.additions.front();
+        let possible = [addition, None].into_iter().map(|addition| self.with_changes(addition, members, owed));
+        possible.into_iter().find(|next| refuse_quorum(next, members).is_none()).map_or_else(
+            || present.clone(),
+            |mut next| {
+                next.version += u64::from(next != *present);
+                next
+            },
+        )
+    }
+
+    fn with_changes(&self, addition: Option<&Addition>, members: &[Life], owed: &[Owed]) -> Configuration {
         let present = &self.known.body.configuration;
         let mut next = present.clone();
         let is_away = |slot: SlotIndex| !members.iter().any(|life| life.slot == slot) && !owed.iter().any(|entry| entry.life.slot == slot);
         next.nodes.retain(|node| !(self.changes.removals.contains(&node.slot) && is_away(node.slot)));
-        if let Some(wish) = self.changes.additions.front() {
+        if let Some(wish) = addition {
             add_node(&mut next, wish, self.setup.slots, owed);
         }
         if let Some((alteration, _)) = self.changes.alterations.front() {
             alteration.apply(&mut next);
         }
-        if next == *present {
-            return next;
-        }
-        if !next.disk_votes_pinned {
+        if next != *present && !next.disk_votes_pinned {
             next.disk_votes = default_disk_votes(next.nodes.len());
         }
-        if votes_of(&next, members) < quorum(&next) {
-            return present.clone();
-        }
-        next.version += 1;
         next
     }
 
     /// Why the configuration cannot be altered so, if it cannot; asked before the request is taken.
     #[must_use]
     pub fn refuse_alteration(&self, alteration: &Alteration) -> Option<String> {
-        let present = &self.known.body.configuration;
+        let (present, members) = (&self.known.body.configuration, &self.known.body.members);
         let refused = match alteration {
-            Alteration::Node { slot, name, addresses, .. } => refuse_node(present, *slot, name.as_deref(), addresses.as_deref()),
-            Alteration::DiskVotes(votes) => refuse_disk_votes(present, *votes),
+            Alteration::Node { slot, name, addresses, .. } => refuse_node(present, members, *slot, name.as_deref(), addresses.as_deref()),
+            Alteration::DiskVotes(votes) => votes.and_then(|votes| refuse_disk_votes(present.nodes.len(), votes)),
         };
         refused.or_else(|| {
             let mut next = present.clone();
             alteration.apply(&mut next);
-            let (members, total) = (votes_of(&next, &self.known.body.members), total_votes(&next));
-            (members < quorum(&next)).then(|| {
-                format!("the members of this view and the disk would have {members} of {total} votes, which is no quorum; start more nodes first")
-            })
+            refuse_quorum(&next, members)
         })
     }
 
     /// Why a node cannot be added, if it cannot; asked before the request is taken.
     #[must_use]
-    pub fn refuse_addition(&self, name: &str, addresses: &[String], occupied: &SlotSet) -> Option<String> {
+    pub fn refuse_addition(&self, wish: &Addition) -> Option<String> {
         let nodes = &self.known.body.configuration.nodes;
-        if let Err(reason) = check_name(name) {
-            return Some(reason);
+        let refused = refuse_name(nodes.iter(), &wish.name).or_else(|| refuse_addresses(nodes.iter(), &wish.addresses));
+        if refused.is_some() {
+            return refused;
         }
-        if let Some(other) = nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name)) {
-            return Some(format!(
-                "the name {name} is taken by node {} in slot {}; choose another name, or remove that node first",
-                other.name, other.slot
-            ));
-        }
-        for address in addresses {
-            if let Some(other) = nodes.iter().find(|node| node.addresses.contains(address)) {
-                return Some(format!("the address {address} is that of node {}; every node needs its own", other.name));
-            }
-        }
-        if free_slot(nodes, &self.known.body.owed, self.setup.slots, occupied).is_none() {
+        if free_slot(nodes, &self.known.body.owed, self.setup.slots, &wish.occupied).is_none() {
             return Some(format!(
                 "all {} slots of the device are taken; remove a node with `deadbolt leave`, or format with more slots",
                 self.setup.slots
@@ -226,24 +216,64 @@ fn votes_of(configuration: &Configuration, members: &[Life]) -> u16 {
     votes.fold(configuration.disk_votes, u16::saturating_add)
 }
 
-fn refuse_node(present: &Configuration, slot: SlotIndex, name: Option<&str>, addresses: Option<&[String]>) -> Option<String> {
+/// Why votes of this configuration would be wrong, or these members without a quorum.
+fn refuse_quorum(next: &Configuration, members: &[Life]) -> Option<String> {
+    let (total, needed) = (total_votes(next), quorum(next));
+    let sum = next.nodes.iter().fold(u32::from(next.disk_votes), |sum, node| sum.saturating_add(u32::from(node.votes)));
+    if sum != u32::from(total) {
+        return Some(format!("{sum} votes in all; there may be {} at the most", u16::MAX));
+    }
+    if next.disk_votes >= needed {
+        return Some(format!(
+            "the disk would have {} of {total} votes, so that it alone would decide; give the nodes more votes, or it fewer",
+            next.disk_votes
+        ));
+    }
+    let votes = votes_of(next, members);
+    (votes < needed).then(|| {
+        format!("the members of this view and the disk would have {votes} of {total} votes, which is no quorum; start more nodes first")
+    })
+}
+
+fn refuse_node(
+    present: &Configuration,
+    members: &[Life],
+    slot: SlotIndex,
+    name: Option<&str>,
+    addresses: Option<&[String]>,
+) -> Option<String> {
     let others = || present.nodes.iter().filter(|node| node.slot != slot);
-    if !present.nodes.iter().any(|node| node.slot == slot) {
+    let Some(node) = present.nodes.iter().find(|node| node.slot == slot) else {
         return Some(format!("no node is configured in slot {slot}"));
-    }
-    if let Some(name) = name {
-        if let Err(reason) = check_name(name) {
-            return Some(reason);
-        }
-        if let Some(other) = others().find(|node| node.name.eq_ignore_ascii_case(name)) {
-            return Some(format!("the name {name} is taken by node {} in slot {}; choose another name", other.name, other.slot));
-        }
-    }
-    let addresses = match addresses {
-        None => return None,
-        Some(addresses) if (1..=ADDRESSES_MAX).contains(&addresses.len()) => addresses,
-        Some(addresses) => return Some(format!("{} addresses; a node has 1 to {ADDRESSES_MAX}", addresses.len())),
     };
+    let is_member = members.iter().any(|life| life.slot == slot);
+    let is_cut_off = |addresses: &[String]| {
+        (is_member && !addresses.iter().any(|address| node.addresses.contains(address))).then(|| {
+            format!(
+                "node {} is a member and listens at {}: keep one of these beside the new ones, or stop it, change its node.toml, and then this",
+                node.name,
+                node.addresses.join(" ")
+            )
+        })
+    };
+    name.and_then(|name| refuse_name(others(), name))
+        .or_else(|| addresses.and_then(|addresses| refuse_addresses(others(), addresses).or_else(|| is_cut_off(addresses))))
+}
+
+fn refuse_name<'a>(mut others: impl Iterator<Item = &'a NodeEntry>, name: &str) -> Option<String> {
+    check_name(name).err().or_else(|| {
+        let other = others.find(|node| node.name.eq_ignore_ascii_case(name))?;
+        Some(format!(
+            "the name {name} is taken by node {} in slot {}; choose another name, or remove that node first",
+            other.name, other.slot
+        ))
+    })
+}
+
+fn refuse_addresses<'a>(others: impl Iterator<Item = &'a NodeEntry> + Clone, addresses: &[String]) -> Option<String> {
+    if !(1..=ADDRESSES_MAX).contains(&addresses.len()) {
+        return Some(format!("{} addresses; a node has 1 to {ADDRESSES_MAX}", addresses.len()));
+    }
     addresses.iter().enumerate().find_map(|(index, address)| {
         let is_usable = address.parse::<SocketAddr>().is_ok_and(|parsed| !parsed.ip().is_unspecified() && parsed.port() != 0);
         if !is_usable {
@@ -252,18 +282,19 @@ fn refuse_node(present: &Configuration, slot: SlotIndex, name: Option<&str>, add
         if addresses.iter().take(index).any(|other| other == address) {
             return Some(format!("the address {address} is given twice"));
         }
-        let other = others().find(|node| node.addresses.contains(address))?;
+        let other = others.clone().find(|node| node.addresses.contains(address))?;
         Some(format!("the address {address} is that of node {}; every node needs its own", other.name))
     })
 }
 
-fn refuse_disk_votes(present: &Configuration, votes: Option<u16>) -> Option<String> {
-    let most = default_disk_votes(present.nodes.len());
-    let votes = votes.filter(|votes| !(1..=most).contains(votes))?;
-    Some(format!(
-        "disk votes of {votes} with {} nodes: they must be from 1 to nodes - 1, else the disk alone (or nobody) would decide",
-        present.nodes.len()
-    ))
+/// Why the disk of a cluster of so many nodes cannot have so many votes, if it cannot. One node alone with its disk is a cluster that
+/// others will join.
+#[must_use]
+pub fn refuse_disk_votes(nodes: usize, votes: u16) -> Option<String> {
+    let most = default_disk_votes(nodes.max(2));
+    (!(1..=most).contains(&votes)).then(|| {
+        format!("disk votes of {votes} with {nodes} nodes: they must be from 1 to nodes - 1, else the disk alone (or nobody) would decide")
+    })
 }
 
 /// Refuses names that the device or people could not tell apart.

@@ -15,7 +15,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use change::{ALTERATION_MS, Alteration, ChangeRequest, check_name, default_disk_votes};
+pub use change::{ALTERATION_MS, Addition, Alteration, ChangeRequest, check_name, default_disk_votes, refuse_disk_votes};
 pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, quorum, total_votes};
 pub use status::{MembershipStatus, PeerStatus};
 

@@ -620,12 +620,12 @@ fn without_a_stream_hellos_make_no_edge() {
 #[test]
 fn a_node_is_added_and_removed_by_views() {
     let mut world = World::whole(2);
-    let change = ChangeRequest::AddNode {
+    let change = ChangeRequest::AddNode(Addition {
         name: "late".to_string(),
         addresses: vec!["127.0.0.1:9".to_string()],
         votes: 1,
         occupied: SlotSet::default(),
-    };
+    });
     let now_ms = world.now_ms;
     world.places[1].machine.as_mut().unwrap().handle(now_ms, Input::Change(change));
     world.run_until(3000, "addition", |world| world.views.last().unwrap().configuration.nodes.len() == 3);
@@ -650,7 +650,7 @@ fn of_node(slot: u16, name: Option<&str>, votes: Option<u16>, addresses: Option<
 fn names_votes_and_addresses_are_altered_by_views() {
     let mut world = World::whole(3);
     let lives = world.views.last().unwrap().members.clone();
-    alter(&mut world, 1, of_node(2, Some("other"), Some(3), Some(&["192.0.2.7:7", "192.0.2.8:7"])));
+    alter(&mut world, 1, of_node(2, Some("other"), Some(3), Some(&["127.0.0.1:2", "192.0.2.8:7"])));
     world.run_until(3000, "the alteration", |world| world.views.last().unwrap().configuration.nodes[2].votes == 3);
     alter(&mut world, 0, Alteration::DiskVotes(Some(1)));
     world.run_until(3000, "the disk's votes", |world| world.views.last().unwrap().configuration.disk_votes == 1);
@@ -694,6 +694,8 @@ fn what_cannot_be_altered_is_refused_with_the_reason() {
         (of_node(0, None, None, Some(&["0.0.0.0:7"])), "no address that others can reach"),
         (of_node(0, None, None, Some(&["host:7"])), "no address that others can reach"),
         (of_node(0, None, None, Some(&["127.0.0.1:1"])), "is that of node n1"),
+        (of_node(0, None, None, Some(&["192.0.2.7:7"])), "keep one of these"),
+        (of_node(0, None, Some(u16::MAX), None), "votes in all"),
         (of_node(0, None, None, Some(&["192.0.2.7:7", "192.0.2.7:7"])), "is given twice"),
         (Alteration::DiskVotes(Some(0)), "from 1 to nodes - 1"),
         (Alteration::DiskVotes(Some(3)), "from 1 to nodes - 1"),
@@ -701,9 +703,48 @@ fn what_cannot_be_altered_is_refused_with_the_reason() {
         let refused = machine.refuse_alteration(&alteration).unwrap_or_default();
         assert!(refused.contains(words), "{alteration:?}: {refused:?}");
     }
-    for good in [of_node(0, Some("n0"), None, None), of_node(0, None, Some(0), None), of_node(0, None, None, Some(&["[2001:db8::1]:7"]))] {
+    for good in [
+        of_node(0, Some("n0"), None, None),
+        of_node(0, None, Some(0), None),
+        of_node(2, None, None, Some(&["[2001:db8::1]:7", "127.0.0.1:2"])),
+    ] {
         assert_eq!(machine.refuse_alteration(&good), None);
     }
+}
+
+#[test]
+fn the_disk_alone_never_gets_a_quorum() {
+    let mut world = World::whole(2);
+    alter(&mut world, 0, of_node(0, None, Some(0), None));
+    world.run_until(3000, "the votes", |world| world.views.last().unwrap().configuration.nodes[0].votes == 0);
+    let machine = world.places[1].machine.as_ref().unwrap();
+    assert!(machine.refuse_alteration(&of_node(1, None, Some(0), None)).unwrap().contains("it alone would decide"));
+}
+
+#[test]
+fn an_alteration_that_changes_nothing_keeps_no_other_waiting() {
+    let mut world = World::whole(3);
+    alter(&mut world, 1, of_node(2, None, Some(1), None));
+    let begin = world.now_ms;
+    alter(&mut world, 1, of_node(2, None, Some(2), None));
+    world.run_until(3000, "the other", |world| world.views.last().unwrap().configuration.nodes[2].votes == 2);
+    assert!(world.now_ms - begin < 3000);
+}
+
+#[test]
+fn an_addition_that_waits_for_a_quorum_keeps_no_alteration_waiting() {
+    let mut world = World::whole(3);
+    world.kill(2);
+    world.run_until(20_000, "removal", |world| world.members() == [0, 1]);
+    let end = world.now_ms + 200;
+    world.run_until(1000, "all know", |world| world.now_ms >= end);
+    // 2 of 3 nodes and 3 disk votes: 5 of 15.
+    let heavy = Addition { name: "late".into(), addresses: vec!["127.0.0.1:9".into()], votes: 9, occupied: SlotSet::default() };
+    let now_ms = world.now_ms;
+    world.places[0].machine.as_mut().unwrap().handle(now_ms, Input::Change(ChangeRequest::AddNode(heavy)));
+    alter(&mut world, 0, of_node(1, Some("other"), None, None));
+    world.run_until(3000, "the name", |world| world.views.last().unwrap().configuration.nodes[1].name == "other");
+    assert_eq!(world.views.last().unwrap().configuration.nodes.len(), 3);
 }
 
 #[test]
