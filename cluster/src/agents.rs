@@ -1,39 +1,20 @@
 //! What: fence agents of other devices (power, hypervisor, fabric), called when a pill alone has proved nothing.
-//! Owns: an agent's process group while it runs, its time limit, what counts as its word.
-//! Invariants: the word is taken only when `off` ended with 0 and `status`, asked afterwards, ended with 2 (off); an agent that is out of
-//!   time is killed with its whole process group before anything else.
+//! Owns: what counts as an agent's word.
+//! Invariants: the word is taken only when `off` ended with 0 and `status`, asked afterwards, ended with 2 (off).
 //! Does not: decide whom to fence and when (membership); hold up the daemon's loop.
 //! Called by: the daemon.
 
-use crate::config::FenceAgent;
-use crate::supervisor::tie_to_parent;
+use crate::{
+    commands::{self, Ended, RunError},
+    config::FenceAgent,
+};
 use deadbolt_disk_format::Life;
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
-    sys::{
-        resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit},
-        signal::{Signal, killpg},
-        wait::{Id, WaitPidFlag, WaitStatus, waitid},
-    },
-    unistd::Pid,
-};
-use std::{
-    io::{ErrorKind, Read, Write},
-    os::unix::process::CommandExt,
-    process::{Child, ChildStderr, Command, Stdio},
-    time::{Duration, Instant},
-};
+use nix::sys::wait::WaitStatus;
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// What `status` of a fence agent ends with when the machine is off (compatibility: the fence library's number).
 const STATUS_OFF: i32 = 2;
-/// How often a running agent is looked at. Chosen.
-const LOOK: Duration = Duration::from_millis(20);
-/// How much of what an agent says is kept.
-const SAID_BYTES_MAX: usize = 1000;
-/// Soft limit of descriptors that an agent starts with, the usual one: the daemon's own is larger.
-const DESCRIPTORS: u64 = 1024;
 
 /// How a call ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,20 +28,10 @@ pub(crate) struct AgentDone {
 /// Why an agent's word is not taken.
 #[derive(Debug, thiserror::Error)]
 enum AgentError {
-    #[error("it cannot be started: {0}")]
-    Start(std::io::Error),
-    #[error("`{action}` did not end within {limit_s} s; it was killed")]
-    Late { action: &'static str, limit_s: u32 },
+    #[error("`{action}`: {error}")]
+    Run { action: &'static str, error: RunError },
     #[error("`{action}` ended with {status}, {expected} was needed{said}")]
     Refused { action: &'static str, status: String, expected: i32, said: String },
-    #[error("waiting for it failed: {0}")]
-    Wait(Errno),
-}
-
-/// How one action of an agent ended.
-struct Ended {
-    status: WaitStatus,
-    said: String,
 }
 
 /// Calls the agent of a node, in a thread of its own; the answer comes by the channel in any case.
@@ -112,79 +83,12 @@ fn power_on(agent: &FenceAgent) {
 }
 
 fn run(agent: &FenceAgent, action: &'static str) -> Result<Ended, AgentError> {
-    let mut child = start(agent).map_err(AgentError::Start)?;
     let mut input = format!("action={action}\nnodename={}\n", agent.node);
     for (name, value) in &agent.parameters {
         input.push_str(&format!("{name}={value}\n"));
     }
-    if let Some(mut stdin) = child.stdin.take() {
-        // Less than a pipe holds (see the limit of the file); an agent that reads nothing may refuse it.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let stderr = child.stderr.take();
-    let ended = watch(&child, stderr, Instant::now() + Duration::from_secs(u64::from(agent.timeout_s)));
-    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-    // Its first process is not reaped yet: the number is still that of this group.
-    let _ = killpg(group, Signal::SIGKILL);
-    let _ = child.wait();
-    ended?.ok_or(AgentError::Late { action, limit_s: agent.timeout_s })
-}
-
-fn start(agent: &FenceAgent) -> std::io::Result<Child> {
-    let mut command = Command::new(&agent.program);
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-    let parent = nix::unistd::getpid().as_raw();
-    let (soft, hard) = getrlimit(RLIMIT_NOFILE)?;
-    let hook = move || {
-        tie_to_parent(parent, Signal::SIGKILL)?;
-        Ok(setrlimit(RLIMIT_NOFILE, soft.min(DESCRIPTORS), hard)?)
-    };
-    // SAFETY: the hook makes system calls only; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(hook) };
-    command.spawn()
-}
-
-/// Waits for the end without reaping; none when the time is over.
-fn watch(child: &Child, mut stderr: Option<ChildStderr>, end: Instant) -> Result<Option<Ended>, AgentError> {
-    if let Some(stderr) = &stderr {
-        fcntl(stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(AgentError::Wait)?;
-    }
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-    let mut said = Vec::new();
-    loop {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
-        let status = waitid(Id::Pid(pid), flags).map_err(AgentError::Wait)?;
-        if let Some(stderr) = &mut stderr {
-            listen(stderr, &mut said);
-        }
-        if status != WaitStatus::StillAlive {
-            let said = String::from_utf8_lossy(&said);
-            let said = if said.trim().is_empty() { String::new() } else { format!("; it said: {}", said.trim()) };
-            return Ok(Some(Ended { status, said }));
-        }
-        if Instant::now() >= end {
-            return Ok(None);
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
-/// Takes what is there, so that the pipe never fills; keeps the beginning.
-fn listen(stderr: &mut ChildStderr, said: &mut Vec<u8>) {
-    let mut buffer = [0; 4096];
-    // Bounded: an agent that never stops talking must not keep the clock from being looked at.
-    for _ in 0..64 {
-        match stderr.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(count) => {
-                let room = SAID_BYTES_MAX.saturating_sub(said.len()).min(count);
-                said.extend_from_slice(buffer.get(..room).unwrap_or_default());
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
-    }
+    let limit = Duration::from_secs(u64::from(agent.timeout_s));
+    commands::run(&agent.program, &[], &input, limit).map_err(|error| AgentError::Run { action, error })
 }
 
 #[cfg(test)]
@@ -194,6 +98,9 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
+    use std::time::Instant;
+
+    const LOOK: Duration = Duration::from_millis(20);
 
     const VICTIM: Life = Life { slot: SlotIndex(1), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) };
 

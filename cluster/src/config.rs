@@ -6,7 +6,7 @@
 
 use crate::seal::ClusterKey;
 use deadbolt_cluster_core::{
-    membership::check_name,
+    membership::{SCORE_FULL, check_name},
     timing::{Driver, driver},
 };
 use deadbolt_sbd::pill::KeyFileError;
@@ -16,6 +16,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     io::Write,
+    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -63,9 +64,95 @@ pub struct NodeFile {
     /// Disks that nodes write besides the cluster's own, from all of which a node can be ejected by reservations; absent: no reservations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected_devices: Option<Vec<PathBuf>>,
+    /// The administrator's order among cliques that are equal otherwise: 1 is best; 0: none.
+    #[serde(default)]
+    pub preference: u8,
+    /// A score below this counts as 0.
+    #[serde(default)]
+    pub minimum_score: u8,
     /// Fence agents by which other nodes can be put out of action, at most one for each.
     #[serde(default)]
     pub fence_agents: Vec<FenceAgent>,
+    /// Checks by which this node knows how well it fares.
+    #[serde(default)]
+    pub heuristics: Vec<Heuristic>,
+}
+
+/// A check: a program that ends with 0, or an address that takes a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heuristic {
+    /// Path of the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
+    /// What it is called with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
+    /// Instead of a program: `ip:port` to which a TCP connection has to stand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<SocketAddr>,
+    /// How often it is made.
+    #[serde(default = "default_interval_s")]
+    pub interval_s: u32,
+    /// How long it may take.
+    #[serde(default = "default_check_s")]
+    pub timeout_s: u32,
+    /// Its part of the score.
+    #[serde(default = "default_weight")]
+    pub weight: u16,
+}
+
+/// Most checks of a node: each has a thread.
+const HEURISTICS_MAX: usize = 16;
+/// Longest interval of a check. Chosen: an hour; who checks less often knows nothing.
+const CHECK_SECONDS_MAX: u32 = 3600;
+/// Largest weight of a check. Chosen: three digits tell any two checks apart.
+const WEIGHT_MAX: u16 = 1000;
+
+impl Heuristic {
+    fn check(&self) -> Result<(), String> {
+        match (&self.program, &self.connect) {
+            (Some(program), None) if !program.is_absolute() => return Err(format!("program {program:?} is no absolute path")),
+            (Some(_), None) => {}
+            (None, Some(_)) if !self.arguments.is_empty() => return Err("arguments are for a program; take them out".into()),
+            (None, Some(_)) => {}
+            (Some(_), Some(_)) => return Err("it has a program and an address to connect to; make two of it".into()),
+            (None, None) => return Err("it has neither a program nor an address to connect to".into()),
+        }
+        if !(1..=CHECK_SECONDS_MAX).contains(&self.interval_s) {
+            return Err(format!("interval_s is {}; use 1 to {CHECK_SECONDS_MAX}", self.interval_s));
+        }
+        if !(1..=self.interval_s).contains(&self.timeout_s) {
+            return Err(format!("timeout_s is {}; use 1 to its interval_s of {}", self.timeout_s, self.interval_s));
+        }
+        if !(1..=WEIGHT_MAX).contains(&self.weight) {
+            return Err(format!("weight is {}; use 1 to {WEIGHT_MAX}", self.weight));
+        }
+        Ok(())
+    }
+}
+
+/// For people: which check.
+impl fmt::Display for Heuristic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.program, &self.connect) {
+            (Some(program), _) => write!(f, "{}", program.display()),
+            (None, Some(address)) => write!(f, "connect {address}"),
+            (None, None) => f.write_str("nothing"),
+        }
+    }
+}
+
+const fn default_interval_s() -> u32 {
+    10
+}
+
+const fn default_check_s() -> u32 {
+    3
+}
+
+const fn default_weight() -> u16 {
+    1
 }
 
 /// A fence agent: how to put one other node out of action by another device.
@@ -193,6 +280,7 @@ impl NodeFile {
     /// Refuses values that no line of the file shows to be wrong by itself.
     fn check(&self) -> Result<(), String> {
         self.check_protected()?;
+        self.check_heuristics()?;
         for (index, agent) in self.fence_agents.iter().enumerate() {
             agent.check()?;
             if self.fence_agents.iter().take(index).any(|other| other.node.eq_ignore_ascii_case(&agent.node)) {
@@ -203,6 +291,20 @@ impl NodeFile {
             }
         }
         Ok(())
+    }
+
+    fn check_heuristics(&self) -> Result<(), String> {
+        if self.heuristics.len() > HEURISTICS_MAX {
+            return Err(format!("heuristics: there are {}; at most {HEURISTICS_MAX} are run", self.heuristics.len()));
+        }
+        for (index, heuristic) in self.heuristics.iter().enumerate() {
+            heuristic.check().map_err(|reason| format!("heuristics, number {} ({heuristic}): {reason}", index + 1))?;
+        }
+        match self.minimum_score {
+            score if score > SCORE_FULL => Err(format!("minimum_score is {score}; a score is 0 to {SCORE_FULL}")),
+            score if score > 0 && self.heuristics.is_empty() => Err("minimum_score: there are no heuristics to make a score".into()),
+            _ => Ok(()),
+        }
     }
 
     fn check_protected(&self) -> Result<(), String> {
@@ -397,10 +499,10 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), ConfigError> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn node() -> NodeFile {
+    pub(crate) fn node() -> NodeFile {
         NodeFile {
             name: "a".into(),
             former_names: Vec::new(),
@@ -415,7 +517,10 @@ mod tests {
             restart_after_reset: true,
             group: String::new(),
             protected_devices: None,
+            preference: 0,
+            minimum_score: 0,
             fence_agents: Vec::new(),
+            heuristics: Vec::new(),
         }
     }
 
@@ -501,6 +606,40 @@ mod tests {
             let refused = with(devices, watchdog).unwrap_err();
             assert!(refused.contains(words), "{refused}");
         }
+    }
+
+    #[test]
+    fn checks_that_could_not_be_made_are_refused() {
+        let good = Heuristic {
+            program: Some("/usr/bin/true".into()),
+            arguments: Vec::new(),
+            connect: None,
+            interval_s: 10,
+            timeout_s: 3,
+            weight: 1,
+        };
+        let connect = Heuristic { program: None, connect: Some("192.0.2.1:443".parse().unwrap()), ..good.clone() };
+        let with = |heuristics: Vec<Heuristic>, minimum_score| NodeFile { heuristics, minimum_score, ..node() }.check();
+        assert_eq!(with(vec![good.clone(), connect.clone()], 50), Ok(()));
+        let both = Heuristic { program: good.program.clone(), ..connect.clone() };
+        for (heuristic, words) in [
+            (Heuristic { program: Some("true".into()), ..good.clone() }, "no absolute path"),
+            (both, "make two of it"),
+            (Heuristic { program: None, ..good.clone() }, "neither"),
+            (Heuristic { arguments: vec!["x".into()], ..connect.clone() }, "take them out"),
+            (Heuristic { interval_s: 0, ..good.clone() }, "interval_s is 0"),
+            (Heuristic { interval_s: 3601, ..good.clone() }, "1 to 3600"),
+            (Heuristic { timeout_s: 0, ..good.clone() }, "timeout_s is 0"),
+            (Heuristic { timeout_s: 11, ..good.clone() }, "its interval_s of 10"),
+            (Heuristic { weight: 0, ..good.clone() }, "weight is 0"),
+            (Heuristic { weight: 1001, ..good.clone() }, "1 to 1000"),
+        ] {
+            let refused = with(vec![good.clone(), heuristic], 0).unwrap_err();
+            assert!(refused.starts_with("heuristics, number 2") && refused.contains(words), "{refused}");
+        }
+        assert!(with(vec![good.clone(); 17], 0).unwrap_err().contains("at most 16"));
+        assert!(with(vec![good], 101).unwrap_err().contains("0 to 100"));
+        assert!(with(Vec::new(), 1).unwrap_err().contains("no heuristics"));
     }
 
     #[test]

@@ -6,9 +6,11 @@
 
 mod agents;
 pub mod ask;
+mod commands;
 pub mod config;
 pub mod daemon;
 pub mod devices;
+mod heuristics;
 pub mod initial;
 pub mod links;
 pub mod lock_documents;

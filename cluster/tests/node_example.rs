@@ -5,7 +5,7 @@
 //! Called by: `cargo test`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use deadbolt_cluster::config::{FenceAgent, NodeFile};
+use deadbolt_cluster::config::{FenceAgent, Heuristic, NodeFile};
 
 fn example() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/node.toml.example")).unwrap()
@@ -37,6 +37,25 @@ fn the_example_of_a_fence_agent_shows_every_key_and_the_defaults() {
     let is_needed = |key: &str| matches!(key, "node" | "program" | "parameters");
     let least: toml::Table = whole.into_iter().filter(|(key, _)| is_needed(key)).collect();
     assert_eq!(agent, &least.try_into::<FenceAgent>().unwrap(), "a default in docs/node.toml.example is not the program's");
+}
+
+#[test]
+fn the_example_of_heuristics_shows_every_key_and_the_defaults() {
+    let text = example();
+    let lines = text.lines().skip_while(|line| *line != "#   [[heuristics]]");
+    let shown: Vec<&str> = lines.take_while(|line| line.starts_with('#')).filter_map(|line| line.strip_prefix("#   ")).collect();
+    let file: NodeFile = toml::from_str(&format!("{}\n{}\n", text.replace("\nheuristics = []\n", "\n"), shown.join("\n"))).unwrap();
+    let [program, connect] = &file.heuristics[..] else { panic!("{:?}", file.heuristics) };
+    let keys = toml::Table::try_from(program).unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    let shown: toml::Table = toml::from_str(&shown.join("\n")).unwrap();
+    assert_eq!(shown["heuristics"][0].as_table().unwrap().keys().cloned().collect::<Vec<_>>().join(" "), keys);
+    let defaults = |other: &Heuristic| Heuristic {
+        interval_s: program.interval_s,
+        timeout_s: program.timeout_s,
+        weight: program.weight,
+        ..other.clone()
+    };
+    assert_eq!(connect, &defaults(connect), "a default in docs/node.toml.example is not the program's");
 }
 
 #[test]

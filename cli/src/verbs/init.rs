@@ -135,7 +135,10 @@ impl OwnArguments {
             restart_after_reset: !self.no_restart,
             group: self.group.clone(),
             protected_devices: (self.reservations || !self.protected_devices.is_empty()).then(|| self.protected_devices.clone()),
+            preference: 0,
+            minimum_score: 0,
             fence_agents: Vec::new(),
+            heuristics: Vec::new(),
         })
     }
 }

@@ -93,15 +93,16 @@ fn print(status: &Value) {
     if let Some(blocked) = status.get("blocked").and_then(Value::as_str) {
         say!("Blocked:          {blocked}");
     }
-    say!("\n{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  verdict", "node", "slot", "votes", "state", "heard", "beat age");
+    say!("\n{:<16} {:>5} {:>6} {:<10} {:>5} {:<7} {:>10}  verdict", "node", "slot", "votes", "state", "score", "heard", "beat age");
     for node in list(status, "nodes") {
         let age = node.get("beat_age_ms").and_then(Value::as_u64).map_or_else(|| "-".into(), seconds);
         say!(
-            "{:<16} {:>5} {:>6} {:<10} {:<7} {:>10}  {}",
+            "{:<16} {:>5} {:>6} {:<10} {:>5} {:<7} {:>10}  {}",
             text(&node, "name"),
             text(&node, "slot"),
             text(&node, "votes"),
             text(&node, "state"),
+            text(&node, "score"),
             yes_no(flag(&node, "heard")),
             age,
             if flag(&node, "heard") && text(&node, "verdict") == "may live" { "-".into() } else { text(&node, "verdict") }

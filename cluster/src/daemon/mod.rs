@@ -2,7 +2,7 @@
 //! Owns: the event loop, the disk engines, the sockets of the node directory.
 //! Invariants: the loop never waits for a disk; it advances the page's turn counter on every turn; nothing is sent to a client after the
 //!   lease that sbd published has run out.
-//! Does not: decide; write the beat; start processes but fence agents.
+//! Does not: decide; write the beat; start processes but fence agents and heuristics.
 //! Called by: `deadboltd --daemon`, started by the supervisor.
 
 pub mod control;
@@ -14,6 +14,7 @@ use crate::{
     agents::AgentDone,
     config::{NodeDirectory, NodeFile},
     devices::{self, ClusterDevice, DevicesError},
+    heuristics::Heuristics,
     links::{LinkEvent, Links},
     look::{self, Seen},
     node::{Node, NodeInput, NodeSetup, arbitrate},
@@ -119,6 +120,7 @@ pub(crate) struct Daemon {
     terminate: Signal,
     /// Where fence agents answer; the receiver is here, too.
     agents: (mpsc::UnboundedSender<AgentDone>, mpsc::UnboundedReceiver<AgentDone>),
+    heuristics: Heuristics,
     protection: Option<Protection>,
     ejections: (mpsc::UnboundedSender<EjectDone>, mpsc::UnboundedReceiver<EjectDone>),
     /// A stop was asked for: the next incarnation, if there is one, goes on stopping.
@@ -135,6 +137,7 @@ impl Daemon {
         timing::check(&first.superblock.timings)?;
         let (slot, initial) = find_slot(&directory, &file, &devices)?;
         let protection = Protection::of(&file, first.superblock.cluster, slot)?;
+        let heuristics = Heuristics::start(&file).context("no thread for the heuristics")?;
         let side = page.daemon();
         let (sender, completions) = mpsc::unbounded_channel();
         let mut engines = Vec::new();
@@ -163,6 +166,7 @@ impl Daemon {
             writes: BTreeSet::new(),
             terminate: signal(SignalKind::terminate())?,
             agents: mpsc::unbounded_channel(),
+            heuristics,
             ejections: mpsc::unbounded_channel(),
             protection,
             is_stopping: false,
@@ -189,7 +193,6 @@ impl Daemon {
         let _control = ControlSocket::bind(&self.directory.control_socket(), group, control_sender)?;
         let server = Server::bind(&self.directory.lock_socket(), group, effects::accept_hook(&self.file))?;
         let mut effects = Effects::new(links, server);
-        tracing::info!(node = %self.file.name, slot = me.slot.0, boot = %me.boot, incarnation = %me.incarnation, "incarnation begins");
         node.handle(now_ms(), NodeInput::Start);
         if self.is_stopping {
             node.handle(now_ms(), NodeInput::Stop);
@@ -236,6 +239,7 @@ impl Daemon {
                 Some(EjectDone { victim, is_ejected }) = self.ejections.1.recv() => {
                     node.handle(now_ms(), NodeInput::EjectDone { victim, is_ejected });
                 }
+                Some(standing) = self.heuristics.next() => node.handle(now_ms(), NodeInput::Standing(standing)),
                 Some(request) = control_requests.recv() => self.handle_control(&mut node, &mut effects, request),
                 () = &mut alarm => alarm_ms = None,
             }
@@ -321,7 +325,10 @@ impl Daemon {
                 encode_pill(&pill, &key, sector_bytes)
             }),
         };
-        Ok(Node::new(setup, now_ms()))
+        let mut node = Node::new(setup, now_ms());
+        node.handle(now_ms(), NodeInput::Standing(self.heuristics.standing()));
+        tracing::info!(node = %self.file.name, slot = me.slot.0, boot = %me.boot, incarnation = %me.incarnation, "incarnation begins");
+        Ok(node)
     }
 
     /// Does what the node wants, in order.

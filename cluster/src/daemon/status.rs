@@ -161,6 +161,8 @@ fn peer_json(peer: &PeerStatus) -> Value {
         "state": state_word(peer.state),
         "verdict": verdict,
         "can_be_ejected": peer.can_be_ejected,
+        "score": peer.said.map(|said| said.score),
+        "preference": peer.said.map(|said| said.preference),
     })
 }
 

@@ -14,7 +14,7 @@ pub use status::NodeStatus;
 use deadbolt_cluster_core::{
     channel::{Channel, ChannelError, Frame},
     hello::{Hello, NodeMessage},
-    membership::{self, Addition, Alteration, ArbitrationInput, ChangeRequest, Choice, Membership},
+    membership::{self, Addition, Alteration, ArbitrationInput, ChangeRequest, Choice, Membership, OwnStanding},
     observer::BeatsRead,
 };
 use deadbolt_disk_format::{
@@ -151,6 +151,8 @@ pub enum NodeInput {
         /// Is that so?
         is_ejected: bool,
     },
+    /// What this node says of itself.
+    Standing(OwnStanding),
     /// Stop cleanly.
     Stop,
     /// Stop cleanly and leave the configuration.
@@ -276,6 +278,14 @@ impl std::fmt::Debug for Node {
     }
 }
 
+/// Slots in the administrator's order; those of the same number by slot.
+fn preference(input: &ArbitrationInput) -> Vec<SlotIndex> {
+    let mut preferred: Vec<(u8, SlotIndex)> = input.nodes.iter().map(|node| (node.preference, node.slot)).collect();
+    preferred.retain(|(number, _)| *number > 0);
+    preferred.sort_unstable();
+    preferred.into_iter().map(|(_, slot)| slot).collect()
+}
+
 /// The arbiter that the membership machine asks: cliques and ranking of the quorum disk.
 #[must_use]
 pub fn arbitrate(input: &ArbitrationInput) -> Option<Choice> {
@@ -284,7 +294,9 @@ pub fn arbitrate(input: &ArbitrationInput) -> Option<Choice> {
     let standing = Standing {
         votes: input.configured_votes.clone(),
         disk_votes: input.disk_votes,
+        // Every candidate is taken for one with a path of its own: this version's nodes do not live without.
         scores: input.nodes.iter().map(|node| (node.slot, node.score)).collect(),
+        preference: preference(input),
         ..Standing::default()
     };
     let choice = candidates::choose(&Graph::from_hears(&input.edges), &slots(true), &slots(false), &standing, DiskVotes::Counted)?;
@@ -402,6 +414,7 @@ impl Node {
             NodeInput::EjectDone { victim, is_ejected } => {
                 self.membership.handle(now_ms, membership::Input::EjectDone { victim, is_ejected });
             }
+            NodeInput::Standing(standing) => self.membership.handle(now_ms, membership::Input::Standing(standing)),
             NodeInput::Stop => self.begin_stop(now_ms),
             NodeInput::Leave => {
                 self.is_leaving = true;

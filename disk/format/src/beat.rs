@@ -53,7 +53,8 @@ fields! {
         LEFT_INCARNATION: 216, 16;
         LEFT_VIEW: 232, 8;
         EARLIER_LEFT: 240, 64;
-        RESERVED_B: 304, 16;
+        PREFERENCE: 304, 1;
+        RESERVED_B: 305, 15;
     }
 }
 fields! {
@@ -104,6 +105,7 @@ impl DaemonPart {
         put(&mut part, at::STATE, &[state]);
         put(&mut part, at::HOLDS, &[u8::from(self.holds)]);
         put(&mut part, at::SCORE, &[self.score]);
+        put(&mut part, at::PREFERENCE, &[self.preference]);
         put(&mut part, at::VOUCH_COUNT, &[u8::try_from(self.vouches.len()).unwrap_or(u8::MAX)]);
         put(&mut part, at::PROTECTED, &self.protected.to_le_bytes());
         put(&mut part, at::VIEW, &self.view.0.to_le_bytes());
@@ -163,6 +165,7 @@ impl DaemonPart {
             state,
             holds,
             score,
+            preference: u8_of(part, at::PREFERENCE),
             protected: u32_of(part, at::PROTECTED),
             view: ViewNumber(u64_of(part, at::VIEW)),
             hears,

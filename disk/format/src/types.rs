@@ -283,6 +283,8 @@ pub struct DaemonPart {
     pub holds: bool,
     /// Heuristics score, 0..=100.
     pub score: u8,
+    /// The administrator's order among equal cliques: 1 is best, 0 is none.
+    pub preference: u8,
     /// Tells which devices it has registered its reservation key on, to compare; 0: on none.
     pub protected: u32,
     /// The newest view it knows. For `Left`: the last view known at the time.

@@ -221,6 +221,7 @@ fn any_part() -> impl Strategy<Value = DaemonPart> {
             state,
             holds,
             score,
+            preference: incarnations[0][4],
             protected: u32::from_le_bytes([incarnations[0][0], incarnations[0][1], incarnations[0][2], incarnations[0][3]]),
             view: ViewNumber(numbers[1]),
             hears: SlotSet(hears),

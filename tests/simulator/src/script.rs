@@ -10,6 +10,7 @@ use crate::{
     world::{World, slot_of},
 };
 use deadbolt_cluster::node::NodeInput;
+use deadbolt_cluster_core::membership::OwnStanding;
 use deadbolt_disk_format::{
     ByteOffset, Life,
     sbd::{Command, Mailbox, Tail, mailbox_offset},
@@ -83,6 +84,7 @@ impl Script {
         match *command {
             "wait" => self.wait(rest),
             "until" => self.until(rest),
+            "flap" => self.flap(rest),
             "status" => self.status(),
             "lock" => self.lock(rest),
             "unlock" => self.unlock(rest),
@@ -158,6 +160,20 @@ impl Script {
         let end_us = self.world()?.queue.now_us() + span_us;
         self.run(span_us + 1, |world| world.queue.now_us() >= end_us)?;
         Ok(self.news())
+    }
+
+    /// `flap n1 n3 TIMES DOWN UP`: a link that fails and comes back, seconds each.
+    fn flap(&mut self, words: &[&str]) -> Done {
+        let [a, b, times, down, up] = words else { return Err("flap NODE NODE TIMES DOWN_S UP_S".into()) };
+        let times: usize = times.parse().map_err(|_| "how many times?")?;
+        let mut text = String::new();
+        for _ in 0..times {
+            self.cut(&[a, b], true)?;
+            text.push_str(&self.wait(&[down])?);
+            self.act("heal", &[])?;
+            text.push_str(&self.wait(&[up])?);
+        }
+        Ok(text)
     }
 
     /// `until members n1 n2 [within S]`, `until gone n3 [within S]`, `until off n1 [within S]`
@@ -321,6 +337,11 @@ impl Script {
             "slow" => {
                 let extra_ms: u64 = words.get(2).and_then(|word| word.parse().ok()).ok_or("slow NODE DEVICE MS")?;
                 world.machines[machine].paths[device].extra_us = extra_ms * 1000;
+            }
+            "says" => {
+                let number = |at: usize| words.get(at).and_then(|word| word.parse().ok()).ok_or("says NODE SCORE PREFERENCE");
+                let standing = OwnStanding { score: number(1)?, preference: number(2)? };
+                world.node_give(machine, NodeInput::Standing(standing));
             }
             "message" => write_stock_message(world, machine, words.get(1).copied().unwrap_or("reset"))?,
             "damage" => damage(world, machine, words.get(1).copied().unwrap_or_default())?,

@@ -5,7 +5,7 @@
 //! Does not: rank cliques (the arbiter does), propose.
 //! Called by: the membership machine.
 
-use super::{Membership, Output, Role};
+use super::{Membership, Output, OwnStanding, Role};
 use alloc::{collections::BTreeMap, vec::Vec};
 use deadbolt_disk_format::{Beat, Life, NodeState, SlotIndex, SlotSet};
 
@@ -16,8 +16,10 @@ pub struct ArbitrationNode {
     pub slot: SlotIndex,
     /// In the present view with this life? (False for those who want in.)
     pub is_member: bool,
-    /// Heuristics score.
+    /// Heuristics score, in steps and settled.
     pub score: u8,
+    /// The administrator's order: 1 is best, 0 is none.
+    pub preference: u8,
 }
 
 /// The question.
@@ -138,6 +140,25 @@ impl Membership {
         self.observer.watched(life.slot)?.beat.as_ref().filter(|beat| beat.life() == *life)
     }
 
+    /// What a life says of itself; of others by the newest beat. None: nothing was read of it.
+    pub(crate) fn said_by(&self, life: &Life) -> Option<OwnStanding> {
+        if *life == self.setup.me {
+            return Some(self.standing);
+        }
+        self.beat_of(life).map(|beat| OwnStanding { score: beat.daemon.score, preference: beat.daemon.preference })
+    }
+
+    /// Takes every configured node's word of how it fares.
+    pub(crate) fn take_scores(&mut self, now_ms: u64) {
+        let poll_ms = u64::from(self.timings().poll_ms);
+        let nodes = &self.known.body.configuration.nodes;
+        let lives = nodes.iter().filter_map(|node| self.fresh_life(node.slot));
+        let said: Vec<(Life, OwnStanding)> = lives.filter_map(|life| Some((life, self.said_by(&life)?))).collect();
+        for (life, said) in said {
+            self.scores.handle(life.slot, life.incarnation, said.score, (now_ms, poll_ms));
+        }
+    }
+
     /// Lives that carry the next view: members whom no read has shown silent or another life in their place, and those with fresh beats
     /// who ask to be let in. The latter's votes count also where an earlier life of them has to be released first; else a member that lost too many others could never release
     /// them, though all of them have come back.
@@ -230,11 +251,23 @@ impl Membership {
                 slot: life.slot,
                 // In a restart nobody is a member any more: all candidates stand on the same foot.
                 is_member: *is_member || self.is_restart(),
-                score: 0,
+                score: self.scores.step(life.slot),
+                preference: self.said_by(life).map_or(0, |said| said.preference),
             })
             .collect();
         let configured_votes = configuration.nodes.iter().map(|node| (node.slot, node.votes)).collect();
         ArbitrationInput { nodes, edges, configured_votes, disk_votes: configuration.disk_votes }
+    }
+
+    /// When a member that is heard would be heard no more if nothing came of it: looked at then, not a poll later.
+    pub(crate) fn next_silence_ms(&self) -> Option<u64> {
+        let others = self.known.body.members.iter().filter(|member| **member != self.setup.me && self.does_hear(member.slot));
+        let silent_ms = |member: &Life| {
+            let heard = self.heard.get(&member.slot)?;
+            let since_ms = self.linked.get(&heard.hello.life).copied().flatten().map_or(heard.at_ms, |lost_ms| lost_ms.min(heard.at_ms));
+            Some(since_ms + u64::from(self.timings().detect_ms) + 1)
+        };
+        others.filter_map(silent_ms).min().filter(|_| self.role == Role::Member)
     }
 
     /// A configured member that was in the view is not heard or not fresh: poll faster until the matter is settled.

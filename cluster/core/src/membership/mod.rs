@@ -11,18 +11,22 @@ mod graph;
 #[cfg(feature = "planted")]
 pub mod planted;
 mod proposal;
+mod returns;
+mod scores;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use change::{ALTERATION_MS, Addition, Alteration, ChangeRequest, check_name, default_disk_votes, refuse_disk_votes};
 pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, quorum, total_votes};
+pub use scores::{OwnStanding, SCORE_FULL};
 pub use status::{MembershipStatus, PeerStatus};
 
 use crate::{
     evidence::{Evidences, Verdict, Witness},
     hello::Hello,
     observer::{BeatsRead, Observer},
+    timing::FAST_POLL_MS,
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -108,6 +112,8 @@ pub enum Input {
         /// Number of the daemon part in the last write that is complete on a majority.
         published: u64,
     },
+    /// What this node says of itself: how its checks went, and its administrator's preference.
+    Standing(OwnStanding),
     /// The lock service holds something, or nothing any more.
     Holds(bool),
     /// The lock service has finished recovery in this view.
@@ -266,6 +272,9 @@ pub struct Membership {
     /// What the arbiter was asked last, and its answer.
     arbitrated: Option<(ArbitrationInput, Option<Choice>)>,
     pub(crate) proposal: proposal::Proposals,
+    returns: returns::Returns,
+    standing: OwnStanding,
+    scores: scores::Scores,
     pub(crate) fencing: fencing::Fencing,
     pub(crate) forced: BTreeSet<Life>,
     pub(crate) changes: change::Changes,
@@ -300,6 +309,9 @@ impl Membership {
             permit: None,
             arbitrated: None,
             proposal: proposal::Proposals::default(),
+            returns: returns::Returns::default(),
+            standing: OwnStanding::default(),
+            scores: scores::Scores::default(),
             fencing: fencing::Fencing::default(),
             forced: BTreeSet::new(),
             changes: change::Changes::default(),
@@ -331,7 +343,9 @@ impl Membership {
     #[must_use]
     pub fn next_deadline(&self, last_tick_ms: u64) -> u64 {
         let poll_ms = u64::from(self.timings().poll_ms);
-        last_tick_ms + if self.is_edge_missing() || !self.known.body.owed.is_empty() { poll_ms.min(50) } else { poll_ms }
+        let is_open = self.is_edge_missing() || !self.known.body.owed.is_empty();
+        let poll = last_tick_ms + if is_open { poll_ms.min(FAST_POLL_MS) } else { poll_ms };
+        self.next_silence_ms().map_or(poll, |silence_ms| poll.min(silence_ms.max(last_tick_ms + 1)))
     }
 
     /// Takes an event.
@@ -346,6 +360,7 @@ impl Membership {
             Input::ProposalEnded => self.proposal.handle_ended(),
             Input::RegisterQuiet => self.handle_register_quiet(),
             Input::Lifeline { lease_end_ms, published } => self.handle_lifeline(lease_end_ms, published),
+            Input::Standing(standing) => self.standing = standing,
             Input::Holds(holds) => self.handle_holds(holds),
             Input::Recovered(view) => self.recovered = self.recovered.max(view),
             Input::Change(change) => self.changes.push(change, now_ms),
@@ -363,6 +378,7 @@ impl Membership {
         self.say_hello(now_ms);
         self.follow_stop();
         self.drop_impossible_changes();
+        self.take_scores(now_ms);
         if self.has_view && matches!(self.role, Role::Joining | Role::Member | Role::Condemned) {
             self.consider(now_ms);
         }
@@ -414,6 +430,8 @@ impl Membership {
         self.gone.extend(body.released.iter().map(|released| (released.life.slot, *released)));
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
         self.proposal.handle_view(&body, is_member, now_ms);
+        let after = if self.has_view { self.known.body.view } else { body.view };
+        self.returns.handle_view(&body, after, now_ms);
         self.known = Known { body, digest, may_act, since_ms: now_ms };
         self.has_view = true;
         self.forget_settled();
@@ -604,6 +622,8 @@ impl Membership {
             hears: self.hears(),
             left,
             protected: self.setup.protected,
+            score: self.standing.score,
+            preference: self.standing.preference,
             ..DaemonPart::default()
         }));
     }

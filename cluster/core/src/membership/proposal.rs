@@ -6,6 +6,7 @@
 //! Called by: the membership machine.
 
 use super::{Choice, Membership, Output, Role, quorum, total_votes};
+use crate::timing::FAST_POLL_MS;
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     format,
@@ -18,6 +19,9 @@ use deadbolt_disk_format::{Configuration, Life, Owed, Released, SlotIndex, ViewB
 const CHURN_FREE: usize = 10;
 /// See [`CHURN_FREE`]; chosen, no strong reason.
 const CHURN_WINDOW_MS: u64 = 10_000;
+
+/// A hello within so many polls shows that a member is still there. Chosen: two may be lost, and it is half of the detection time at most.
+const HEARD_POLLS: u64 = 3;
 
 /// What is being proposed, and since when it has been wanted.
 #[derive(Clone, Debug, Default)]
@@ -99,9 +103,49 @@ impl Membership {
         u64::from(self.timings().poll_ms)
     }
 
+    /// How long the wanted members have to be the same: two polls as they are made meanwhile, quick ones while somebody is missing.
+    fn settle_ms(&self, wanted: &[Life]) -> u64 {
+        let is_anybody_missing = self.known.body.members.iter().any(|life| !wanted.contains(life));
+        2 * if is_anybody_missing { self.poll_ms().min(FAST_POLL_MS) } else { self.poll_ms() }
+    }
+
+    /// Is nobody among these who may have gone silent with the one that is missing already? A cut ends several edges at once, but each is
+    /// seen to be gone a detection time after its last hello, up to some polls apart.
+    fn is_sure_of(&self, wanted: &[Life]) -> bool {
+        let lately_ms = HEARD_POLLS * self.poll_ms();
+        let is_fresh = |life: &Life| {
+            self.heard
+                .get(&life.slot)
+                .is_some_and(|heard| heard.hello.life == *life && self.now_ms.saturating_sub(heard.at_ms) <= lately_ms)
+        };
+        wanted.iter().all(|life| *life == self.setup.me || is_fresh(life))
+    }
+
+    /// Takes out of a choice who has to show first that it stays; not where the members have no quorum without it.
+    fn hold_back(&mut self, choice: &mut Choice, now_ms: u64) {
+        let configuration = &self.known.body.configuration;
+        let members = configuration.nodes.iter().filter(|node| choice.members.contains(node.slot));
+        let votes = members.fold(configuration.disk_votes, |sum, node| sum.saturating_add(node.votes));
+        if votes < quorum(configuration) {
+            return;
+        }
+        for held in self.returns.held_back(&choice.joiners, now_ms) {
+            choice.joiners.remove(held.slot);
+            if held.is_new {
+                self.outputs.push_back(Output::Journal(format!(
+                    "node {} was removed {} times of late: it is let in after {} ms without a gap",
+                    self.name_of(held.slot),
+                    held.removals,
+                    held.wait_ms
+                )));
+            }
+        }
+    }
+
     /// A member's proposal.
     fn next_body(&mut self, now_ms: u64) -> Option<ViewBody> {
-        let (choice, lives) = self.choose()?;
+        let (mut choice, lives) = self.choose()?;
+        self.hold_back(&mut choice, now_ms);
         if !choice.members.contains(self.setup.me.slot) {
             self.proposal.wanted = None;
             return None;
@@ -112,8 +156,9 @@ impl Membership {
         let without_left: Vec<Life> =
             present.iter().filter(|life| self.evidence_of(life, now_ms).is_none() || wanted.contains(life)).copied().collect();
         let settled_ms = self.proposal.settled_ms(wanted.clone(), now_ms);
-        let wait_ms = 2 * self.poll_ms() + self.proposal.back_off_ms(self.poll_ms());
-        let members = if wanted == present || settled_ms >= wait_ms { wanted } else { without_left };
+        let wait_ms = self.settle_ms(&wanted) + self.proposal.back_off_ms(self.poll_ms());
+        let is_settled = settled_ms >= wait_ms && self.is_sure_of(&wanted);
+        let members = if wanted == present || is_settled { wanted } else { without_left };
         let body = self.body_with(members, now_ms)?;
         let rank = body.members.iter().filter(|life| present.contains(life)).position(|life| *life == self.setup.me)?;
         let stagger_ms = u64::try_from(rank).unwrap_or(u64::MAX) * 2 * self.poll_ms();

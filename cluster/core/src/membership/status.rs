@@ -4,7 +4,7 @@
 //! Does not: format text.
 //! Called by: the control socket.
 
-use super::{Membership, Role, quorum, total_votes};
+use super::{Membership, OwnStanding, Role, quorum, total_votes};
 use crate::evidence::Verdict;
 use alloc::{string::String, vec::Vec};
 use deadbolt_disk_format::{Life, NodeState, SlotIndex, ViewBody};
@@ -32,6 +32,8 @@ pub struct PeerStatus {
     pub state: NodeState,
     /// Verdict over its life in the view, if it is watched.
     pub verdict: Option<Verdict>,
+    /// Score and preference, as it said last; none where nothing was read of it.
+    pub said: Option<OwnStanding>,
     /// Could this node eject its life in the view from all that it may write? None: this node has registered nowhere.
     pub can_be_ejected: Option<bool>,
 }
@@ -108,6 +110,7 @@ impl Membership {
             beat_age_ms: watched.filter(|_| beat.is_some()).map(|watched| watched.age_ms(now_ms)),
             state: beat.map_or(NodeState::None, |beat| beat.daemon.state),
             verdict: life.filter(|life| *life != self.setup.me).map(|life| self.judge(&life, now_ms)),
+            said: self.fresh_life(node.slot).and_then(|life| self.said_by(&life)),
             can_be_ejected: life.filter(|life| *life != self.setup.me && self.setup.protected != 0).map(|life| self.can_eject(&life)),
         }
     }

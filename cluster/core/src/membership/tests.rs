@@ -426,6 +426,20 @@ fn a_loser_that_holds_something_is_reset_once() {
     world.run_until(8000, "rejoin", |world| world.members() == [0, 1, 2]);
 }
 
+/// Who loses its edges one after the other must not go on with one whose last word is as old.
+#[test]
+fn a_cut_that_is_seen_edge_by_edge_removes_who_is_behind_it() {
+    let mut world = World::whole(3);
+    let (views, began_ms) = (world.views.len(), world.now_ms);
+    world.cut.push((0, 2));
+    world.run_until(1000, "a hello", |world| world.now_ms >= began_ms + 200);
+    world.cut.push((0, 1));
+    world.run_until(3000, "the two go on", |world| world.members() == [1, 2]);
+    assert_eq!(world.views.len(), views + 1, "{:?}", world.views.last());
+    // Detection, two quick polls, and one in which the last edge was lost.
+    assert!(world.now_ms <= began_ms + 200 + u64::from(timings().detect_ms) + 4 * STEP_MS);
+}
+
 #[test]
 fn two_nodes_split_and_one_goes_on() {
     let mut world = World::whole(2);

@@ -82,6 +82,7 @@ pub(crate) fn beat() -> Beat {
             state: NodeState::Member,
             holds: true,
             score: 97,
+            preference: 0,
             protected: 0,
             view: ViewNumber(12),
             hears: [SlotIndex(0), SlotIndex(64), SlotIndex(254)].into_iter().collect(),
