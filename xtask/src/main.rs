@@ -25,6 +25,7 @@ verbs:
                     run `deadbolt bench` with these words, optimised; `bench fence`: fences beside stock sbd's (docs/benchmarks.md)
   torture [--seconds N] [--clients N] [--seed S] [ARGUMENT]...
                     real nodes and 64 clients under kill -9 for 300 seconds, optimised; needs root (`deadbolt torture run --help`)
+  freezes [N]       a node's daemon or sbd stands still at 50 (or N) instants around a cut; needs root (tests/process/frozen.rs)
   stock [all]       what stock sbd does and what ours does in the same places, with the times measured; needs root and the package sbd
   vm SCENARIO|all|list [--repeat N]
                     scenarios in virtual machines with the distribution's kernel; needs root and Debian (docs/vm.md)
@@ -41,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Some("sim") => sim(&rest),
         Some("bench") => bench(&rest),
         Some("torture") => torture(&rest),
+        Some("freezes") => freezes(&rest),
         Some("stock") => stock(&rest),
         Some("vm") => vm(&rest),
         Some("fuzz") => fuzz::fuzz(&root()?, &rest),
@@ -118,6 +120,21 @@ fn torture(arguments: &[String]) -> anyhow::Result<()> {
     let status = command.status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("the run did not end with the verdict \"held\" ({status})");
+    }
+    Ok(())
+}
+
+fn freezes(arguments: &[String]) -> anyhow::Result<()> {
+    let count = match arguments {
+        [] => "50",
+        [count] if count.parse::<u32>().is_ok_and(|count| count > 1) => count,
+        other => bail!("freezes takes a number from 2 on, or nothing, not {other:?}"),
+    };
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--package", "deadbolt", "--test", "frozen", "--", "--nocapture"]);
+    let status = command.env("DEADBOLT_FREEZES", count).status().context("cargo could not be started; is it in the path?")?;
+    if !status.success() {
+        bail!("somebody acted beside the winner, or did not come back ({status})");
     }
     Ok(())
 }

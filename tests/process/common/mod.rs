@@ -13,7 +13,7 @@
 )]
 
 use deadbolt_cluster::supervisor::{RunDirectory, client, sweep};
-use deadbolt_trial::{Network, node::with_descendants};
+use deadbolt_trial::{Network, network::ip, node::with_descendants};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -170,6 +170,32 @@ impl Cluster {
             self.add(name, names.len());
         }
         self
+    }
+
+    /// Each of this many nodes gets a network namespace of its own. None where that cannot be, which is said.
+    pub fn in_namespaces(nodes: usize) -> Option<Self> {
+        if !is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        match Network::namespaces(nodes) {
+            Ok(network) => {
+                let mut cluster = Self::new();
+                cluster.namespaces = Some(network);
+                Some(cluster)
+            }
+            Err(reason) => {
+                eprintln!("skipped: no network namespaces: {reason:#}");
+                None
+            }
+        }
+    }
+
+    /// What node `from` sends to node `to` gets lost from now on, or (`add` false) does not any more.
+    pub fn lose(&self, from: usize, to: usize, add: bool) {
+        let network = self.namespaces.as_ref().unwrap();
+        let verb = if add { "add" } else { "del" };
+        ip(&network.namespace(from).unwrap(), &format!("route {verb} blackhole 10.99.0.{}/32", to + 1)).unwrap();
     }
 
     pub fn path(&self) -> &Path {
