@@ -15,7 +15,7 @@ use deadbolt_sbd_core::{BeatVersion, OwnPlace};
 use crate::fence::History;
 use crate::placement::Placement;
 
-/// How often the other nodes are looked at. Chosen: a node counts as silent up to this much later than it was; small beside any W.
+/// How often there is a look. Chosen: a node counts as silent up to two looks later than it was; small beside any W.
 const LOOK_MS: u64 = 1000;
 /// Every fourth look is at the header instead of the nodes. Chosen: other times are seldom, and who changes them waits.
 const HEADER_EVERY: u32 = 4;

@@ -298,7 +298,7 @@ impl World {
                 self.ring_daemon(machine);
             }
             Output::PublishIdle { generation } => self.machines[machine].page.idle_generation = generation,
-            // For drop-in watchers, which are not simulated.
+            // Of drop-in watchers.
             Output::Flush { .. } | Output::SetWatchdog { .. } => {}
             Output::RetireFeeder { .. } => self.order_feeder(machine, Order::Retire),
             Output::PublishAcknowledged { .. } => {}

@@ -26,6 +26,8 @@ const SETTLE_S: u64 = 300;
 const STEADY_S: u64 = 15;
 /// Nobody may be reset for so long without a message.
 const QUIET_S: u64 = 10;
+/// Beyond what is printed: the looks, the writes, a cycle and a turn of the feeder.
+const SLACK_MS: u64 = 1200;
 
 /// Runs a plan of this kind.
 #[must_use]
@@ -123,10 +125,11 @@ impl World {
     /// L2: who lives and obeys is proved gone by its answer, within the time that docs/timing.md prints.
     fn fence_the_living(&mut self) {
         let Some((machine, victim)) = self.some_victim(|_| true).filter(|_| self.found.is_empty()) else { return };
-        let place = &self.machines[victim];
-        let reset_ms = deadbolt_sbd_core::reset_ms_of(place.setup.granted_ms(1000), 1000, 10_000);
-        let answer_ms = observed_ms(u64::from(reset_ms) + 500, 10_000);
-        let due_us = self.queue.now_us() + (answer_ms + 250 + SLACK_MS) * 1020;
+        let times = self.base_timings();
+        let granted_ms = self.machines[victim].setup.granted_ms(1000);
+        let reset_ms = deadbolt_sbd_core::reset_ms_of(granted_ms, times.lateness_ms, times.drift_ppm);
+        let answer_ms = observed_ms(u64::from(reset_ms) + u64::from(times.storage_delay_ms), times.drift_ppm);
+        let due_us = self.queue.now_us() + (answer_ms + u64::from(times.poll_ms) + SLACK_MS) * 1020;
         self.fence(machine, victim, Command::Reset, Some(due_us));
         self.run_for(1);
     }
@@ -151,6 +154,3 @@ impl World {
         }
     }
 }
-
-/// Beyond what is printed: the looks, the writes, a cycle and a turn of the feeder.
-const SLACK_MS: u64 = 1200;

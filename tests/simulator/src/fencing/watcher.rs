@@ -111,7 +111,7 @@ impl Machine {
 }
 
 impl World {
-    fn base_timings(&self) -> Timings {
+    pub(super) fn base_timings(&self) -> Timings {
         timings(IO_S, SbdTimes { watchdog_s: self.setup.times[0], loop_s: self.setup.times[2] })
     }
 
