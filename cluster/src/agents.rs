@@ -40,7 +40,12 @@ pub(crate) fn call(agents: &[FenceAgent], name: &str, victim: Life, now_ms: fn()
     let done = done.clone();
     // The daemon may have ended meanwhile.
     let answer = move |off_at_ms| done.send(AgentDone { victim, off_at_ms }).unwrap_or_default();
-    let Some(agent) = agent else { return answer(None) };
+    let Some(agent) = agent else {
+        if !agents.is_empty() {
+            tracing::error!(node = name, "no fence agent under this name in node.toml: after a renaming it has to follow there");
+        }
+        return answer(None);
+    };
     let fail = answer.clone();
     let body = move || {
         tracing::warn!(node = %agent.node, program = %agent.program.display(), "the fence agent is called");

@@ -312,6 +312,9 @@ impl NodeFile {
         if self.watchdog == "process" {
             return Err("protected_devices: a key is a machine's, and the process watchdog ends less than that: the next life would be ejected with this one; use a watchdog device".into());
         }
+        if self.shared_device {
+            return Err("protected_devices: nodes of one machine have one key between them at a device, and ejecting one would eject all; take shared_device out, or protected_devices".into());
+        }
         for (index, device) in devices.iter().enumerate() {
             if !device.is_absolute() {
                 return Err(format!("protected_devices: {} is no absolute path", device.display()));
@@ -593,7 +596,7 @@ pub(crate) mod tests {
     fn what_cannot_be_protected_is_refused() {
         let with = |devices: &[&str], watchdog: &str| {
             let protected_devices = Some(devices.iter().map(PathBuf::from).collect());
-            NodeFile { protected_devices, watchdog: watchdog.into(), ..node() }.check()
+            NodeFile { protected_devices, watchdog: watchdog.into(), shared_device: false, ..node() }.check()
         };
         assert_eq!(with(&[], "/dev/watchdog"), Ok(()));
         assert_eq!(with(&["/dev/y", "/dev/z"], "/dev/watchdog"), Ok(()));
@@ -606,6 +609,8 @@ pub(crate) mod tests {
             let refused = with(devices, watchdog).unwrap_err();
             assert!(refused.contains(words), "{refused}");
         }
+        let together = NodeFile { protected_devices: Some(Vec::new()), watchdog: "/dev/watchdog".into(), shared_device: true, ..node() };
+        assert!(together.check().unwrap_err().contains("shared_device"));
     }
 
     #[test]

@@ -38,6 +38,9 @@ struct Arguments {
     /// End with this process, which started this one (its number from itself: who asks for its parent may have lost it already)
     #[arg(long, hide = true, value_name = "PID")]
     tied: Option<i32>,
+    /// What stands for the protected devices that the supervisor has registered on
+    #[arg(long, hide = true, value_name = "MARK")]
+    protected: Option<u32>,
     /// Write to the standard streams instead of the log file
     #[arg(long)]
     foreground: bool,
@@ -81,7 +84,7 @@ fn start_log() {
 }
 
 fn run_daemon(arguments: &Arguments) -> Result<u8> {
-    daemon::run(&DaemonOptions { directory: NodeDirectory(arguments.dir.clone()) })
+    daemon::run(&DaemonOptions { directory: NodeDirectory(arguments.dir.clone()), protected: arguments.protected })
 }
 
 fn run_supervisor(arguments: &Arguments) -> Result<u8> {
@@ -97,7 +100,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
         file = directory.read_node()?;
     }
     let (slot, _) = daemon::find_slot(&directory, &file, &devices)?;
-    protect(&file, &devices, slot)?;
+    let protected = protect(&file, &devices, slot)?;
     drop(devices);
     let daemon_directory = directory.clone();
     let (sbd_file, sbd_directory) = (file.clone(), directory.clone());
@@ -105,6 +108,7 @@ fn run_supervisor(arguments: &Arguments) -> Result<u8> {
     let start_daemon = Box::new(move |_: &BootContext| {
         let mut command = program("deadboltd");
         command.arg("--daemon").arg("--dir").arg(&daemon_directory.0);
+        command.args(protected.map(|mark| format!("--protected={mark}")));
         command
     });
     let mut options = SupervisorOptions::new(directory.0.clone(), start_sbd, start_daemon);
@@ -141,14 +145,14 @@ fn check_sbd(mut sbd: Command) -> Result<()> {
     )
 }
 
-/// Where reservations are asked for, this boot's key has to stand on every protected device before anything writes there.
-fn protect(file: &NodeFile, devices: &[devices::ClusterDevice], slot: SlotIndex) -> Result<()> {
-    let Some(first) = devices.first() else { return Ok(()) };
-    if let Some(protection) = Protection::of(file, first.superblock.cluster, slot)? {
-        protection.register()?;
-        tracing::info!(devices = protection.count(), "reservation key registered");
-    }
-    Ok(())
+/// Where reservations are asked for, this boot's key has to stand on every protected device before anything writes there. Answers which
+/// ones they were.
+fn protect(file: &NodeFile, devices: &[devices::ClusterDevice], slot: SlotIndex) -> Result<Option<u32>> {
+    let Some(first) = devices.first() else { return Ok(None) };
+    let Some(protection) = Protection::of(file, first.superblock.cluster, slot)? else { return Ok(None) };
+    protection.register()?;
+    tracing::info!(devices = protection.count(), "reservation key registered");
+    Ok(Some(protection.mark()))
 }
 
 /// Refuses devices that speak against themselves before anything is started on them.

@@ -9,10 +9,12 @@
 use crate::config::NodeFile;
 use deadbolt_disk::shared_identity;
 use deadbolt_disk_format::reservation::{KeyOwner, ReservationKey};
-use deadbolt_disk_format::{ClusterUuid, Life, SlotIndex};
+use deadbolt_disk_format::{BootId, ClusterUuid, Life, SlotIndex};
 use deadbolt_sbd::eject::{self, DEVICE_LIMIT, DeviceErrors, Ejected};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Why this node cannot protect its devices.
@@ -61,6 +63,8 @@ pub(crate) struct Protection {
     cluster: ClusterUuid,
     own: ReservationKey,
     mark: u32,
+    /// Held by every thread of the last attempt against a boot.
+    attempts: Arc<Mutex<BTreeMap<BootId, Weak<()>>>>,
 }
 
 impl Protection {
@@ -77,7 +81,7 @@ impl Protection {
             }
         }
         let own = eject::key_here(owner(cluster, slot)).map_err(ProtectionError::NoBoot)?;
-        Ok(Some(Self { devices, cluster, own, mark: mark(identities) }))
+        Ok(Some(Self { devices, cluster, own, mark: mark(identities), attempts: Arc::default() }))
     }
 
     /// What goes into the beat, so that other nodes can compare: equal lists have equal marks. Never 0.
@@ -101,9 +105,13 @@ impl Protection {
         // The daemon may have ended meanwhile.
         let answer = move |is_ejected| done.send(EjectDone { victim, is_ejected }).unwrap_or_default();
         let fail = answer.clone();
+        let Some(held) = begin_attempt(&self.attempts, victim.boot) else {
+            tracing::warn!(node = name, "not ejected: a device still hangs in the attempt before");
+            return fail(false);
+        };
         let (devices, own, node) = (self.devices.clone(), self.own, name.to_owned());
         let key = owner(self.cluster, victim.slot).key(victim.boot);
-        let body = move || match eject::eject(&devices, Ejected::Boot(key), own, DEVICE_LIMIT) {
+        let body = move || match eject::eject(&devices, Ejected::Boot(key), own, DEVICE_LIMIT, &held) {
             Ok(()) => answer(true),
             Err(errors) => {
                 tracing::warn!(%node, %errors, "not ejected");
@@ -115,6 +123,18 @@ impl Protection {
             fail(false);
         }
     }
+}
+
+/// What the threads of a new attempt hold; none while one of the attempt before is left.
+fn begin_attempt(attempts: &Mutex<BTreeMap<BootId, Weak<()>>>, boot: BootId) -> Option<Arc<()>> {
+    let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
+    attempts.retain(|_, attempt| attempt.strong_count() > 0);
+    if attempts.contains_key(&boot) {
+        return None;
+    }
+    let held = Arc::new(());
+    attempts.insert(boot, Arc::downgrade(&held));
+    Some(held)
 }
 
 /// By the slot: a name may change while the node lives.
@@ -144,6 +164,18 @@ mod tests {
         assert_ne!(of(&["naa.1", "naa.2"]), of(&["naa.1"]));
         assert_ne!(of(&["naa.1naa.2"]), of(&["naa.1", "naa.2"]));
         assert_ne!(of(&["naa.1"]), 0);
+    }
+
+    #[test]
+    fn a_device_that_hangs_keeps_one_thread_for_each_boot() {
+        let (attempts, boot) = (Mutex::default(), BootId([1; 16]));
+        let held = begin_attempt(&attempts, boot).unwrap();
+        let hung = held.clone();
+        drop(held);
+        assert!(begin_attempt(&attempts, boot).is_none(), "its thread is still there");
+        assert!(begin_attempt(&attempts, BootId([2; 16])).is_some());
+        drop(hung);
+        assert!(begin_attempt(&attempts, boot).is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::{Arc, mpsc::channel};
 use std::time::{Duration, Instant};
 
 use deadbolt_disk::{ReservationError, Reservations};
@@ -79,15 +79,31 @@ pub fn key_here(node: KeyOwner) -> io::Result<ReservationKey> {
     Ok(node.key(kernel_boot()?))
 }
 
-/// Takes the victim's keys away on every device, with what it has under way.
+/// Takes the victim's keys away on every device, with what it has under way. `held` is kept for as long as a device hangs: until then
+/// another attempt would only hang, too.
 ///
 /// # Errors
 /// Something proves nothing, on one device or more; on others it may have been done.
-pub fn eject(devices: &[PathBuf], victim: Ejected, own: ReservationKey, limit: Duration) -> Result<(), DeviceErrors> {
+pub fn eject(devices: &[PathBuf], victim: Ejected, own: ReservationKey, limit: Duration, held: &Arc<()>) -> Result<(), DeviceErrors> {
+    let (end, held) = (Instant::now() + limit, held.clone());
     on_each(devices, limit, move |path| {
+        let _held = &held;
         let device = Reservations::open(path)?;
-        drive(&mut Ejection::new(own, victim), path, |step| answer(&device, own, step))
+        drive(&mut Ejection::new(own, victim), path, |step| answer_before(end, path, limit, || answer(&device, own, step)))
     })
+}
+
+/// Nothing is asked any more once nobody waits: a path that returns late must not end a life that has come back meanwhile.
+fn answer_before(
+    end: Instant,
+    path: &Path,
+    limit: Duration,
+    ask: impl FnOnce() -> Result<Answer, DeviceError>,
+) -> Result<Answer, DeviceError> {
+    if Instant::now() >= end {
+        return Err(DeviceError::NoAnswer { path: path.to_owned(), limit });
+    }
+    ask()
 }
 
 /// Registers this boot's key on every device, and reserves it.
@@ -236,12 +252,20 @@ mod tests {
         let own = key_here(owner("a")).unwrap();
         assert!(owner("A").owns(own));
         for result in [
-            eject(&devices, Ejected::Node(owner("b")), own, DEVICE_LIMIT),
+            eject(&devices, Ejected::Node(owner("b")), own, DEVICE_LIMIT, &Arc::default()),
             register(&devices, own, DEVICE_LIMIT),
             inspect(&devices, DEVICE_LIMIT),
         ] {
             assert!(matches!(result.unwrap_err().0[..], [DeviceError::Call(ReservationError::NotAvailable { .. })]));
         }
+    }
+
+    #[test]
+    fn a_path_that_returns_late_is_asked_nothing_more() {
+        let (path, limit) = (Path::new("/dev/late"), Duration::from_secs(10));
+        let asked = |end| answer_before(end, path, limit, || Ok(Answer::Done));
+        assert!(matches!(asked(Instant::now() + limit), Ok(Answer::Done)));
+        assert!(matches!(asked(Instant::now()), Err(DeviceError::NoAnswer { .. })));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What: the one place that says whether a life is gone, and by what (design section 7).
 //! Owns: the evidence ladder and its waits.
-//! Invariants: nothing is evidence but what a read of the disk showed, a fence agent saw or a person said; every wait runs from the end of
-//!   that read.
+//! Invariants: nothing is evidence but what a read of the disk showed, a fence agent saw, a person said, or this node's own ejection; every
+//!   wait runs from the end of that read.
 //! Does not: write pills or propose views.
 //! Called by: the membership machine.
 

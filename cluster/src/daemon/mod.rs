@@ -2,7 +2,8 @@
 //! Owns: the event loop, the disk engines, the sockets of the node directory.
 //! Invariants: the loop never waits for a disk; it advances the page's turn counter on every turn; nothing is sent to a client after the
 //!   lease that sbd published has run out.
-//! Does not: decide; write the beat; start processes but fence agents and heuristics.
+//! Does not: decide; write the beat; start processes but fence agents and heuristics, or threads but theirs and those of ejections; write
+//!   node.toml, but for a new name.
 //! Called by: `deadboltd --daemon`, started by the supervisor.
 
 pub mod control;
@@ -49,6 +50,8 @@ use tokio::{
 pub struct DaemonOptions {
     /// The node's directory.
     pub directory: NodeDirectory,
+    /// What stands for the protected devices that the supervisor has registered on; none where there are none.
+    pub protected: Option<u32>,
 }
 
 /// How one incarnation ended.
@@ -137,6 +140,7 @@ impl Daemon {
         timing::check(&first.superblock.timings)?;
         let (slot, initial) = find_slot(&directory, &file, &devices)?;
         let protection = Protection::of(&file, first.superblock.cluster, slot)?;
+        check_registered(protection.as_ref().map(Protection::mark), options.protected)?;
         let heuristics = Heuristics::start(&file).context("no thread for the heuristics")?;
         let side = page.daemon();
         let (sender, completions) = mpsc::unbounded_channel();
@@ -487,6 +491,16 @@ pub fn find_slot(directory: &NodeDirectory, file: &NodeFile, devices: &[ClusterD
         first.superblock.name,
         names.join(", ")
     )
+}
+
+/// Others eject this node from what its beat says that it has registered on, and that was done once, at the start of the node.
+fn check_registered(wanted: Option<u32>, registered: Option<u32>) -> Result<()> {
+    anyhow::ensure!(
+        wanted == registered,
+        "protected_devices in node.toml are not those that this node has registered on at its start: stop the node and start it, or write \
+         back what stood there"
+    );
+    Ok(())
 }
 
 /// The name that a view gave this node while it was away: no node has the name of the file, but a configured node's slot still carries it.

@@ -204,7 +204,7 @@ impl EjectionUnderWay {
     fn start(protected: &Protected<'_>) -> Self {
         let (say, done) = channel();
         let (devices, own, victim) = (protected.devices.to_vec(), protected.own, protected.victim);
-        let work = move || say.send(eject(&devices, Ejected::Node(victim), own, DEVICE_LIMIT));
+        let work = move || say.send(eject(&devices, Ejected::Node(victim), own, DEVICE_LIMIT, &Arc::default()));
         // Without a thread nobody answers, which proves nothing.
         let _ = std::thread::Builder::new().name("eject".into()).spawn(work);
         Self { done, result: None, devices: protected.devices.len() }

@@ -171,8 +171,10 @@ impl Membership {
         if let Some((alteration, _)) = self.changes.alterations.front() {
             alteration.apply(&mut next);
         }
-        if next != *present && !next.disk_votes_pinned {
-            next.disk_votes = default_disk_votes(next.nodes.len());
+        if next != *present {
+            let (count, most) = (next.nodes.len(), default_disk_votes(next.nodes.len().max(2)));
+            // What was set for more nodes is too much for fewer.
+            next.disk_votes = if next.disk_votes_pinned { next.disk_votes.min(most) } else { default_disk_votes(count) };
         }
         next
     }

@@ -223,8 +223,9 @@ impl Membership {
             let Some(evidence) = self.evidence_of(&victim, now_ms) else {
                 continue;
             };
-            // A person's word counts once a decided view has taken it; anything else was seen on the disk.
-            if evidence == Evidence::Operator && self.is_in_view(&victim) {
+            // A person's word, and what this node alone knows of its own ejection, count once a decided view has taken them; anything else
+            // was seen on the disk.
+            if matches!(evidence, Evidence::Operator | Evidence::Ejected) && self.is_in_view(&victim) {
                 continue;
             }
             self.fencing.operator.remove(&victim);

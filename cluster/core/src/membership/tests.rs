@@ -727,6 +727,20 @@ fn what_cannot_be_altered_is_refused_with_the_reason() {
 }
 
 #[test]
+fn votes_of_the_disk_that_were_set_for_more_nodes_shrink_with_them() {
+    let mut world = World::whole(3);
+    alter(&mut world, 0, Alteration::DiskVotes(Some(2)));
+    world.run_until(3000, "the votes", |world| world.views.last().unwrap().configuration.disk_votes_pinned);
+    world.kill(2);
+    world.run_until(20_000, "removal", |world| world.members() == [0, 1]);
+    let now_ms = world.now_ms;
+    world.places[0].machine.as_mut().unwrap().handle(now_ms, Input::Change(ChangeRequest::RemoveNode { slot: SlotIndex(2) }));
+    world.run_until(40_000, "two nodes", |world| world.views.last().unwrap().configuration.nodes.len() == 2);
+    let configuration = &world.views.last().unwrap().configuration;
+    assert_eq!((configuration.disk_votes, configuration.disk_votes_pinned), (1, true));
+}
+
+#[test]
 fn the_disk_alone_never_gets_a_quorum() {
     let mut world = World::whole(2);
     alter(&mut world, 0, of_node(0, None, Some(0), None));
