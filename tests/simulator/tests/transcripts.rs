@@ -41,7 +41,7 @@ fn transcripts_are_what_the_program_says() {
 
 /// Rows that no simulated cluster can show: they are about real files, real sockets or stock programs.
 const SHOWN_ELSEWHERE: &[(&str, &str)] = &[
-    ("the same, where all nodes have registered with their disks (reservations)", "cluster/core/src/membership/tests.rs"),
+    ("the same, where all nodes have registered with their disks (reservations; watchdog device)", "cluster/core/src/membership/tests.rs"),
     ("its supervisor is killed", "tests/process/lifecycle.rs"),
     ("a command under `deadbolt lock` loses its lock", "tests/process/lifecycle.rs"),
     ("a pill for an earlier boot of it", "sbd/core/tests/lifeline/mailbox.rs"),
