@@ -21,6 +21,7 @@ pub fn main_from(arguments: Vec<OsString>) -> u8 {
     match name.to_str() {
         Some("deadboltd") => return deadbolt_cluster::program::main_from(arguments),
         Some("sbd") => return deadbolt_sbd::main_from(arguments),
+        Some("deadbolt-qdevice") => return deadbolt_qdevice::main_from(arguments),
         Some("fence_deadbolt") => return deadbolt_sbd::agent::main_from(arguments),
         Some("fsck-deadbolt" | "fsck.deadbolt") => return deadbolt_fsck::main_from(arguments.into_iter().skip(1)),
         Some("deadbolt-sim") => return deadbolt_simulator::program::main_from(arguments.into_iter().skip(1)),
@@ -48,7 +49,7 @@ mod tests {
 
     #[test]
     fn other_programs_run_under_their_names_and_verbs() {
-        // Wrong usage: 125 of the front door, 2 of the simulator, 16 of the checker, 1 of the fence agent.
+        // Wrong usage: 125 of the front door, 2 of the simulator, 16 of the checker, 2 of the quorum device, 1 of the fence agent.
         for (line, code) in [
             ("deadbolt nothing", 125),
             ("deadbolt sim", 2),
@@ -57,6 +58,7 @@ mod tests {
             ("deadbolt sim --help", 0),
             ("deadbolt fsck", 16),
             ("/sbin/fsck.deadbolt", 16),
+            ("/usr/sbin/deadbolt-qdevice nothing", 2),
             ("/usr/sbin/fence_deadbolt -o metadata", 0),
             ("/usr/sbin/fence_deadbolt -o nothing", 1),
         ] {

@@ -12,13 +12,19 @@ use std::time::{Duration, Instant};
 
 use deadbolt_disk::now_ns;
 use deadbolt_sbd_core::{HealthWatch, Opinion, Report, Servant, Standing};
+use deadbolt_tests::corosync::{LONG, Peer, await_true, is_possible};
 use nix::sys::signal::Signal;
-use peers::{is_possible, pair};
+use peers::{Asked, TOKEN_MS};
 
 const SBD: &str = env!("CARGO_BIN_EXE_sbd");
 const PROGRAMS: [&str; 5] = ["corosync", "ip", "nsenter", "unshare", "mount"];
 /// Stock's I/O and loop timeouts.
 const WINDOW_MS: u32 = 4000;
+
+/// Two nodes with corosync at work, joined.
+fn pair(quorum: &str) -> [Peer; 2] {
+    deadbolt_tests::corosync::peers(&["n1", "n2"], TOKEN_MS, quorum).try_into().unwrap()
+}
 
 fn now_ms() -> u64 {
     now_ns() / 1_000_000
@@ -35,7 +41,7 @@ fn quorum_is_asked_for_and_missed() {
     }
     let folder = tempfile::tempdir().unwrap();
     let [a, b] = pair("");
-    let [mut asked, mut other] = [&a, &b].map(|peer| peer.servant(Servant::Cluster, SBD, folder.path()));
+    let [mut asked, mut other] = [&a, &b].map(|peer| Asked::start(peer, Servant::Cluster, SBD, folder.path()));
     let whole = |report: &Report| report.opinion == Opinion::Healthy && report.notice_ms > 0;
     let report = asked.until("quorum", whole);
     other.until("quorum", whole);
@@ -43,24 +49,24 @@ fn quorum_is_asked_for_and_missed() {
     assert_eq!(report.notice_ms, 500 + 600 + 5000);
 
     let cut = Instant::now();
-    assert!(a.run("ip link set cable down"));
+    assert!(a.run("ip link set port1 down"));
     asked.until("the loss of quorum", is(Opinion::Unhealthy));
     assert!(cut.elapsed() < Duration::from_millis(report.notice_ms.into()), "{:?}", cut.elapsed());
     eprintln!("a cut was reported after {:?}", cut.elapsed());
     other.until("the loss of quorum", is(Opinion::Unhealthy));
     // The next child has to know that there was quorum.
     asked.handle.end();
-    while asked.next(peers::LONG).is_some() {}
-    peers::await_true("the child's end", || asked.handle.start_again().unwrap());
+    while asked.next(LONG).is_some() {}
+    await_true("the child's end", || asked.handle.start_again().unwrap());
     asked.until("the loss of quorum, by another child", |report| {
         assert_ne!(report.opinion, Opinion::Healthy);
         report.opinion == Opinion::Unhealthy
     });
-    assert!(a.run("ip link set cable up"));
+    assert!(a.run("ip link set port1 up"));
     asked.until("quorum again", whole);
     other.until("quorum again", whole);
 
-    a.signal_corosync(Signal::SIGKILL);
+    a.signal(Signal::SIGKILL);
     asked.until("nobody", is(Opinion::Away));
     other.until("the loss of quorum", is(Opinion::Unhealthy));
 }
@@ -72,14 +78,14 @@ fn one_of_two_nodes_is_not_enough_once_both_were_there() {
     }
     let folder = tempfile::tempdir().unwrap();
     let [a, b] = pair("  two_node: 1\n");
-    let mut asked = a.servant(Servant::Cluster, SBD, folder.path());
+    let mut asked = Asked::start(&a, Servant::Cluster, SBD, folder.path());
     let report =
         asked.until("quorum", |report| report.opinion == Opinion::Healthy && a.run("corosync-quorumtool -s | grep -q 'Quorate:.*Yes'"));
     assert_eq!(report.notice_ms, 0, "alone in the group, a loss of the other would not be noticed");
-    let mut other = b.servant(Servant::Cluster, SBD, folder.path());
+    let mut other = Asked::start(&b, Servant::Cluster, SBD, folder.path());
     asked.until("both", |report| report.opinion == Opinion::Healthy && report.notice_ms > 0);
     other.until("both", |report| report.opinion == Opinion::Healthy && report.notice_ms > 0);
-    assert!(a.run("ip link set cable down"));
+    assert!(a.run("ip link set port1 down"));
     // corosync itself calls each of the two quorate; sbd does not.
     asked.until("the loss of the other", is(Opinion::Unhealthy));
     other.until("the loss of the other", is(Opinion::Unhealthy));
@@ -92,11 +98,11 @@ fn a_corosync_that_stands_still_is_nobody_s_good_word() {
     }
     let folder = tempfile::tempdir().unwrap();
     let [a, b] = pair("");
-    let mut asked = a.servant(Servant::Cluster, SBD, folder.path());
+    let mut asked = Asked::start(&a, Servant::Cluster, SBD, folder.path());
     let mut watch = HealthWatch::new(Servant::Cluster, WINDOW_MS);
     let first = asked.until("quorum", |report| report.opinion == Opinion::Healthy && report.notice_ms > 0);
     watch.handle_report(now_ms(), &first);
-    a.signal_corosync(Signal::SIGSTOP);
+    a.signal(Signal::SIGSTOP);
     let stopped_ms = now_ms();
     while watch.standing(now_ms()) == Standing::Healthy {
         if let Some(report) = asked.next(Duration::from_millis(100)) {
@@ -108,7 +114,7 @@ fn a_corosync_that_stands_still_is_nobody_s_good_word() {
     while now_ms() < stopped_ms + 5500 {
         assert!(asked.next(Duration::from_millis(100)).is_none_or(|report| report.as_of_ms <= stopped_ms + 300));
     }
-    a.signal_corosync(Signal::SIGCONT);
+    a.signal(Signal::SIGCONT);
     let again = asked.until("its good word", |report| {
         watch.handle_report(now_ms(), report);
         report.opinion == Opinion::Healthy

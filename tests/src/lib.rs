@@ -4,6 +4,7 @@
 //! Does not: contain tests; these lie with the packages they test.
 //! Called by: the tests of every package.
 
+pub mod corosync;
 pub mod crash;
 pub mod disks;
 pub mod hung_disk;

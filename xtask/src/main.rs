@@ -27,6 +27,7 @@ verbs:
                     real nodes and 64 clients under kill -9 for 300 seconds, optimised; needs root (`deadbolt torture run --help`)
   freezes [N]       a node's daemon or sbd stands still at 50 (or N) instants around a cut; needs root (tests/process/frozen.rs)
   stock [all]       what stock sbd does and what ours does in the same places, with the times measured; needs root and the package sbd
+  stock qdevice     the quorum disk under real corosync: 200 cuts with a program stopped at any instant; needs root and the package corosync
   vm SCENARIO|all|list [--repeat N]
                     scenarios in virtual machines with the distribution's kernel; needs root and Debian (docs/vm.md)
   fuzz [TARGET] [SECONDS]
@@ -140,19 +141,23 @@ fn freezes(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn stock(arguments: &[String]) -> anyhow::Result<()> {
-    let set = match arguments {
-        [] => "short",
-        [all] if all == "all" => "all",
-        other => bail!("stock takes \"all\" or nothing, not {other:?}"),
+    let (variable, value, words): (_, _, &[&str]) = match arguments {
+        [] => ("DEADBOLT_STOCK", "short", &STOCK),
+        [all] if all == "all" => ("DEADBOLT_STOCK", "all", &STOCK),
+        [device] if device == "qdevice" => ("DEADBOLT_QDEVICE", "200", &QDEVICE),
+        other => bail!("stock takes \"all\", \"qdevice\" or nothing, not {other:?}"),
     };
     let mut command = cargo();
-    command.args(["test", "--quiet", "--package", "deadbolt-sbd", "--test", "stock", "--test", "lab", "--", "--nocapture"]);
-    let status = command.env("DEADBOLT_STOCK", set).status().context("cargo could not be started; is it in the path?")?;
+    command.args(["test", "--quiet"]).args(words).args(["--", "--nocapture"]);
+    let status = command.env(variable, value).status().context("cargo could not be started; is it in the path?")?;
     if !status.success() {
         bail!("stock and ours did not behave as they should ({status})");
     }
     Ok(())
 }
+
+const STOCK: [&str; 6] = ["--package", "deadbolt-sbd", "--test", "stock", "--test", "lab"];
+const QDEVICE: [&str; 6] = ["--package", "deadbolt-qdevice", "--package", "deadbolt-qdevice-core", "--lib", "--tests"];
 
 /// As the tests build it: a guest's clock is emulated, nothing here is measured for speed.
 fn vm(arguments: &[String]) -> anyhow::Result<()> {

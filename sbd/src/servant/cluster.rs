@@ -8,12 +8,12 @@ use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use deadbolt_corosync::{CallFailed, Connection, Corosync};
 use deadbolt_disk::now_ns;
 use deadbolt_sbd_core::Opinion;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::child::{Answer, Asker, Options};
-use super::corosync::{CallFailed, Connection, Corosync};
 use super::remote::RemoteWatch;
 
 /// The group of stock sbd (compatibility): its members count each other.
@@ -140,15 +140,15 @@ impl ClusterAsker {
 
 fn see(connection: &Connection) -> Result<Seen, CallFailed> {
     connection.dispatch()?;
-    let has_device = connection.has_text(c"quorum.device.model")?;
-    let device_ms = connection.number(c"quorum.device.sync_timeout")?.unwrap_or(SYNC_TIMEOUT_MS);
+    let has_device = connection.map().has_text(c"quorum.device.model")?;
+    let device_ms = connection.map().number(c"quorum.device.sync_timeout")?.unwrap_or(SYNC_TIMEOUT_MS);
     Ok(Seen {
         members: connection.members()?,
         is_quorate: connection.is_quorate()?,
-        is_two_node: connection.flag(c"quorum.two_node")?,
+        is_two_node: connection.map().flag(c"quorum.two_node")?,
         device_ms: has_device.then_some(device_ms),
-        token_ms: connection.number(c"runtime.config.totem.token")?.unwrap_or(0),
-        consensus_ms: connection.number(c"runtime.config.totem.consensus")?.unwrap_or(0),
+        token_ms: connection.map().number(c"runtime.config.totem.token")?.unwrap_or(0),
+        consensus_ms: connection.map().number(c"runtime.config.totem.consensus")?.unwrap_or(0),
     })
 }
 

@@ -6,7 +6,6 @@
 
 mod child;
 mod cluster;
-mod corosync;
 mod deadbolt;
 mod pacemaker;
 mod picture;

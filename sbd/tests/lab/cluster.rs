@@ -10,6 +10,7 @@ use deadbolt_disk::ByteOffset;
 use deadbolt_disk_format::node_record::{NodeRecord, decode_node_record, node_record_place};
 use deadbolt_disk_format::sbd::{SbdHeader, node_offset};
 use deadbolt_disk_format::{Beat, SlotIndex};
+use deadbolt_tests::corosync::{self, MOUNTS, configuration};
 use deadbolt_tests::hung_disk::Hold;
 use deadbolt_tests::node::Watch;
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +18,6 @@ use nix::unistd::Pid;
 
 use super::*;
 use crate::common::{TwoPaths, folder, read, two_paths, wait_for};
-use crate::peers::{self, MOUNTS, configuration};
 
 const NAMES: [&str; 3] = ["sender", "other", "victim"];
 const PROGRAMS: [&str; 7] = ["corosync", "corosync-quorumtool", "corosync-cmapctl", "ip", "nsenter", "unshare", "mount"];
@@ -39,7 +39,7 @@ struct Cluster {
 
 /// Three nodes, the victim on a path of its own; all asked by corosync's servant, the victim with these options besides.
 fn cluster(options: &str) -> Option<Cluster> {
-    if !peers::is_possible(&PROGRAMS) {
+    if !corosync::is_possible(&PROGRAMS) {
         return None;
     }
     let (library, disk) = (library()?, two_paths(512)?);
@@ -74,34 +74,7 @@ impl Cluster {
 
     /// The sender's node holds the network's middle.
     fn join(&self) {
-        let number = |node: usize| self.nodes[node].number().to_string();
-        let inside = |node: usize, line: &str| {
-            let mut command = self.nodes[node].command(Path::new("ip"));
-            assert!(command.args(line.split(' ')).status().unwrap().success(), "{line}");
-        };
-        assert!(peers::ip(&["link", "add", "name", "hub", "netns", &number(0), "type", "bridge"]));
-        inside(0, "address add 10.99.7.1/24 dev hub");
-        inside(0, "link set hub up");
-        for node in [1, 2] {
-            let port = format!("port{node}");
-            assert!(peers::ip(&[
-                "link",
-                "add",
-                "cable",
-                "netns",
-                &number(node),
-                "type",
-                "veth",
-                "peer",
-                "name",
-                &port,
-                "netns",
-                &number(0)
-            ]));
-            inside(0, &format!("link set {port} master hub up"));
-            inside(node, &format!("address add 10.99.7.{}/24 dev cable", node + 1));
-            inside(node, "link set cable up");
-        }
+        corosync::join(&self.nodes.each_ref().map(Node::number));
         self.nodes.iter().for_each(|node| std::fs::write(node.folder().join("cable"), "").unwrap());
     }
 

@@ -12,9 +12,6 @@ mod common;
 mod crossed;
 mod faults;
 mod fences;
-#[allow(dead_code, unreachable_pub, reason = "shared by test programs, each of which uses a part")]
-#[path = "../peers/mod.rs"]
-mod peers;
 mod times;
 
 use std::path::{Path, PathBuf};

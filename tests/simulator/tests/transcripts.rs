@@ -85,15 +85,17 @@ fn every_row_of_the_failure_table_is_shown() {
 }
 
 #[test]
-fn every_row_about_fences_names_a_test_that_is_there() {
+fn every_row_about_fences_and_under_corosync_names_a_test_that_is_there() {
     let page = fs::read_to_string(root().join("docs/failures.md")).unwrap();
-    let table = page.split("## A fence by sbd").nth(1).unwrap().split("\n## ").next().unwrap();
-    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what goes wrong")).collect();
-    assert!(rows.len() > 20);
-    for row in rows {
-        let names: Vec<&str> = row.rsplit(" | ").next().unwrap().split('`').collect();
-        let [_, file, _, test, _] = names[..] else { panic!("{row}") };
-        let text = fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert!(text.contains(&format!("fn {test}()")), "{file} has no test {test}");
+    for (section, least) in [("## A fence by sbd", 20), ("## The quorum disk under corosync", 8)] {
+        let table = page.split(section).nth(1).unwrap().split("\n## ").next().unwrap();
+        let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what goes wrong")).collect();
+        assert!(rows.len() > least, "{section}");
+        for row in rows {
+            let names: Vec<&str> = row.rsplit(" | ").next().unwrap().split('`').collect();
+            let [_, file, _, test, _] = names[..] else { panic!("{row}") };
+            let text = fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(text.contains(&format!("fn {test}()")), "{file} has no test {test}");
+        }
     }
 }

@@ -1,8 +1,14 @@
-//! What: corosync's client libraries, loaded at run time, and the few calls of them that a servant makes.
+//! What: corosync's client libraries, loaded at run time, and the few calls of them that are made: its map, a group, the quorum device.
 //! Owns: every unsafe block of this: the libraries, their functions' types, the handles.
-//! Invariants: no callback is ever given to a library; handles are finalized once; a call may hang as long as corosync does.
+//! Invariants: nothing of corosync is needed to build or to start; handles are finalized once; a call may hang as long as corosync does.
 //! Does not: judge an answer.
-//! Called by: `cluster`.
+//! Called by: sbd's servant `cluster`, the program `deadbolt-qdevice`.
+
+mod device;
+mod map;
+
+pub use device::{Announced, Device, Poll, QuorumState};
+pub use map::Map;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -21,9 +27,11 @@ const INFO_QUORATE: u32 = 2;
 /// A call failed, with corosync's code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{call}: corosync's error {code}")]
-pub(crate) struct CallFailed {
-    call: &'static str,
-    code: c_int,
+pub struct CallFailed {
+    /// Which.
+    pub call: &'static str,
+    /// As the library answered.
+    pub code: c_int,
 }
 
 #[repr(C)]
@@ -61,7 +69,7 @@ type Dispatch = unsafe extern "C" fn(u64, c_int) -> c_int;
 
 /// The functions that are called.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Corosync {
+pub struct Corosync {
     cmap_initialize: unsafe extern "C" fn(*mut u64) -> c_int,
     cmap_finalize: Plain,
     cmap_get_uint8: unsafe extern "C" fn(u64, *const c_char, *mut u8) -> c_int,
@@ -79,6 +87,9 @@ pub(crate) struct Corosync {
     votequorum_trackstart: unsafe extern "C" fn(u64, u64, u32) -> c_int,
     votequorum_fd_get: Fd,
     votequorum_dispatch: Dispatch,
+    qdevice_register: unsafe extern "C" fn(u64, *const c_char) -> c_int,
+    qdevice_unregister: unsafe extern "C" fn(u64, *const c_char) -> c_int,
+    qdevice_poll: unsafe extern "C" fn(u64, *const c_char, u32, device::RawRing) -> c_int,
 }
 
 /// The address of a function, as its type.
@@ -97,7 +108,10 @@ unsafe fn function<T>(library: *mut c_void, name: &CStr) -> Result<T, String> {
 
 impl Corosync {
     /// Loads the libraries; they stay loaded.
-    pub(crate) fn load() -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// What is not installed.
+    pub fn load() -> Result<Self, String> {
         let open = |name: &CStr| {
             // SAFETY: the name ends with a zero. Constructors of these libraries set up their own memory only.
             let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -124,6 +138,9 @@ impl Corosync {
                 votequorum_trackstart: function(quorum, c"votequorum_trackstart")?,
                 votequorum_fd_get: function(quorum, c"votequorum_fd_get")?,
                 votequorum_dispatch: function(quorum, c"votequorum_dispatch")?,
+                qdevice_register: function(quorum, c"votequorum_qdevice_register")?,
+                qdevice_unregister: function(quorum, c"votequorum_qdevice_unregister")?,
+                qdevice_poll: function(quorum, c"votequorum_qdevice_poll")?,
             })
         }
     }
@@ -149,9 +166,9 @@ impl Drop for Handle {
 
 /// Connected to corosync, and a member of a group of processes.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub struct Connection {
     calls: Corosync,
-    cmap: Handle,
+    map: Map,
     cpg: Handle,
     quorum: Handle,
     descriptors: [RawFd; 2],
@@ -169,14 +186,11 @@ fn group_name(group: &CStr) -> GroupName {
 
 impl Connection {
     /// Connects, and joins the group.
-    pub(crate) fn open(calls: Corosync, group: &'static CStr) -> Result<Self, CallFailed> {
-        let mut number = 0;
-        // SAFETY: here as below arguments are as the public headers ask for, pointers are to places that outlive the call, and without
-        // callbacks a library calls nothing of ours.
-        done("cmap_initialize", unsafe { (calls.cmap_initialize)(&raw mut number) })?;
-        let cmap = Handle { number, finalize: calls.cmap_finalize };
+    pub fn open(calls: Corosync, group: &'static CStr) -> Result<Self, CallFailed> {
+        let (map, mut number) = (Map::open(calls)?, 0);
         let mut no_callbacks = [ptr::null_mut::<c_void>(); 2];
-        // SAFETY: two pointers, both null, are the callbacks of CPG.
+        // SAFETY: here as below arguments are as the public headers ask for, pointers are to places that outlive the call, and without
+        // callbacks a library calls nothing of ours; two pointers, both null, are the callbacks of CPG.
         done("cpg_initialize", unsafe { (calls.cpg_initialize)(&raw mut number, no_callbacks.as_mut_ptr().cast()) })?;
         let cpg = Handle { number, finalize: calls.cpg_finalize };
         // SAFETY: null means no callbacks.
@@ -190,17 +204,23 @@ impl Connection {
             done("votequorum_trackstart", (calls.votequorum_trackstart)(quorum.number, 0, TRACK_CHANGES))?;
             done("cpg_join", (calls.cpg_join)(cpg.number, &raw const name))?;
         }
-        Ok(Self { calls, cmap, cpg, quorum, descriptors, group })
+        Ok(Self { calls, map, cpg, quorum, descriptors, group })
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn map(&self) -> &Map {
+        &self.map
     }
 
     /// Readable when membership or quorum may have changed, or corosync has gone.
-    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         // SAFETY: the libraries keep these open until the handles are finalized, which is when this is dropped.
         self.descriptors.map(|descriptor| unsafe { BorrowedFd::borrow_raw(descriptor) })
     }
 
     /// Takes what made the descriptors readable.
-    pub(crate) fn dispatch(&self) -> Result<(), CallFailed> {
+    pub fn dispatch(&self) -> Result<(), CallFailed> {
         // SAFETY: the handles are open; without callbacks this only empties the queues.
         unsafe {
             done("cpg_dispatch", (self.calls.cpg_dispatch)(self.cpg.number, DISPATCH_ALL))?;
@@ -209,7 +229,7 @@ impl Connection {
     }
 
     /// How many are in the group.
-    pub(crate) fn members(&self) -> Result<usize, CallFailed> {
+    pub fn members(&self) -> Result<usize, CallFailed> {
         let mut members = [Member::default(); MEMBERS_MAX];
         let mut count = c_int::try_from(MEMBERS_MAX).unwrap_or(c_int::MAX);
         let mut group = group_name(self.group);
@@ -220,7 +240,7 @@ impl Connection {
     }
 
     /// Has this node's partition quorum?
-    pub(crate) fn is_quorate(&self) -> Result<bool, CallFailed> {
+    pub fn is_quorate(&self) -> Result<bool, CallFailed> {
         let mut info = std::mem::MaybeUninit::<QuorumInfo>::zeroed();
         // SAFETY: node 0 is this node; the place is at least as large as any library's structure, and zeros are a value of it.
         let info = unsafe {
@@ -228,37 +248,6 @@ impl Connection {
             info.assume_init()
         };
         Ok(info.flags & INFO_QUORATE != 0)
-    }
-
-    /// A value of the configuration; none: not there.
-    pub(crate) fn number(&self, key: &CStr) -> Result<Option<u32>, CallFailed> {
-        let mut value = 0;
-        // SAFETY: the key ends with a zero.
-        found("cmap_get_uint32", unsafe { (self.calls.cmap_get_uint32)(self.cmap.number, key.as_ptr(), &raw mut value) }, value)
-    }
-
-    /// A flag of the configuration; false when not there.
-    pub(crate) fn flag(&self, key: &CStr) -> Result<bool, CallFailed> {
-        let mut value = 0;
-        // SAFETY: the key ends with a zero.
-        let code = unsafe { (self.calls.cmap_get_uint8)(self.cmap.number, key.as_ptr(), &raw mut value) };
-        Ok(found("cmap_get_uint8", code, value)?.is_some_and(|value| value != 0))
-    }
-
-    /// Is there a text of this key, and not an empty one?
-    pub(crate) fn has_text(&self, key: &CStr) -> Result<bool, CallFailed> {
-        let mut text = ptr::null_mut();
-        // SAFETY: the key ends with a zero.
-        let code = unsafe { (self.calls.cmap_get_string)(self.cmap.number, key.as_ptr(), &raw mut text) };
-        let text = found("cmap_get_string", code, text)?.filter(|text| !text.is_null());
-        Ok(text.is_some_and(|text| {
-            // SAFETY: a text that was found ends with a zero, came from malloc, and is ours to free, once.
-            unsafe {
-                let is_empty = *text == 0;
-                libc::free(text.cast());
-                !is_empty
-            }
-        }))
     }
 }
 
