@@ -24,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -183,6 +183,20 @@ impl Site {
         for mut runner in self.runners.drain(..) {
             let group = Pid::from_raw(runner.child().id().try_into().unwrap());
             let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+
+    /// Machines without power have no addresses; these namespaces would keep them.
+    fn lose_addresses(&self) {
+        let mut log = fs::File::options().append(true).open(self.addresses()).unwrap();
+        for (index, node) in NODES.into_iter().enumerate() {
+            let namespace = self.cluster.namespaces.as_ref().unwrap().namespace(index).unwrap();
+            for address in [WEB, DATABASE] {
+                // It has at most one of them.
+                let _ = network::ip(&namespace, &format!("address del {address}/24 dev eth0"));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+                writeln!(log, "{now} {node} end {address}/24").unwrap();
+            }
         }
     }
 
@@ -363,6 +377,7 @@ fn the_page_holds() {
         site.cluster.kill_outright(node);
     }
     site.end_units();
+    site.lose_addresses();
     let begin = Instant::now();
     for node in NODES {
         site.run_units(node, &[&["web.service", "order.conf"], &["database.service"]]);
