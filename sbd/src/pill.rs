@@ -150,6 +150,27 @@ pub fn encode_pill(pill: &Pill<'_>, key: &PillKey, sector_bytes: u32) -> Vec<u8>
     sector
 }
 
+/// A message of a sender without the cluster's key; without a victim's boot it is that of a stock program. A serial of zero: it was not
+/// written over what the boot's own watcher had left. `number` makes it unlike every earlier one, so that what a path that lags shows is
+/// never taken for it; where the serial is zero it stands in the code's place, which nobody checks on such a device.
+#[must_use]
+pub fn unsealed_message(
+    command: Command,
+    sender: &str,
+    victim: Option<BootId>,
+    (number, is_signed): (u64, bool),
+    sector_bytes: u32,
+) -> Vec<u8> {
+    let tail = victim.map_or(Tail::Absent, |victim_boot| {
+        let mut mac = [0; MAC_BYTES];
+        if !is_signed {
+            mac[..8].copy_from_slice(&number.to_le_bytes());
+        }
+        Tail::Present(MailboxTail { victim_boot, serial: if is_signed { number } else { 0 }, mac })
+    });
+    Mailbox { command, sender: sender.to_owned(), tail }.encode(sector_bytes)
+}
+
 /// The empty mailbox that a watcher leaves in the area of a stock device: it names its boot. A program of stock that starts there empties
 /// it wholly, and does not touch the record beside it: the name is what shows whose the record still is.
 #[must_use]
@@ -190,6 +211,15 @@ mod tests {
     use super::*;
 
     const PILL: Pill<'_> = Pill { command: Command::Reset, sender: "a", victim: BootId([7; 16]), serial: 9 };
+
+    #[test]
+    fn no_message_is_like_an_earlier_one_of_the_same_sender() {
+        let message = |number, is_signed| unsealed_message(Command::Reset, "a", Some(BootId([7; 16])), (number, is_signed), 512);
+        for is_signed in [false, true] {
+            assert_ne!(message(5, is_signed), message(6, is_signed));
+            assert_eq!(crate::pill::is_signed(&message(5, is_signed), BootId([7; 16])), is_signed);
+        }
+    }
 
     #[test]
     fn a_pill_is_verified_by_its_key_alone() {

@@ -230,6 +230,8 @@ impl Fencer {
 
     /// Takes in a read. `known` is what this machine saw earlier: that beat stood there at that instant already.
     pub fn handle_read(&mut self, read: &VictimRead, known: Option<(BeatVersion, u64)>) {
+        #[cfg(feature = "planted")]
+        let known = known.filter(|_| !self.has_mistake(FenceMistake::SeenForgotten));
         let is_late = self.written_ms().is_some();
         let newest = self.lives().map(|beat| beat.beat).max();
         let is_known_boot = |beat: &Beat| self.devices.iter().any(|view| view.beat.as_ref().is_some_and(|shown| shown.boot == beat.boot));

@@ -32,4 +32,6 @@ pub enum FenceMistake {
     UnreadableIsMissing,
     /// D is forgotten.
     NoDelay,
+    /// What this machine's watcher has seen is not asked: silence counts from the first look on.
+    SeenForgotten,
 }

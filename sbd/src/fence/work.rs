@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use deadbolt_disk::{Access, now_ns};
-use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdHeader, Tail};
+use deadbolt_disk_format::sbd::{Command, Mailbox, SbdHeader, Tail};
 use deadbolt_disk_format::{BootId, SlotIndex};
 use deadbolt_sbd_core::{BeatVersion, OwnPlace, VictimRead};
 
 use super::history::History;
 use crate::area::{Area, AreaError};
-use crate::pill::is_signed;
+use crate::pill::{is_signed, unsealed_message};
 use crate::placement::Placement;
 
 /// Interval of the looks while a message is in the air (design, section 5).
@@ -123,15 +123,10 @@ impl DeviceWork {
         }
     }
 
-    /// On a device of ours pills prove their writer by the cluster's key, which a tool has not; without a tail it is a stock message. A
-    /// serial of zero: it was not written over what the boot's own watcher had left.
+    /// On a device of ours pills prove their writer by the cluster's key, which a tool has not; without a tail it is a stock message.
     fn encode(&self, placement: &Placement, victim_boot: Option<BootId>, is_signed: bool) -> Vec<u8> {
-        let tail = match victim_boot.filter(|_| !placement.has_own_name()) {
-            Some(victim_boot) => Tail::Present(MailboxTail { victim_boot, serial: if is_signed { now_ms() } else { 0 }, mac: [0; 16] }),
-            None => Tail::Absent,
-        };
-        let mailbox = Mailbox { command: self.message.command, sender: self.message.sender.clone(), tail };
-        mailbox.encode(placement.sector_bytes())
+        let victim_boot = victim_boot.filter(|_| !placement.has_own_name());
+        unsealed_message(self.message.command, &self.message.sender, victim_boot, (now_ms(), is_signed), placement.sector_bytes())
     }
 }
 
@@ -172,6 +167,7 @@ pub(crate) fn open_place(path: &Path, node: &str, limit: Duration) -> Result<(Ar
 #[cfg(test)]
 mod tests {
     use super::*;
+    use deadbolt_disk_format::sbd::MailboxTail;
 
     #[test]
     fn anybodys_message_that_ends_this_boot_is_as_good() {

@@ -82,6 +82,7 @@ pub const FENCING: &[Planted] = &[
     Planted::Lifeline(Lifeline::DisarmedBeforeWord),
     Planted::Lifeline(Lifeline::GrantedTimeNotPublished),
     Planted::Shell(Shell::FeedToTheEnd),
+    Planted::Fencer(Fencer::SeenForgotten),
 ];
 
 /// A mistake of that world by its number; none for 0.

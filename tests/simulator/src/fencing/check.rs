@@ -174,6 +174,18 @@ impl World {
         }
     }
 
+    /// L2: no fence is under way that should have ended. Where somebody else has written into a mailbox, the stock program may live there,
+    /// and its time is waited for.
+    pub(crate) fn check_overdue(&mut self) {
+        let now_us = self.queue.now_us();
+        let late =
+            self.senders.values().find(|sender| sender.has_signed_mailboxes() && sender.due_us.is_some_and(|due_us| now_us > due_us));
+        if let Some(victim) = late.map(|sender| sender.victim) {
+            let text = format!("{} has been dead for long, and is not proved gone in the time of a write", self.name_and_boot(victim));
+            self.breaks("L2", text);
+        }
+    }
+
     /// S9 for the stock program's sender, where its time is long enough for a node of ours (docs/timing.md).
     pub(crate) fn check_stock_success(&mut self, victim: usize, claimed: Option<u64>) {
         let msgwait_ms = u64::from(self.setup.times[3]) * 1000;

@@ -139,7 +139,9 @@ impl World {
         let Some((machine, victim)) = self.some_victim(|say| say != ClusterSay::KeepsAlive).filter(|_| self.found.is_empty()) else {
             return;
         };
-        if self.machines[machine].watcher.is_none() {
+        // A watcher without one of its devices, which it may have been since its start, has not seen that the victim is silent there.
+        let sees_all = |watcher: &Watcher| watcher.devices.len() == self.disks.len() && watcher.life.status().away == 0;
+        if !self.machines[machine].watcher.as_ref().is_some_and(sees_all) {
             return;
         }
         self.is_calm = false;
@@ -151,6 +153,7 @@ impl World {
             let due_us = self.queue.now_us() + SLACK_MS * 1000;
             self.fence(machine, victim, Command::Reset, Some(due_us));
             self.run_for(SLACK_MS * 1000 + 1_000_000);
+            self.check_overdue();
         }
     }
 }

@@ -12,12 +12,12 @@ use super::{
 use crate::{disk::SECTOR_BYTES, io::Work};
 use deadbolt_disk_format::{
     BootId, ByteOffset, Rule,
-    sbd::{Command, Mailbox, MailboxTail, SbdHeader, Tail, mailbox_offset, node_offset},
+    sbd::{Command, Mailbox, SbdHeader, Tail, mailbox_offset, node_offset},
     span::{expiry_ms, observed_ms},
 };
 use deadbolt_sbd::{
     fence::{ANSWER, config, most_ms, safe_msgwait},
-    pill::is_signed,
+    pill::{is_signed, unsealed_message},
 };
 use deadbolt_sbd_core::{FenceVerdict, Fencer, OwnPlace, Proof, VictimRead, majority};
 use std::sync::Arc;
@@ -96,6 +96,11 @@ pub(crate) struct Sender {
 impl Sender {
     fn needed(&self) -> usize {
         usize::try_from(majority(u32::try_from(self.threads.len()).unwrap_or(u32::MAX))).unwrap_or(usize::MAX)
+    }
+
+    /// Nobody but the victim's own watcher, and who saw its name there, has written into a mailbox: silence proves something.
+    pub(crate) fn has_signed_mailboxes(&self) -> bool {
+        self.threads.iter().all(|thread| thread.is_signed)
     }
 
     /// The longest time from the message after which something can still be proved.
@@ -405,11 +410,8 @@ impl World {
     }
 }
 
-/// A serial of zero: it was not written over what the boot's own watcher had left.
 fn encode(sender: &Sender, now_ms: u64, boot: Option<BootId>, is_signed: bool) -> Vec<u8> {
-    let serial = if is_signed { now_ms } else { 0 };
-    let tail = boot.map_or(Tail::Absent, |victim_boot| Tail::Present(MailboxTail { victim_boot, serial, mac: [0; 16] }));
-    Mailbox { command: sender.command, sender: format!("n{}", sender.machine), tail }.encode(512)
+    unsealed_message(sender.command, &format!("n{}", sender.machine), boot, (now_ms, is_signed), 512)
 }
 
 fn read_of(device: usize, victim: usize, issued_ms: u64, ended_ms: u64, bytes: &[u8], is_current: bool) -> VictimRead {
