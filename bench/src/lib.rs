@@ -17,6 +17,7 @@ pub mod sheet;
 mod usage;
 mod worker;
 
+pub use cluster::trial::{DEFAULT_STALL_MS, Trial};
 pub use floors::poll::{WATCHER, poll};
 pub use locks::{Choice, locks};
 pub use memory::proportional;

@@ -18,6 +18,8 @@ pub enum Reach {
     Ratio(f64),
     /// At most this, in its own unit.
     Value(f64),
+    /// At most this much more than its floor, in its own unit.
+    Above(f64),
 }
 
 /// One row, not measured yet.
@@ -254,6 +256,10 @@ fn figure(row: &Row, samples: &Samples) -> Option<Figure> {
         Reach::None => (None, None),
         // Without its floor a ratio is not known, and whether it was met neither.
         Reach::Ratio(most) => (Some(most), ratio.map(|ratio| ratio <= most)),
+        Reach::Above(most) => {
+            let above: Vec<f64> = values.iter().zip(&floors).map(|(value, floor)| value - floor).collect();
+            (floor.map(|floor| (floor + most) / floor), median(&above).map(|above| above <= most))
+        }
         Reach::Value(most) => (Some(floor.map_or(most, |floor| most / floor)), Some(value <= most)),
     };
     Some(Figure { name: row.name, value, unit: row.unit, floor, ratio, reach, met })
@@ -338,6 +344,14 @@ mod tests {
         let sheet = run(floors.into_iter().chain([work]).collect(), 1);
         let figure = &sheet.rows[2];
         assert_eq!((figure.floor, figure.ratio, figure.reach, figure.met), (Some(40.0), Some(2.0), Some(1.5), Some(false)));
+    }
+
+    #[test]
+    fn a_goal_above_the_floor_moves_with_it() {
+        let floor = || series(Row::new("floor", "ms"), &[1.0, 2.0]);
+        let work = |most| series(Row::new("work", "ms").over(&["floor"]).reach(Reach::Above(most)), &[4.0, 5.0]);
+        let figure = |most| run(vec![floor(), work(most)], 2).rows[1].clone();
+        assert_eq!((figure(3.0).reach, figure(3.0).met, figure(2.9).met), (Some(4.0), Some(true), Some(false)));
     }
 
     #[test]

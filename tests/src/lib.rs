@@ -7,6 +7,8 @@
 pub mod corosync;
 pub mod crash;
 pub mod disks;
+pub mod format;
 pub mod hung_disk;
 pub mod node;
+pub mod qdevice;
 pub mod watchdog;

@@ -173,6 +173,11 @@ impl Node {
         Ok(self.status().is_some_and(|status| status.get("state").and_then(Value::as_str) == Some("member")))
     }
 
+    /// Who started it has ended: it has to be started again.
+    pub fn has_ended(&mut self) -> bool {
+        self.starter.as_mut().is_none_or(|starter| starter.ended().is_some())
+    }
+
     /// What its supervisor says of its processes.
     ///
     /// # Errors

@@ -22,7 +22,8 @@ verbs:
   models [FILTER]   run every model (or those whose name contains FILTER) to its full horizon, in release
   sim [ARGUMENT]... run 20000 seeds of the simulator, or what these arguments of deadbolt-sim say, optimised
   bench BENCHMARK [ARGUMENT]...
-                    run `deadbolt bench` with these words, optimised; `bench fence`: fences beside stock sbd's (docs/benchmarks.md)
+                    run `deadbolt bench` with these words, optimised; `bench fence`: fences beside stock sbd's; `bench membership`: views,
+                    partitions, deaths, corosync with the quorum disk (docs/benchmarks.md)
   torture [--seconds N] [--clients N] [--seed S] [ARGUMENT]...
                     real nodes and 64 clients under kill -9 for 300 seconds, optimised; needs root (`deadbolt torture run --help`)
   freezes [N]       a node's daemon or sbd stands still at 50 (or N) instants around a cut; needs root (tests/process/frozen.rs)
@@ -87,10 +88,13 @@ fn sim(arguments: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fences are measured by a program of their own, which needs the helpers of the tests.
+/// Fences and membership are measured by programs of their own, which need the helpers of the tests.
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
     let (program, packages, words): (_, &[&str], _) = match arguments.split_first() {
-        Some((first, rest)) if first == "fence" => ("bench-fence", &["deadbolt-bench-fence", "deadbolt-sbd"], [&[], rest].concat()),
+        Some((first, rest)) if first == "fence" => ("bench-fence", &["deadbolt-bench-fence", "deadbolt-sbd"], rest.to_vec()),
+        Some((first, rest)) if first == "membership" => {
+            ("bench-membership", &["deadbolt-bench-membership", "deadbolt-cluster", "deadbolt-sbd", "deadbolt-qdevice"], rest.to_vec())
+        }
         _ => ("deadbolt", &["deadbolt", "deadbolt-cluster", "deadbolt-sbd"], [&["bench".to_owned()], arguments].concat()),
     };
     let mut build = cargo();

@@ -6,7 +6,7 @@
 
 pub(crate) mod client;
 mod rest;
-mod trial;
+pub(crate) mod trial;
 
 use crate::{
     floors::{CAS, FUTEX, RING_TABLE, SPIN, TCP},
@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use trial::Trial;
+use trial::{DEFAULT_STALL_MS, Trial};
 
 const CACHED: &str = "client: EX that is held already, taken again from the cache, one thread";
 const LONELY: &str = "node: local pair of a node that holds nothing else, all sleeping on one core";
@@ -41,6 +41,8 @@ const HAND_OVER_TURNS: &str = "nodes: turns per change of owner";
 const LOCAL_HAND_OVER: &str = "node: EX hand-over between two processes, all sleeping on one core";
 const LOCAL_TURNS: &str = "node: turns per change of owner";
 
+/// Nodes.
+const NODES: usize = 3;
 /// Clients at once in the row with many.
 const CLIENTS: u64 = 16;
 /// The nodes, started when the first row needs them; or why they could not be.
@@ -52,7 +54,9 @@ struct Lazy {
 
 impl Lazy {
     fn get(&self) -> Result<&Trial> {
-        let started = self.started.get_or_init(|| Trial::start(PREFIX, self.programs.as_deref()).map_err(|error| format!("{error:#}")));
+        let started = self
+            .started
+            .get_or_init(|| Trial::start(PREFIX, NODES, DEFAULT_STALL_MS, self.programs.as_deref()).map_err(|error| format!("{error:#}")));
         started.as_ref().map_err(|why| anyhow::anyhow!("the nodes did not start: {why}"))
     }
 }

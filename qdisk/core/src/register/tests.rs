@@ -13,6 +13,7 @@ use std::{eprintln, println};
 
 mod any_bytes;
 mod disk;
+mod pace;
 mod scenes;
 mod seeds;
 
