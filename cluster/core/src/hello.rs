@@ -1,5 +1,5 @@
 //! What: the messages that nodes send each other about themselves, as values and as bytes.
-//! Owns: the plaintext of hellos and of the messages that ask for a change of configuration.
+//! Owns: the plaintext of hellos, of their links' parts, and of the messages that ask for a change of configuration.
 //! Invariants: little-endian, fixed sizes first; a decoder takes arbitrary bytes and never panics.
 //! Does not: seal, send, or remember anything.
 //! Called by: the daemon's links and wiring; docs/formats/node-messages.md draws them.
@@ -68,6 +68,114 @@ impl Hello {
             *word = reader.u64()?;
         }
         Some(Self { life, state, view, recovered, hears, is_leaving })
+    }
+}
+
+/// The link's part of a hello.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LinkWord {
+    /// Place of the addresses in both lists.
+    pub link: u8,
+    /// Padded to the largest packet of the link.
+    pub is_full: bool,
+    /// The receiver is heard on this link.
+    pub hears: bool,
+    /// The receiver's full-sized hellos do not come, while its plain ones do.
+    pub misses_full: bool,
+    /// So many of the receiver's last plain hellos did not come.
+    pub lost: u8,
+    /// Of so many.
+    pub expected: u8,
+    /// Largest packet that the sender can send on this link, headers included; 0: it does not know.
+    pub mtu: u16,
+    /// Number of this hello among those of its size, to this receiver on this link.
+    pub sequence: u32,
+    /// Number of the last full-sized one.
+    pub full_sent: u32,
+    /// How long the echoed stamp has been here.
+    pub held_us: u32,
+    /// The sender's clock.
+    pub sent_us: u64,
+    /// The receiver's newest stamp that came; 0: none.
+    pub echo_us: u64,
+}
+
+/// Length of an encoded link word, in bytes.
+const LINK_WORD_BYTES: usize = 36;
+/// Length of a hello on a link without padding, in bytes.
+pub const LINK_HELLO_BYTES: usize = HELLO_BYTES + LINK_WORD_BYTES;
+
+impl LinkWord {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.push(self.link);
+        bytes.push(u8::from(self.is_full) | u8::from(self.hears) << 1 | u8::from(self.misses_full) << 2);
+        bytes.push(self.lost);
+        bytes.push(self.expected);
+        bytes.extend_from_slice(&self.mtu.to_le_bytes());
+        bytes.extend_from_slice(&[0; 2]);
+        for number in [self.sequence, self.full_sent, self.held_us] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.sent_us.to_le_bytes());
+        bytes.extend_from_slice(&self.echo_us.to_le_bytes());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Option<Self> {
+        let link = reader.u8()?;
+        let flags = reader.u8().filter(|flags| *flags < 8)?;
+        let (lost, expected, mtu) = (reader.u8()?, reader.u8()?, reader.u16()?);
+        if reader.u16()? != 0 || lost > expected {
+            return None;
+        }
+        Some(Self {
+            link,
+            is_full: flags & 1 != 0,
+            hears: flags & 2 != 0,
+            misses_full: flags & 4 != 0,
+            lost,
+            expected,
+            mtu,
+            sequence: reader.u32()?,
+            full_sent: reader.u32()?,
+            held_us: reader.u32()?,
+            sent_us: reader.u64()?,
+            echo_us: reader.u64()?,
+        })
+    }
+}
+
+/// What a datagram carries: a hello, and its link's part; where that is full-sized, zeros up to the size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkHello {
+    /// What the node says.
+    pub hello: Hello,
+    /// What it says of this link.
+    pub word: LinkWord,
+    /// Zeros behind it; none unless it is full-sized.
+    pub padding: u16,
+}
+
+impl LinkHello {
+    /// Bytes of the payload.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.hello.encode().to_vec();
+        self.word.encode(&mut bytes);
+        bytes.resize(LINK_HELLO_BYTES + usize::from(self.padding), 0);
+        bytes
+    }
+
+    /// Reads a payload; `None` when the bytes are not one.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (hello, rest) = bytes.split_at_checked(HELLO_BYTES)?;
+        let mut reader = Reader::new(rest);
+        let word = LinkWord::decode(&mut reader)?;
+        let padding = reader.rest();
+        if padding.iter().any(|byte| *byte != 0) || (!word.is_full && !padding.is_empty()) {
+            return None;
+        }
+        Some(Self { hello: Hello::decode(hello)?, word, padding: u16::try_from(padding.len()).ok()? })
     }
 }
 
@@ -221,6 +329,9 @@ impl<'a> Reader<'a> {
     fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
@@ -239,22 +350,61 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use proptest::prelude::*;
 
-    #[test]
-    fn a_hello_survives_the_wire() {
-        let hello = Hello {
+    fn hello() -> Hello {
+        Hello {
             life: Life { slot: SlotIndex(7), boot: BootId([1; 16]), incarnation: Incarnation([2; 16]) },
             state: NodeState::Member,
             view: ViewNumber(9),
             recovered: ViewNumber(8),
             hears: [SlotIndex(1), SlotIndex(200)].into_iter().collect(),
             is_leaving: true,
-        };
+        }
+    }
+
+    #[test]
+    fn a_hello_survives_the_wire() {
+        let hello = hello();
         assert_eq!(Hello::decode(&hello.encode()), Some(hello));
         let mut neither = hello.encode();
         neither[35] = 2;
         assert_eq!(Hello::decode(&neither), None, "leaving is yes or no");
+    }
+
+    #[test]
+    fn a_hello_on_a_link_is_taken_in_its_own_form_only() {
+        let word = LinkWord {
+            link: 1,
+            hears: true,
+            lost: 3,
+            expected: 64,
+            mtu: 1500,
+            sequence: 7,
+            full_sent: 6,
+            held_us: 5,
+            sent_us: 4,
+            echo_us: 3,
+            ..LinkWord::default()
+        };
+        let plain = LinkHello { hello: hello(), word, padding: 0 };
+        let full = LinkHello { word: LinkWord { is_full: true, misses_full: true, ..word }, padding: 1300, ..plain };
+        for good in [plain, full] {
+            assert_eq!(LinkHello::decode(&good.encode()), Some(good));
+        }
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = full.encode();
+            bytes[at] = byte;
+            LinkHello::decode(&bytes)
+        };
+        assert_eq!(plain.encode().len(), LINK_HELLO_BYTES);
+        assert_eq!(LinkHello::decode(&[plain.encode(), vec![0]].concat()), None, "a plain one has no padding");
+        assert_eq!(LinkHello::decode(&plain.encode()[..LINK_HELLO_BYTES - 1]), None);
+        assert_eq!(changed(LINK_HELLO_BYTES + 9, 1), None, "padding is zeros");
+        assert_eq!(changed(HELLO_BYTES + 1, 8), None, "unknown flags");
+        assert_eq!(changed(HELLO_BYTES + 2, 65), None, "more is lost than was expected");
+        assert_eq!(changed(HELLO_BYTES + 6, 1), None, "a reserved byte");
     }
 
     #[test]
@@ -290,6 +440,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Hello::decode(&bytes);
+            let _ = LinkHello::decode(&bytes);
             let _ = NodeMessage::decode(&bytes);
         }
     }

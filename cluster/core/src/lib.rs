@@ -12,6 +12,7 @@ extern crate std;
 pub mod channel;
 pub mod evidence;
 pub mod hello;
+pub mod link;
 pub mod membership;
 pub mod observer;
 pub mod timing;
