@@ -93,26 +93,74 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::from(bytes)
 }
 
+/// Why something that came from the network is not believed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Not of this protocol, or of another version.
+    #[error("it is no message of this protocol version")]
+    Foreign,
+    /// It does not open: another key or cluster, meant for another node, or changed on the way.
+    #[error("it is not sealed for this node with the cluster key")]
+    Forged,
+    /// It came before, or is too old to tell.
+    #[error("it came before")]
+    Replayed,
+    /// A holder of the key sent it, and it makes no sense.
+    #[error("it is sealed with the cluster key, and makes no sense")]
+    Malformed,
+}
+
+/// A datagram that is believed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// Slot of the sender.
+    pub from: SlotIndex,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// What was sealed.
+    pub payload: Vec<u8>,
+    /// Nothing that this incarnation sent later has come before it.
+    pub is_newest: bool,
+}
+
 /// Seals datagrams of one incarnation and opens those of its peers.
 pub struct DatagramSealer {
     key: ClusterKey,
     cluster: ClusterUuid,
     me: SlotIndex,
     incarnation: Incarnation,
-    counter: u64,
-    senders: BTreeMap<SlotIndex, ChaCha20Poly1305>,
+    /// By receiver, each with the number of datagrams sealed for it.
+    senders: BTreeMap<SlotIndex, (ChaCha20Poly1305, u64)>,
     heard: BTreeMap<SlotIndex, Vec<Heard>>,
 }
 
 struct Heard {
     incarnation: Incarnation,
     highest: u64,
+    /// Bit n: the one n below the highest was taken.
+    taken: u128,
     cipher: ChaCha20Poly1305,
+}
+
+impl Heard {
+    /// Takes a counter once; links differ in their delay, so that a later one may come first.
+    fn take(&mut self, counter: u64) -> Result<bool, Refusal> {
+        if counter > self.highest {
+            let steps = u32::try_from(counter - self.highest).unwrap_or(u32::MAX);
+            self.taken = self.taken.checked_shl(steps).unwrap_or(0) | 1;
+            self.highest = counter;
+            return Ok(true);
+        }
+        let bit = u32::try_from(self.highest - counter).ok().and_then(|back| 1u128.checked_shl(back));
+        let bit = bit.filter(|bit| self.taken & bit == 0).ok_or(Refusal::Replayed)?;
+        self.taken |= bit;
+        Ok(false)
+    }
 }
 
 impl std::fmt::Debug for DatagramSealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DatagramSealer").field("me", &self.me).field("counter", &self.counter).finish_non_exhaustive()
+        f.debug_struct("DatagramSealer").field("me", &self.me).finish_non_exhaustive()
     }
 }
 
@@ -120,7 +168,7 @@ impl DatagramSealer {
     /// A sealer for this incarnation.
     #[must_use]
     pub fn new(key: ClusterKey, cluster: ClusterUuid, me: SlotIndex, incarnation: Incarnation) -> Self {
-        Self { key, cluster, me, incarnation, counter: 0, senders: BTreeMap::new(), heard: BTreeMap::new() }
+        Self { key, cluster, me, incarnation, senders: BTreeMap::new(), heard: BTreeMap::new() }
     }
 
     fn cipher(&self, from: Incarnation, to: SlotIndex) -> ChaCha20Poly1305 {
@@ -129,50 +177,51 @@ impl DatagramSealer {
 
     /// Seals a payload for one slot.
     pub fn seal(&mut self, to: SlotIndex, payload: &[u8]) -> Vec<u8> {
-        self.counter += 1;
+        if !self.senders.contains_key(&to) {
+            let cipher = self.cipher(self.incarnation, to);
+            self.senders.insert(to, (cipher, 0));
+        }
         let mut head = [0; HEAD_BYTES];
         head[..4].copy_from_slice(&MAGIC);
         head[4] = 1;
         head[6..8].copy_from_slice(&self.me.0.to_le_bytes());
         head[8..24].copy_from_slice(&self.incarnation.0);
-        head[24..32].copy_from_slice(&self.counter.to_le_bytes());
-        if !self.senders.contains_key(&to) {
-            let cipher = self.cipher(self.incarnation, to);
-            self.senders.insert(to, cipher);
-        }
-        let sealed =
-            self.senders.get(&to).and_then(|cipher| cipher.encrypt(&nonce(self.counter), Payload { msg: payload, aad: &head }).ok());
+        let sealed = self.senders.get_mut(&to).and_then(|(cipher, counter)| {
+            *counter += 1;
+            head[24..32].copy_from_slice(&counter.to_le_bytes());
+            cipher.encrypt(&nonce(*counter), Payload { msg: payload, aad: &head }).ok()
+        });
         let mut frame = head.to_vec();
         frame.extend(sealed.unwrap_or_default());
         frame
     }
 
-    /// Opens a datagram; `None` for anything but a fresh frame of a holder of the key, sealed for this slot.
-    pub fn open(&mut self, frame: &[u8]) -> Option<(SlotIndex, Incarnation, Vec<u8>)> {
-        let (head, sealed) = frame.split_first_chunk::<HEAD_BYTES>()?;
+    /// Opens a datagram.
+    ///
+    /// # Errors
+    /// Anything but a fresh frame of a holder of the key, sealed for this slot.
+    pub fn open(&mut self, frame: &[u8]) -> Result<Opened, Refusal> {
+        let (head, sealed) = frame.split_first_chunk::<HEAD_BYTES>().ok_or(Refusal::Foreign)?;
         if head[..4] != MAGIC || head[4] != 1 || head[5] != 0 {
-            return None;
+            return Err(Refusal::Foreign);
         }
         let from = SlotIndex(u16::from_le_bytes([head[6], head[7]]));
-        let incarnation = Incarnation(head[8..24].try_into().ok()?);
-        let counter = u64::from_le_bytes(head[24..32].try_into().ok()?);
+        let incarnation = Incarnation(head[8..24].try_into().map_err(|_| Refusal::Foreign)?);
+        let counter = u64::from_le_bytes(head[24..32].try_into().map_err(|_| Refusal::Foreign)?);
         let payload = Payload { msg: sealed, aad: head };
         if let Some(heard) = self.heard.get_mut(&from).and_then(|heards| heards.iter_mut().find(|heard| heard.incarnation == incarnation)) {
-            if counter <= heard.highest {
-                return None;
-            }
-            let opened = heard.cipher.decrypt(&nonce(counter), payload).ok()?;
-            heard.highest = counter;
-            return Some((from, incarnation, opened));
+            let payload = heard.cipher.decrypt(&nonce(counter), payload).map_err(|_| Refusal::Forged)?;
+            let is_newest = heard.take(counter)?;
+            return Ok(Opened { from, incarnation, payload, is_newest });
         }
         let cipher = self.cipher(incarnation, self.me);
-        let opened = cipher.decrypt(&nonce(counter), payload).ok()?;
+        let payload = cipher.decrypt(&nonce(counter), payload).map_err(|_| Refusal::Forged)?;
         let heards = self.heard.entry(from).or_default();
         if heards.len() >= REMEMBERED {
             heards.remove(0);
         }
-        heards.push(Heard { incarnation, highest: counter, cipher });
-        Some((from, incarnation, opened))
+        heards.push(Heard { incarnation, highest: counter, taken: 1, cipher });
+        Ok(Opened { from, incarnation, payload, is_newest: true })
     }
 }
 
@@ -239,10 +288,25 @@ mod tests {
     fn a_datagram_is_taken_once_by_its_receiver_only() {
         let (mut a, mut b, mut c) = (sealer(0, 1), sealer(1, 1), sealer(2, 1));
         let frame = a.seal(SlotIndex(1), b"hello");
-        assert_eq!(b.open(&frame).map(|(from, _, payload)| (from, payload)), Some((SlotIndex(0), b"hello".to_vec())));
-        assert!(b.open(&frame).is_none(), "a replay is dropped");
-        assert!(c.open(&frame).is_none(), "sealed for another slot");
-        assert!(sealer(1, 2).open(&frame).is_none(), "another key");
+        assert_eq!(b.open(&frame).map(|opened| (opened.from, opened.payload)), Ok((SlotIndex(0), b"hello".to_vec())));
+        assert_eq!(b.open(&frame), Err(Refusal::Replayed));
+        assert_eq!(c.open(&frame), Err(Refusal::Forged), "sealed for another slot");
+        assert_eq!(sealer(1, 2).open(&frame), Err(Refusal::Forged), "another key");
+        assert_eq!(b.open(b"GET / HTTP/1.1\r\nHost: a-web-server\r\n\r\n"), Err(Refusal::Foreign));
+    }
+
+    #[test]
+    fn datagrams_that_overtake_each_other_are_taken_once_each_and_old_ones_never() {
+        let (mut a, mut b) = (sealer(0, 1), sealer(1, 1));
+        let frames: Vec<Vec<u8>> = (0..300).map(|_| a.seal(SlotIndex(1), b"hello")).collect();
+        let newest = |opened: Result<Opened, Refusal>| opened.map(|opened| opened.is_newest);
+        assert_eq!(newest(b.open(&frames[1])), Ok(true));
+        assert_eq!(newest(b.open(&frames[0])), Ok(false));
+        assert_eq!(newest(b.open(&frames[299])), Ok(true));
+        assert_eq!(newest(b.open(&frames[299 - 127])), Ok(false));
+        for old in [0, 1, 2, 299 - 128, 299 - 127, 299] {
+            assert_eq!(b.open(&frames[old]), Err(Refusal::Replayed), "{old}");
+        }
     }
 
     #[test]
@@ -251,10 +315,11 @@ mod tests {
         for index in 0..frame.len() {
             let mut bad = frame.clone();
             bad[index] ^= 1;
-            assert!(sealer(1, 1).open(&bad).is_none(), "byte {index}");
+            let refusal = if index < 6 { Refusal::Foreign } else { Refusal::Forged };
+            assert_eq!(sealer(1, 1).open(&bad), Err(refusal), "byte {index}");
         }
         for length in 0..frame.len() {
-            assert!(sealer(1, 1).open(&frame[..length]).is_none());
+            assert!(sealer(1, 1).open(&frame[..length]).is_err());
         }
     }
 

@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
+use deadbolt_cluster::links::DATAGRAM_BYTES_MAX;
 use std::{
     io::{BufRead, Read, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -19,8 +20,6 @@ use std::{
 
 /// How long a thread sleeps before it looks at a cut again.
 const LOOK: Duration = Duration::from_millis(20);
-/// Longest datagram.
-const DATAGRAM_BYTES_MAX: usize = 2048;
 /// No node is cut off.
 const NOBODY: usize = usize::MAX;
 

@@ -108,7 +108,64 @@ fn print(status: &Value) {
             if flag(&node, "heard") && text(&node, "verdict") == "may live" { "-".into() } else { text(&node, "verdict") }
         );
     }
+    print_links(status);
     for warning in list(status, "warnings") {
         say!("Warning:          {}", warning.as_str().unwrap_or_default());
+    }
+}
+
+/// A line per link, and what was refused, if anything was.
+fn print_links(status: &Value) {
+    let nodes = list(status, "nodes");
+    let links: Vec<(String, Value)> =
+        nodes.iter().flat_map(|node| list(node, "links").into_iter().map(|link| (text(node, "name"), link))).collect();
+    if !links.is_empty() {
+        say!(
+            "\n{:<4} {:<16} {:<21} {:<21} {:<10} {:>7} {:>7} {:>10} {:>6}  messages",
+            "link",
+            "node",
+            "own",
+            "its",
+            "state",
+            "lost",
+            "there",
+            "round trip",
+            "full"
+        );
+    }
+    for (node, link) in links {
+        let round_trip =
+            link.get("round_trip_us").and_then(Value::as_u64).map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000));
+        let is_full_lost = flag(&link, "full_lost_in") || flag(&link, "full_lost_out");
+        say!(
+            "{:<4} {:<16} {:<21} {:<21} {:<10} {:>7} {:>7} {:>10} {:>6}  {}",
+            text(&link, "link"),
+            node,
+            text(&link, "own"),
+            text(&link, "address"),
+            text(&link, "state"),
+            lost(&link, "lost_in"),
+            lost(&link, "lost_out"),
+            round_trip,
+            if is_full_lost { "lost".into() } else { text(&link, "full_bytes") },
+            if flag(&link, "stream") { "here" } else { "-" }
+        );
+    }
+    let count = |way: &str, kind: &str| status.pointer(&format!("/refused/{way}/{kind}")).and_then(Value::as_u64).unwrap_or(0);
+    for way in ["datagrams", "connections"] {
+        let kinds = ["foreign", "forged", "replayed", "malformed"];
+        if kinds.iter().any(|kind| count(way, kind) > 0) {
+            let counts: Vec<String> = kinds.iter().map(|kind| format!("{} {kind}", count(way, kind))).collect();
+            say!("Refused:          {way}: {}", counts.join(", "));
+        }
+    }
+}
+
+/// A part in percent.
+fn lost(link: &Value, name: &str) -> String {
+    let number = |field: &str| link.get(name).and_then(|part| part.get(field)).and_then(Value::as_u64);
+    match (number("lost"), number("of").filter(|of| *of > 0)) {
+        (Some(lost), Some(of)) => format!("{} %", (lost * 100).div_ceil(of)),
+        _ => "-".into(),
     }
 }

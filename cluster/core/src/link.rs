@@ -246,6 +246,10 @@ impl Link {
         };
         let heard = self.heard.get_or_insert(fresh);
         if heard.life != life {
+            // A straggler of an earlier life, or one that the membership will not believe either, while the present one speaks.
+            if now_us.saturating_sub(heard.last_us) <= timing.silent_us {
+                return;
+            }
             *heard = fresh;
         }
         if word.is_full {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     agents,
     config::NodeFile,
-    links::Links,
+    links::{Datagram, Links},
     node::{DiskWork, Node, NodeInput, NodeOutput},
 };
 use anyhow::Result;
@@ -64,7 +64,7 @@ impl Effects {
                 }
             }
             NodeOutput::SetHolds(holds) => daemon.side.set_holds(holds),
-            NodeOutput::SayHello(hello, nodes) => self.links.say_hello(&hello, &nodes),
+            NodeOutput::SayHello(hello, _) => self.links.say_hello(&hello),
             NodeOutput::Follow(nodes) => {
                 daemon.follow_name(&nodes);
                 self.links.follow(&nodes);
@@ -107,7 +107,7 @@ impl Effects {
         }
     }
 
-    pub(super) fn handle_datagram(&mut self, node: &mut Node, datagram: &[u8]) {
+    pub(super) fn handle_datagram(&mut self, node: &mut Node, datagram: &Datagram) {
         if let Some(hello) = self.links.open(datagram) {
             node.handle(now_ms(), NodeInput::Hello(hello));
         }
@@ -115,7 +115,8 @@ impl Effects {
 
     pub(super) fn handle_link(&mut self, node: &mut Node, event: NetworkEvent) {
         match event {
-            NetworkEvent::Connected { connection, peer, outgoing } => {
+            NetworkEvent::Connected { connection, peer, link, outgoing } => {
+                self.links.handle_connected(peer.slot, link);
                 self.connections.insert(peer, Connection { number: connection, outgoing });
                 node.handle(now_ms(), NodeInput::Connected(peer));
             }
@@ -167,7 +168,7 @@ impl Effects {
             return;
         }
         let answer = match op.as_str() {
-            "status" => status_json(&node.status(now_ms()), &shell_status(daemon)),
+            "status" => status_json(&node.status(now_ms()), &shell_status(daemon), &self.links),
             "locks" => answer_locks(node, &request),
             "lockspaces" => answer_lockspaces(node, &request),
             "stop" => {

@@ -188,10 +188,8 @@ impl Daemon {
         let first = self.devices.first().context("no device")?;
         let (link_sender, mut link_events) = mpsc::channel(4096);
         let (datagram_sender, mut datagrams) = mpsc::channel(256);
-        let detect = Duration::from_millis(u64::from(first.superblock.timings.detect_ms));
-        let links =
-            Links::start(&self.file.addresses, self.key.clone(), first.superblock.cluster, me, detect, link_sender, datagram_sender)
-                .await?;
+        let (cluster, timings) = (first.superblock.cluster, &first.superblock.timings);
+        let links = Links::start(&self.file.addresses, self.key.clone(), cluster, me, timings, link_sender, datagram_sender)?;
         let (control_sender, mut control_requests) = mpsc::channel(64);
         let group = self.file.group_number()?;
         let _control = ControlSocket::bind(&self.directory.control_socket(), group, control_sender)?;

@@ -4,7 +4,14 @@
 //! Does not: print for people (the front door does).
 //! Called by: the daemon's loop.
 
-use crate::node::NodeStatus;
+use crate::{
+    links::{
+        LinkReport, Links,
+        refused::{Channel, Counts},
+        say,
+    },
+    node::NodeStatus,
+};
 use deadbolt_cluster_core::{
     evidence::Verdict,
     membership::{MembershipStatus, PeerStatus},
@@ -58,7 +65,8 @@ pub fn state_word(state: NodeState) -> &'static str {
 
 /// The object of `status`.
 #[must_use]
-pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
+pub fn status_json(status: &NodeStatus, shell: &ShellStatus, links: &Links) -> Value {
+    let reports = links.reports();
     let membership = &status.membership;
     let lease_left_ms = membership.lease_end_ms.saturating_sub(shell.now_ms);
     let members: Vec<&str> = names(membership, |peer| peer.is_member);
@@ -94,7 +102,7 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
             "hung": device.oldest_ms.is_some_and(|age| age > u64::from(membership.view.configuration.timings.stall_ms.max(1000))),
             "backend": device.backend,
         })).collect::<Vec<Value>>(),
-        "nodes": membership.peers.iter().map(peer_json).collect::<Vec<Value>>(),
+        "nodes": membership.peers.iter().map(|peer| peer_json(peer, &reports)).collect::<Vec<Value>>(),
         "last_view": view_json(&membership.view),
         "locks": {
             "sessions": status.locks.sessions,
@@ -109,7 +117,12 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus) -> Value {
                 "by": lives(membership, &gated.by),
             })).collect::<Vec<Value>>(),
         },
-        "warnings": warnings(membership),
+        "refused": {
+            "datagrams": counts_json(links.refused().counts(Channel::Datagram)),
+            "connections": counts_json(links.refused().counts(Channel::Connection)),
+        },
+        "datagrams_overrun": links.refused().overrun(),
+        "warnings": warnings(membership, &reports),
     })
 }
 
@@ -117,9 +130,9 @@ fn names(membership: &MembershipStatus, chosen: impl Fn(&PeerStatus) -> bool) ->
     membership.peers.iter().filter(|peer| chosen(peer)).map(|peer| peer.name.as_str()).collect()
 }
 
-/// A network that does not carry what the disk shows.
-fn warnings(membership: &MembershipStatus) -> Vec<String> {
-    let mut warnings = Vec::new();
+/// Links that do not work, and a network that does not carry what the disk shows.
+fn warnings(membership: &MembershipStatus, reports: &[LinkReport]) -> Vec<String> {
+    let mut warnings = say::warnings(reports);
     let window_ms = u64::from(membership.view.configuration.timings.lease_ms);
     let others = || membership.peers.iter().filter(|peer| peer.slot != membership.me.slot);
     let beats = others().any(|peer| peer.beat_age_ms.is_some_and(|age| age < window_ms) && peer.state == NodeState::Member);
@@ -143,7 +156,32 @@ fn lives(membership: &MembershipStatus, lives: &[Life]) -> Vec<String> {
     lives.iter().map(name).collect()
 }
 
-fn peer_json(peer: &PeerStatus) -> Value {
+fn counts_json(counts: Counts) -> Value {
+    json!({ "foreign": counts.foreign, "forged": counts.forged, "replayed": counts.replayed, "malformed": counts.malformed })
+}
+
+fn link_json(report: &LinkReport) -> Value {
+    let status = &report.status;
+    let part = |(lost, expected): (u8, u8)| (expected > 0).then(|| json!({ "lost": lost, "of": expected }));
+    let known = |bytes: u16| (bytes > 0).then_some(bytes);
+    json!({
+        "link": status.link,
+        "own": report.own.to_string(),
+        "address": report.address.to_string(),
+        "state": say::state_word(status.state),
+        "stream": report.has_stream,
+        "lost_in": part(status.lost_in),
+        "lost_out": part(status.lost_out),
+        "round_trip_us": status.round_trip_us,
+        "full_bytes": known(status.full_bytes),
+        "full_lost_in": status.loses_full_in,
+        "full_lost_out": status.loses_full_out,
+        "mtu": known(status.mtu.0),
+        "peer_mtu": known(status.mtu.1),
+    })
+}
+
+fn peer_json(peer: &PeerStatus, reports: &[LinkReport]) -> Value {
     let verdict = peer.verdict.map(|verdict| match verdict {
         Verdict::MayLive => "may live".to_owned(),
         Verdict::GoneAt { evidence, .. } => format!("{}, waiting", evidence.word()),
@@ -163,6 +201,7 @@ fn peer_json(peer: &PeerStatus) -> Value {
         "can_be_ejected": peer.can_be_ejected,
         "score": peer.said.map(|said| said.score),
         "preference": peer.said.map(|said| said.preference),
+        "links": reports.iter().filter(|report| report.status.slot == peer.slot).map(link_json).collect::<Vec<Value>>(),
     })
 }
 

@@ -54,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     target("signatures", check_signatures, seeds::signatures, 2_000),
     target("device", check_device, seeds::device, 60),
     target("hello", check_hello, seeds::hello, 20_000),
+    target("link_hello", check_link_hello, seeds::link_hello, 20_000),
     target("node_message", check_node_message, seeds::node_message, 20_000),
     target("frame", check_frame, seeds::frame, 20_000),
     target("identification", check_identification, seeds::identification, 20_000),

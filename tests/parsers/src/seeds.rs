@@ -6,7 +6,7 @@
 
 use crate::samples::{self, CLUSTER, life};
 use deadbolt_cluster_core::channel::Frame;
-use deadbolt_cluster_core::hello::{Hello, NodeMessage};
+use deadbolt_cluster_core::hello::{Hello, LinkHello, LinkWord, NodeMessage};
 use deadbolt_cluster_core::membership::Addition;
 use deadbolt_disk_format::fresh::sbd_header_of;
 use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdNode, Tail};
@@ -101,6 +101,13 @@ pub(crate) fn hello() -> Vec<Vec<u8>> {
     let view = ViewNumber(9);
     let hello = Hello { life: life(3), state: NodeState::Member, view, recovered: ViewNumber(8), hears, is_leaving: true };
     vec![hello.encode().to_vec()]
+}
+pub(crate) fn link_hello() -> Vec<Vec<u8>> {
+    let hello = Hello::decode(&hello().swap_remove(0)).unwrap();
+    let word =
+        LinkWord { link: 1, hears: true, lost: 1, expected: 64, mtu: 1500, sequence: 9, full_sent: 8, sent_us: 7, ..LinkWord::default() };
+    let full = LinkWord { is_full: true, misses_full: true, held_us: 6, echo_us: 5, ..word };
+    [(word, 0), (full, 40)].map(|(word, padding)| LinkHello { hello, word, padding }.encode()).to_vec()
 }
 pub(crate) fn node_message() -> Vec<Vec<u8>> {
     let occupied = [SlotIndex(2)].into_iter().collect();

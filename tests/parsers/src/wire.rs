@@ -6,9 +6,9 @@
 
 use crate::samples::CLUSTER;
 use deadbolt_cluster::links::{decode_identification, encode_identification};
-use deadbolt_cluster::seal::{ClusterKey, DatagramSealer, End, stream_halves};
+use deadbolt_cluster::seal::{ClusterKey, DatagramSealer, End, Opened, Refusal, stream_halves};
 use deadbolt_cluster_core::channel::Frame;
-use deadbolt_cluster_core::hello::{Hello, NodeMessage};
+use deadbolt_cluster_core::hello::{HELLO_BYTES, Hello, LINK_HELLO_BYTES, LinkHello, NodeMessage};
 use deadbolt_disk_format::{Incarnation, SlotIndex};
 use deadbolt_dlm_core::client::{FRAME_BYTES_MAX, frame, split_frame};
 use deadbolt_dlm_core::{ClientReply, ClientRequest, rewrite_message};
@@ -20,6 +20,16 @@ const HELLO_SAID_BYTES: usize = 84;
 pub fn check_hello(bytes: &[u8]) {
     if let Some(hello) = Hello::decode(bytes) {
         assert_eq!(hello.encode()[..HELLO_SAID_BYTES], bytes[..HELLO_SAID_BYTES], "a second encoding of a hello");
+    }
+}
+
+/// A hello on a link.
+pub fn check_link_hello(bytes: &[u8]) {
+    if let Some(hello) = LinkHello::decode(bytes) {
+        let again = hello.encode();
+        assert_eq!(again[..HELLO_SAID_BYTES], bytes[..HELLO_SAID_BYTES]);
+        assert_eq!(again[HELLO_BYTES..], bytes[HELLO_BYTES..], "a second encoding of a link's part");
+        assert!(hello.word.is_full || bytes.len() == LINK_HELLO_BYTES);
     }
 }
 
@@ -60,14 +70,15 @@ fn masked(frame: &[u8], mask: &[u8]) -> Vec<u8> {
 
 /// A sealed datagram: the input as it came, as a payload that is sealed, and as a mask over a good one.
 pub fn check_datagram(bytes: &[u8]) {
-    assert!(sealer(1).open(bytes).is_none(), "a datagram was made without the key");
+    assert!(sealer(1).open(bytes).is_err(), "a datagram was made without the key");
     let mut receiver = sealer(1);
     let frame = sealer(0).seal(SlotIndex(1), bytes);
-    assert_eq!(receiver.open(&frame), Some((SlotIndex(0), Incarnation([0; 16]), bytes.to_vec())));
-    assert!(receiver.open(&frame).is_none(), "a datagram was taken twice");
+    let opened = Opened { from: SlotIndex(0), incarnation: Incarnation([0; 16]), payload: bytes.to_vec(), is_newest: true };
+    assert_eq!(receiver.open(&frame), Ok(opened));
+    assert_eq!(receiver.open(&frame), Err(Refusal::Replayed), "a datagram was taken twice");
     let good = sealer(0).seal(SlotIndex(1), b"a payload of some length, so that masks meet its bytes and not only its head");
     let changed = masked(&good, bytes);
-    assert_eq!(sealer(1).open(&changed).is_some(), changed == good, "a datagram is taken as it was sealed");
+    assert_eq!(sealer(1).open(&changed).is_ok(), changed == good, "a datagram is taken as it was sealed");
 }
 
 /// A sealed record of a connection, as for datagrams.

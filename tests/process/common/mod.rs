@@ -13,16 +13,17 @@
 )]
 
 use deadbolt_cluster::supervisor::{RunDirectory, client, sweep};
-use deadbolt_trial::{Network, network::ip, node::with_descendants};
+use deadbolt_trial::{Network, children, network::ip, node::with_descendants};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 use std::{
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -131,6 +132,8 @@ pub struct Cluster {
     pub stall: &'static str,
     /// Further arguments of `init` and `join`.
     pub extra: Vec<String>,
+    /// Network namespaces of the nodes and their addresses there, in the order of the nodes; empty: loopback.
+    pub places: Vec<(Arc<OwnedFd>, Vec<String>)>,
     pub directory: RunDirectory,
 }
 
@@ -153,6 +156,7 @@ impl Cluster {
             namespaces: None,
             stall: "1s",
             extra: Vec::new(),
+            places: Vec::new(),
             directory,
         }
     }
@@ -218,6 +222,10 @@ impl Cluster {
     /// `deadbolt VERB --dir DIRECTORY ...`.
     pub fn verb(&self, verb: &str, name: &str) -> Command {
         let mut command = deadbolt();
+        let index = self.nodes.iter().position(|(known, _)| known == name).unwrap_or(self.nodes.len());
+        if let Some((namespace, _)) = self.places.get(index) {
+            children::tie(&mut command, Some(namespace.clone()));
+        }
         command.arg(verb).arg("--dir").arg(self.node(name));
         command
     }
@@ -225,7 +233,11 @@ impl Cluster {
     /// `init` or `join`, neither tied nor started.
     pub fn make(&self, verb: &str, name: &str, index: usize) -> Command {
         let mut command = self.verb(verb, name);
-        command.arg(&self.device).args(&self.more_devices).args(["--name", name, "--address", &self.address(index)]);
+        command.arg(&self.device).args(&self.more_devices).args(["--name", name]);
+        let addresses = self.places.get(index).map_or_else(|| vec![self.address(index)], |(_, addresses)| addresses.clone());
+        for address in addresses {
+            command.args(["--address", &address]);
+        }
         command.args(["--watchdog", "process", "--shared-device", "--allow-unprotected"]).args(&self.extra);
         if verb == "init" {
             command.args(["--stall", self.stall]);

@@ -132,8 +132,10 @@ impl World {
             return;
         }
         let Some(sealer) = self.machines[machine].daemon.as_mut().and_then(|daemon| daemon.sealer.as_mut()) else { return };
-        let Some((from, incarnation, payload)) = sealer.open(&frame) else { return };
-        let hello = Hello::decode(&payload).filter(|hello| hello.life.slot == from && hello.life.incarnation == incarnation);
+        // An older one than has come is news of a link, not of its sender.
+        let Some(opened) = sealer.open(&frame).ok().filter(|opened| opened.is_newest) else { return };
+        let is_senders = |hello: &Hello| hello.life.slot == opened.from && hello.life.incarnation == opened.incarnation;
+        let hello = Hello::decode(&opened.payload).filter(is_senders);
         if let Some(hello) = hello {
             self.node_give(machine, NodeInput::Hello(hello));
         }

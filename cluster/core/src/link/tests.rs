@@ -267,7 +267,12 @@ fn another_life_begins_anew_and_an_own_pause_is_nobodys_silence() {
         table.follow(pair.clock(1), &[(SlotIndex(0), 1)].into());
         (table, life(1, 2))
     };
-    pair.polls(4);
+    // A word of the earlier life comes late; the new one counts once the earlier one is silent.
+    pair.polls(8);
+    let late = LinkWord { sequence: 1000, ..LinkWord::default() };
+    let now_us = pair.clock(0);
+    pair.ends[0].0.hear(now_us, life(1, 1), &late);
+    pair.polls(1);
     assert_eq!((pair.states(0), pair.status(0, 0).lost_in.0), (vec![LinkState::Up], 0));
     // End 0 sleeps for 5 s; its first turn comes before the datagrams that wait.
     pair.now_us += 5_000_000;
