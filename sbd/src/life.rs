@@ -459,6 +459,8 @@ impl Life {
             generation: words.generation,
             ended: words.ended,
             supervisor_alive_ms: words.supervisor_alive_ns / NS_PER_MS,
+            vouched_until_ms: words.vouched_until_ns / NS_PER_MS,
+            frozen_until_ms: words.frozen_until_ns / NS_PER_MS,
         };
         self.give(Input::Turned { words, part });
     }
@@ -529,8 +531,8 @@ impl Life {
                 self.submit(tag, device, Work::Rename, Operation::Write { offset: placement.node_sector().0, data });
             }
             Output::Arm => self.arm(),
-            Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms } => {
-                self.publish_lease(lease_end_ms, before_ms, (number, beat), cycle_ms);
+            Output::PublishLease { lease_end_ms, own_end_ms, before_ms, number, beat, cycle_ms } => {
+                self.publish_lease((lease_end_ms, own_end_ms), before_ms, (number, beat), cycle_ms);
             }
             Output::EndLease => {
                 self.side.end_lease();
@@ -613,7 +615,7 @@ impl Life {
         self.machine.handle(now_ms(), input);
     }
 
-    fn publish_lease(&mut self, lease_end_ms: u64, before_ms: Option<u64>, (number, beat): (u64, u64), cycle_ms: u64) {
+    fn publish_lease(&mut self, (end_ms, own_end_ms): (u64, u64), before_ms: Option<u64>, (number, beat): (u64, u64), cycle_ms: u64) {
         let Some(feeder) = &self.feeder else { return };
         let now = now_ns();
         if let Some(before_ms) = before_ms.filter(|before_ms| now >= before_ms * NS_PER_MS) {
@@ -624,8 +626,8 @@ impl Life {
             return;
         }
         let is_first = before_ms.is_none();
-        feeder.set_lease_end(lease_end_ms * NS_PER_MS);
-        self.side.publish_cycle(lease_end_ms * NS_PER_MS, number, beat, cycle_ms * 1000);
+        feeder.set_lease_end(end_ms * NS_PER_MS);
+        self.side.publish_cycle((end_ms * NS_PER_MS, own_end_ms * NS_PER_MS), number, beat, cycle_ms * 1000);
         if is_first {
             self.side.set_state(SbdState::Alive);
             if let Some(watch) = &mut self.watch {

@@ -34,7 +34,7 @@ pub const PAGE_BYTES: usize = 4096;
 pub const PAGE_VARIABLE: &str = "DEADBOLT_PAGE_FD";
 
 /// First word of a page: "DBPAGE" and the version of these words, so that two builds that differ refuse each other.
-const MAGIC: u64 = u64::from_le_bytes(*b"DBPAGE\x02\x00");
+const MAGIC: u64 = u64::from_le_bytes(*b"DBPAGE\x03\x00");
 const PART_WORDS: usize = DAEMON_PART_BYTES / 8;
 /// A daemon publishes a few times per poll interval and a copy takes well under a microsecond: being overtaken twice in a
 /// row is already a rare accident; after this many the reader keeps its older copy.
@@ -76,7 +76,8 @@ struct SbdRaw {
     reset_ms: AtomicU32,
     process_number: AtomicU32,
     idle_generation: AtomicU64,
-    rest: [AtomicU64; 5],
+    own_end_ns: AtomicU64,
+    rest: [AtomicU64; 4],
 }
 
 /// Written by sbd's feeding thread (and once, before it starts, by the main thread).
@@ -95,9 +96,10 @@ struct DaemonRaw {
     holds: AtomicU64,
     fast_poll_until_ns: AtomicU64,
     stop_request: AtomicU64,
-    extended_until_ns: AtomicU64,
+    vouched_until_ns: AtomicU64,
+    frozen_until_ns: AtomicU64,
     sequence: AtomicU64,
-    rest: [AtomicU64; 2],
+    rest: [AtomicU64; 1],
     buffers: [BufferRaw; 2],
 }
 

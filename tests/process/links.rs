@@ -351,7 +351,7 @@ fn bad_packets_of_every_kind_are_counted_and_shown() {
     // Somebody with the key, in b's slot and with a life that the disk does not show: taken, and of no effect.
     let life = Life { slot: SlotIndex(1), boot: BootId([9; 16]), incarnation: Incarnation([9; 16]) };
     let (view, hears) = (ViewNumber(99), SlotSet::default());
-    let hello = Hello { life, state: NodeState::Left, view, recovered: view, hears, is_leaving: true };
+    let hello = Hello { life, state: NodeState::Left, view, recovered: view, hears, is_leaving: true, freeze_left_ms: 0 };
     let payload = LinkHello { hello, word: LinkWord::default(), padding: 0 }.encode();
     let mut holder = DatagramSealer::new(key, uuid, SlotIndex(1), Incarnation([9; 16]));
     let mut stranger = DatagramSealer::new(ClusterKey::draw().unwrap(), uuid, SlotIndex(1), Incarnation([9; 16]));

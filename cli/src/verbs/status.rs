@@ -84,6 +84,9 @@ fn print(status: &Value) {
     say!("Owed:             {}", names(status, "owed"));
     let lease = status.get("lease_left_ms").and_then(Value::as_u64).unwrap_or(0);
     say!("Lease left:       {} (watchdog {}, reset within {} ms)", seconds(lease), text(status, "watchdog"), text(status, "reset_ms"));
+    if let Some(ground) = status.get("lives_on").and_then(Value::as_str).filter(|ground| *ground != "disk") {
+        say!("Lives on:         {ground}, not on cycles of its own: its path to the disk is lost");
+    }
     for disk in list(status, "disks") {
         let latency =
             disk.get("latency_us").and_then(Value::as_u64).map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000));

@@ -14,7 +14,10 @@ use deadbolt_disk_format::{Beat, BootId, DEVICES_MAX, Evidence, Life, NodeState,
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Witness {
     /// A member of the life's last view that has given no consent to a freeze in the last F: W is enough.
-    MemberOfLastView,
+    MemberOfLastView {
+        /// The confirming read is issued no earlier: until then the life may be frozen.
+        from_ms: u64,
+    },
     /// Everybody else, a starter too: W + F.
     Outsider,
 }
@@ -176,14 +179,16 @@ impl Evidences {
         // A lease published in the beat itself can only lengthen the wait, never shorten it.
         let published_ms = watched.beat.as_ref().map_or(0, |beat| beat.lease_ms);
         let own_wait_ms = expiry_ms(published_ms, timings.drift_ppm);
-        let freeze_ms = match witness {
-            Witness::MemberOfLastView => 0,
-            Witness::Outsider => u64::from(timings.freeze_ms),
+        // F, too, is measured by the other node's clock.
+        let (freeze_ms, from_ms) = match witness {
+            Witness::MemberOfLastView { from_ms } => (0, from_ms),
+            Witness::Outsider if timings.freeze_ms == 0 => (0, 0),
+            Witness::Outsider => (expiry_ms(timings.freeze_ms, timings.drift_ppm), 0),
         };
         let wait_ms =
-            u64::from(timings.expiry_ms).max(own_wait_ms) + observed_ms(freeze_ms + u64::from(timings.storage_delay_ms), timings.drift_ppm);
+            u64::from(timings.expiry_ms).max(own_wait_ms) + freeze_ms + observed_ms(u64::from(timings.storage_delay_ms), timings.drift_ppm);
         let is_seen = watched.beat.as_ref().is_some_and(|beat| beat.life() == *life);
-        observer.is_silent_for(life.slot, if is_seen { 0 } else { named_ms }, wait_ms)
+        observer.is_silent_until(life.slot, if is_seen { 0 } else { named_ms }, wait_ms, from_ms)
     }
 }
 
@@ -231,7 +236,7 @@ mod tests {
         let mut seen = beat(1, 5);
         seen.daemon.incarnation = Incarnation([4; 16]);
         let (evidences, observer) = show(&seen, 100);
-        assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView, 100_000), Verdict::MayLive);
+        assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView { from_ms: 0 }, 100_000), Verdict::MayLive);
     }
 
     #[test]
@@ -329,13 +334,19 @@ mod tests {
     fn silence_takes_w_and_d_for_a_member_and_f_more_for_an_outsider() {
         let wait_ms = u64::from(timings().expiry_ms) + observed_ms(u64::from(timings().storage_delay_ms), 10_000) + 1;
         let evidences = Evidences::default();
-        assert_eq!(judge(&evidences, &silent_until(wait_ms - 1, Rule::Disk), Witness::MemberOfLastView, wait_ms), Verdict::MayLive);
+        assert_eq!(
+            judge(&evidences, &silent_until(wait_ms - 1, Rule::Disk), Witness::MemberOfLastView { from_ms: 0 }, wait_ms),
+            Verdict::MayLive
+        );
         let observer = silent_until(wait_ms, Rule::Disk);
-        assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView, wait_ms), Verdict::Gone(Evidence::Expired));
+        assert_eq!(judge(&evidences, &observer, Witness::MemberOfLastView { from_ms: 0 }, wait_ms), Verdict::Gone(Evidence::Expired));
         assert_eq!(judge(&evidences, &observer, Witness::Outsider, wait_ms), Verdict::MayLive);
-        let late = silent_until(wait_ms + 61_000, Rule::Disk);
-        assert_eq!(judge(&evidences, &late, Witness::Outsider, wait_ms + 61_000), Verdict::Gone(Evidence::Expired));
-        assert_eq!(judge(&evidences, &silent_until(900_000, Rule::Cluster), Witness::MemberOfLastView, 900_000), Verdict::MayLive);
+        let late = silent_until(wait_ms + 62_000, Rule::Disk);
+        assert_eq!(judge(&evidences, &late, Witness::Outsider, wait_ms + 62_000), Verdict::Gone(Evidence::Expired));
+        assert_eq!(
+            judge(&evidences, &silent_until(900_000, Rule::Cluster), Witness::MemberOfLastView { from_ms: 0 }, 900_000),
+            Verdict::MayLive
+        );
     }
 
     #[test]
@@ -344,7 +355,7 @@ mod tests {
         let later = [Life { boot: BootId([9; 16]), ..life() }, Life { incarnation: Incarnation([9; 16]), ..life() }];
         for named in later {
             let judge = |observer: &Observer, now_ms| {
-                Evidences::default().judge(&named, observer, &timings(), (Witness::MemberOfLastView, 50_000), now_ms)
+                Evidences::default().judge(&named, observer, &timings(), (Witness::MemberOfLastView { from_ms: 0 }, 50_000), now_ms)
             };
             assert_eq!(judge(&observer, 50_001), Verdict::MayLive, "nothing of it was seen yet");
             assert_eq!(judge(&silent_until(90_000, Rule::Disk), 90_001), Verdict::Gone(Evidence::Expired), "silent since it was named");

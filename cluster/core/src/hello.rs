@@ -23,6 +23,8 @@ pub struct Hello {
     pub hears: SlotSet,
     /// It has asked to leave: nobody is to be surprised by its silence.
     pub is_leaving: bool,
+    /// How long a freeze that it has asked for so far may still last, ms; 0: none.
+    pub freeze_left_ms: u32,
 }
 
 /// Length of an encoded hello, in bytes.
@@ -41,6 +43,7 @@ impl Hello {
         for word in self.hears.0 {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
+        bytes.extend_from_slice(&self.freeze_left_ms.to_le_bytes());
         bytes.resize(HELLO_BYTES, 0);
         let mut out = [0; HELLO_BYTES];
         out.copy_from_slice(&bytes);
@@ -67,7 +70,8 @@ impl Hello {
         for word in &mut hears.0 {
             *word = reader.u64()?;
         }
-        Some(Self { life, state, view, recovered, hears, is_leaving })
+        let freeze_left_ms = reader.u32()?;
+        Some(Self { life, state, view, recovered, hears, is_leaving, freeze_left_ms })
     }
 }
 
@@ -195,6 +199,35 @@ pub enum NodeMessage {
     Answer(Result<(), String>),
     /// A view was decided; read the disk now.
     Decided(ViewNumber),
+    /// About lives beyond the own beat.
+    Beyond(Beyond),
+}
+
+/// What members tell each other when they lose the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beyond {
+    /// The disk is lost here: do you consent to a freeze of this view?
+    AskFreeze {
+        /// The view.
+        view: ViewNumber,
+        /// Of the question.
+        serial: u32,
+    },
+    /// The disk is lost here, too: consent to that question.
+    Consent {
+        /// Of the question.
+        serial: u32,
+    },
+    /// No path to the disk here: vouch for this life.
+    AskVouch {
+        /// Of the request.
+        serial: u32,
+    },
+    /// The vouch for that request stands on the disk, and nothing speaks against it.
+    Grant {
+        /// Of the request.
+        serial: u32,
+    },
 }
 
 impl NodeMessage {
@@ -234,6 +267,14 @@ impl NodeMessage {
                 bytes.push(5);
                 bytes.extend_from_slice(&view.0.to_le_bytes());
             }
+            Self::Beyond(Beyond::AskFreeze { view, serial }) => {
+                bytes.push(6);
+                bytes.extend_from_slice(&view.0.to_le_bytes());
+                bytes.extend_from_slice(&serial.to_le_bytes());
+            }
+            Self::Beyond(Beyond::Consent { serial }) => put_serial(&mut bytes, 7, *serial),
+            Self::Beyond(Beyond::AskVouch { serial }) => put_serial(&mut bytes, 8, *serial),
+            Self::Beyond(Beyond::Grant { serial }) => put_serial(&mut bytes, 9, *serial),
         }
         bytes
     }
@@ -265,6 +306,10 @@ impl NodeMessage {
                 _ => return None,
             },
             5 => Self::Decided(ViewNumber(reader.u64()?)),
+            6 => Self::Beyond(Beyond::AskFreeze { view: ViewNumber(reader.u64()?), serial: reader.u32()? }),
+            7 => Self::Beyond(Beyond::Consent { serial: reader.u32()? }),
+            8 => Self::Beyond(Beyond::AskVouch { serial: reader.u32()? }),
+            9 => Self::Beyond(Beyond::Grant { serial: reader.u32()? }),
             _ => return None,
         };
         reader.rest().is_empty().then_some(message)
@@ -275,6 +320,11 @@ fn put_life(bytes: &mut Vec<u8>, life: &Life) {
     bytes.extend_from_slice(&life.slot.0.to_le_bytes());
     bytes.extend_from_slice(&life.boot.0);
     bytes.extend_from_slice(&life.incarnation.0);
+}
+
+fn put_serial(bytes: &mut Vec<u8>, kind: u8, serial: u32) {
+    bytes.push(kind);
+    bytes.extend_from_slice(&serial.to_le_bytes());
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
@@ -361,6 +411,7 @@ mod tests {
             recovered: ViewNumber(8),
             hears: [SlotIndex(1), SlotIndex(200)].into_iter().collect(),
             is_leaving: true,
+            freeze_left_ms: 0x0102_0304,
         }
     }
 
@@ -421,6 +472,10 @@ mod tests {
             NodeMessage::Answer(Ok(())),
             NodeMessage::Answer(Err("full".into())),
             NodeMessage::Decided(ViewNumber(4)),
+            NodeMessage::Beyond(Beyond::AskFreeze { view: ViewNumber(4), serial: 9 }),
+            NodeMessage::Beyond(Beyond::Consent { serial: 9 }),
+            NodeMessage::Beyond(Beyond::AskVouch { serial: u32::MAX }),
+            NodeMessage::Beyond(Beyond::Grant { serial: 0 }),
         ] {
             assert_eq!(NodeMessage::decode(&message.encode()), Some(message));
         }

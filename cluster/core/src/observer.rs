@@ -52,6 +52,8 @@ pub struct Watched {
     pub looked_ms: u64,
     /// Per device: what it showed last.
     versions: Vec<Option<Version>>,
+    /// Per device: the last read showed a good unit.
+    readable: Vec<bool>,
     /// Per device: issue of the newest valid read that showed no change since `changed_ms`.
     silent_until_ms: Vec<u64>,
 }
@@ -63,13 +65,15 @@ pub struct Observer {
     devices: usize,
     started_ms: Option<u64>,
     slots: BTreeMap<SlotIndex, Watched>,
+    /// By voucher and whom it vouches for: the serial that each device showed last.
+    vouches: BTreeMap<(SlotIndex, SlotIndex), Vec<Option<u32>>>,
 }
 
 impl Observer {
     /// A watch that has seen nothing.
     #[must_use]
     pub fn new(own: SlotIndex, devices: usize) -> Self {
-        Self { own, devices, started_ms: None, slots: BTreeMap::new() }
+        Self { own, devices, started_ms: None, slots: BTreeMap::new(), vouches: BTreeMap::new() }
     }
 
     /// Devices that are watched.
@@ -112,25 +116,68 @@ impl Observer {
                 daemon_changed_ms: read.ended_ms,
                 looked_ms: 0,
                 versions: alloc::vec![None; devices],
+                readable: alloc::vec![false; devices],
                 silent_until_ms: alloc::vec![0; devices],
             });
             watched.handle_slot(read, read.beats.get(&slot), is_current);
+        }
+        self.handle_vouches(read);
+    }
+
+    /// A new vouch for a life is a sign of it as its own beat is. Behind a unit that has become unreadable there may have been any.
+    fn handle_vouches(&mut self, read: &BeatsRead) {
+        let mut has_lost_one = false;
+        for (slot, watched) in &mut self.slots {
+            has_lost_one |= watched.has_turned_unreadable(read.device, read.beats.contains_key(slot));
+        }
+        if has_lost_one {
+            self.slots.values_mut().for_each(|watched| watched.handle_sign(read));
+        }
+        for (voucher, beat) in &read.beats {
+            for vouch in &beat.daemon.vouches {
+                let shown = self.vouches.entry((*voucher, vouch.slot)).or_insert_with(|| alloc::vec![None; self.devices]);
+                // The same vouch seen on a second device is no change.
+                let is_known = shown.contains(&Some(vouch.serial));
+                if let Some(known) = shown.get_mut(read.device) {
+                    *known = Some(vouch.serial);
+                }
+                if let Some(watched) = self.slots.get_mut(&vouch.slot).filter(|_| !is_known) {
+                    watched.handle_sign(read);
+                }
+            }
         }
     }
 
     /// Was the slot silent for `wait_ms` since its last change and since `from_ms`, confirmed by a majority of devices?
     #[must_use]
     pub fn is_silent_for(&self, slot: SlotIndex, from_ms: u64, wait_ms: u64) -> bool {
+        self.is_silent_until(slot, from_ms, wait_ms, 0)
+    }
+
+    /// The same, confirmed by reads issued at `confirmed_ms` or later.
+    #[must_use]
+    pub fn is_silent_until(&self, slot: SlotIndex, from_ms: u64, wait_ms: u64, confirmed_ms: u64) -> bool {
         let Some(watched) = self.slots.get(&slot) else {
             return false;
         };
-        let due = watched.changed_ms.max(from_ms).saturating_add(wait_ms);
+        let due = watched.changed_ms.max(from_ms).saturating_add(wait_ms).max(confirmed_ms);
         let confirmed = watched.silent_until_ms.iter().filter(|issued| **issued >= due).count();
         confirmed * 2 > self.devices
     }
 }
 
 impl Watched {
+    /// Something else than its own beat shows that it may live.
+    fn handle_sign(&mut self, read: &BeatsRead) {
+        self.changed_ms = read.ended_ms;
+        self.daemon_changed_ms = read.ended_ms;
+        self.silent_until_ms.iter_mut().for_each(|issued| *issued = 0);
+    }
+
+    fn has_turned_unreadable(&mut self, device: usize, is_readable: bool) -> bool {
+        self.readable.get_mut(device).is_some_and(|was_readable| core::mem::replace(was_readable, is_readable)) && !is_readable
+    }
+
     fn handle_slot(&mut self, read: &BeatsRead, beat: Option<&Beat>, is_current: bool) {
         let Some(known) = self.versions.get_mut(read.device) else {
             return;
@@ -254,6 +301,8 @@ pub(crate) mod tests {
         observer.handle_read(&read(0, 9000, (1, 1), None), core::iter::once(PEER));
         assert!(!observer.is_silent_for(PEER, 0, 1000));
         observer.handle_read(&read(0, 9100, (1, 1), Some(7)), core::iter::once(PEER));
+        assert!(!observer.is_silent_for(PEER, 0, 1000), "it may have been anything");
+        observer.handle_read(&read(0, 10_005, (1, 1), Some(7)), core::iter::once(PEER));
         assert!(observer.is_silent_for(PEER, 0, 1000));
     }
 
@@ -269,6 +318,51 @@ pub(crate) mod tests {
         assert!(observer.is_silent_for(PEER, 0, 1000));
         observer.handle_read(&read(1, 2000, (1, 1), Some(8)), core::iter::once(PEER));
         assert!(!observer.is_silent_for(PEER, 0, 1000), "news on one device is news");
+    }
+
+    /// A read in which the peer's beat stands still and the voucher's shows this.
+    fn vouched(device: usize, issued_ms: u64, serial: Option<u32>) -> BeatsRead {
+        let mut voucher = beat(2, issued_ms + 1);
+        voucher.daemon.vouches = serial.map(|serial| deadbolt_disk_format::Vouch { slot: PEER, serial }).into_iter().collect();
+        let mut read = read(device, issued_ms, (1, 1), Some(7));
+        read.beats.insert(SlotIndex(2), voucher);
+        read
+    }
+
+    #[test]
+    fn a_new_vouch_is_a_change_and_the_same_one_again_is_none() {
+        let mut observer = Observer::new(SlotIndex(0), 1);
+        let mut is_silent_after = |issued_ms: u64, serial: Option<u32>| {
+            observer.handle_read(&vouched(0, issued_ms, serial), core::iter::once(PEER));
+            observer.is_silent_for(PEER, 0, 1000)
+        };
+        assert!(!is_silent_after(0, None));
+        assert!(!is_silent_after(900, Some(4)));
+        assert!(!is_silent_after(1800, Some(4)));
+        assert!(is_silent_after(1905, Some(4)), "the voucher's own beats are none of the peer's");
+        assert!(!is_silent_after(2000, Some(3)), "any other serial is a new one");
+        assert!(is_silent_after(3005, None), "and its end is no sign of life");
+    }
+
+    #[test]
+    fn a_vouch_on_a_second_device_is_the_same_one() {
+        let mut observer = Observer::new(SlotIndex(0), 3);
+        for (device, issued_ms) in [(0, 0), (1, 500), (2, 900), (0, 1005), (1, 1005)] {
+            observer.handle_read(&vouched(device, issued_ms, Some(4)), core::iter::once(PEER));
+        }
+        assert!(observer.is_silent_for(PEER, 0, 1000));
+    }
+
+    #[test]
+    fn a_unit_that_becomes_unreadable_may_have_held_a_vouch_for_anybody() {
+        let mut observer = Observer::new(SlotIndex(0), 1);
+        observer.handle_read(&vouched(0, 0, None), core::iter::once(PEER));
+        let gap = |issued_ms| read(0, issued_ms, (1, 1), Some(7));
+        observer.handle_read(&gap(900), core::iter::once(PEER));
+        observer.handle_read(&gap(1100), core::iter::once(PEER));
+        assert!(!observer.is_silent_for(PEER, 0, 1000));
+        observer.handle_read(&gap(1905), core::iter::once(PEER));
+        assert!(observer.is_silent_for(PEER, 0, 1000), "once, not for as long as it stays so");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use deadbolt_cluster_core::{
     membership::{Alteration, ChangeRequest},
 };
 use deadbolt_disk::{Operation, now_ns};
-use deadbolt_disk_format::{Evidence, Life, NodeState};
+use deadbolt_disk_format::{Evidence, Life, NodeState, Vouch};
 use deadbolt_dlm::server::{Server, ServerEvent};
 use deadbolt_dlm_core::{ClientReply, service as locks};
 use deadbolt_qdisk_core::register::DiskOpKind;
@@ -42,8 +42,8 @@ pub(super) struct Effects {
     server: Server,
     connections: BTreeMap<Life, Connection>,
     waiting: Waiting,
-    /// State and holds of the part published last.
-    said: Option<(NodeState, bool)>,
+    /// Of the part published last: state, holds, vouches.
+    said: Option<(NodeState, bool, Vec<Vouch>)>,
 }
 
 impl Effects {
@@ -57,13 +57,16 @@ impl Effects {
             NodeOutput::Publish(part) => {
                 daemon.side.publish_bytes(part.number, &part.encode());
                 // What others wait for goes with a cycle of its own, begun after it was left there; the rest with the next poll.
-                let said = Some((part.state, part.holds));
+                let said = Some((part.state, part.holds, part.vouches));
                 if self.said != said {
                     self.said = said;
                     daemon.side.wake();
                 }
             }
             NodeOutput::SetHolds(holds) => daemon.side.set_holds(holds),
+            NodeOutput::Extend { vouched_until_ms, frozen_until_ms } => {
+                daemon.side.extend(vouched_until_ms.saturating_mul(1_000_000), frozen_until_ms.saturating_mul(1_000_000));
+            }
             NodeOutput::SayHello(hello, _) => self.links.say_hello(&hello),
             NodeOutput::Follow(nodes) => {
                 daemon.follow_name(&nodes);
@@ -344,9 +347,11 @@ fn take_request(node: &mut Node, message: NodeMessage) -> std::result::Result<()
             node.handle(now_ms(), NodeInput::Change(ChangeRequest::AddNode(addition)));
             Ok(())
         }
-        NodeMessage::Locks(_) | NodeMessage::RemoveNode { .. } | NodeMessage::Answer(_) | NodeMessage::Decided(_) => {
-            Err("only a new node may ask without a place, and only to be added".into())
-        }
+        NodeMessage::Locks(_)
+        | NodeMessage::RemoveNode { .. }
+        | NodeMessage::Answer(_)
+        | NodeMessage::Decided(_)
+        | NodeMessage::Beyond(_) => Err("only a new node may ask without a place, and only to be added".into()),
     }
 }
 

@@ -297,6 +297,8 @@ impl Daemon {
 
     fn make_node(&mut self, beat: Option<&Beat>, view: &ViewBody) -> Result<Node> {
         let first = self.devices.first().context("no device")?;
+        // What an earlier incarnation was granted is none of this one's.
+        self.side.extend(0, 0);
         let boot = self.side.boot();
         let mut incarnation = [0; 16];
         getrandom::fill(&mut incarnation).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
@@ -312,6 +314,7 @@ impl Daemon {
                 slots: first.superblock.slots,
                 timings: first.superblock.timings,
                 carried_left,
+                carried_vouches: beat.map_or_else(Vec::new, |beat| beat.daemon.vouches.clone()),
                 // Beyond every number of an earlier daemon of this boot: parts are published less often than once per microsecond.
                 first_number: now_ns() / 1000,
                 initial: self.initial.clone(),
@@ -373,8 +376,9 @@ impl Daemon {
             SbdState::Condemned => anyhow::bail!("sbd ends this node"),
             SbdState::None | SbdState::Starting | SbdState::Alive | SbdState::Stopped => {}
         }
-        let lease_end_ms = self.side.lease_end_ns() / 1_000_000;
-        node.handle(now_ms(), NodeInput::Lifeline { lease_end_ms, published: self.side.published_number(), beat: self.side.beat() });
+        let (lease_end_ms, own_end_ms) = (self.side.lease_end_ns() / 1_000_000, self.side.own_end_ns() / 1_000_000);
+        let (published, beat) = (self.side.published_number(), self.side.beat());
+        node.handle(now_ms(), NodeInput::Lifeline { lease_end_ms, own_end_ms, published, beat });
         Ok(())
     }
 

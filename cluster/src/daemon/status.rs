@@ -14,7 +14,7 @@ use crate::{
 };
 use deadbolt_cluster_core::{
     evidence::Verdict,
-    membership::{MembershipStatus, PeerStatus},
+    membership::{Ground, MembershipStatus, PeerStatus},
 };
 use deadbolt_disk_format::{Life, NodeState, ViewBody};
 use serde_json::{Value, json};
@@ -63,6 +63,17 @@ pub fn state_word(state: NodeState) -> &'static str {
     }
 }
 
+/// The field's word for what a lease is by.
+#[must_use]
+fn ground_word(ground: Ground) -> &'static str {
+    match ground {
+        Ground::Own => "disk",
+        Ground::Vouch => "vouch",
+        Ground::Freeze => "freeze",
+        Ground::None => "nothing",
+    }
+}
+
 /// The object of `status`.
 #[must_use]
 pub fn status_json(status: &NodeStatus, shell: &ShellStatus, links: &Links) -> Value {
@@ -91,6 +102,7 @@ pub fn status_json(status: &NodeStatus, shell: &ShellStatus, links: &Links) -> V
         "owed": owed,
         "holds": membership.holds,
         "lease_left_ms": lease_left_ms,
+        "lives_on": ground_word(membership.ground),
         "watchdog": shell.watchdog,
         "reset_ms": shell.reset_ms,
         "register": format!("{:?}", status.register.phase),

@@ -74,6 +74,7 @@ fn hello(slot: u16) -> Hello {
         recovered: ViewNumber(1),
         hears: SlotSet::default(),
         is_leaving: false,
+        freeze_left_ms: 0,
     }
 }
 

@@ -6,6 +6,7 @@
 //! Called by: the daemon's loop and the simulator.
 
 mod journal;
+mod looks;
 mod pills;
 mod status;
 
@@ -38,6 +39,7 @@ enum Part {
     Beats,
     Pill,
     Journal,
+    Look,
 }
 
 const PART_SHIFT: u32 = 56;
@@ -50,6 +52,7 @@ impl Part {
             Self::Beats => 2,
             Self::Pill => 3,
             Self::Journal => 4,
+            Self::Look => 5,
         };
         (number << PART_SHIFT) | (inner & ((1 << COUNTER_BITS) - 1))
     }
@@ -61,6 +64,7 @@ impl Part {
             2 => Self::Beats,
             3 => Self::Pill,
             4 => Self::Journal,
+            5 => Self::Look,
             _ => return None,
         };
         Some((part, inner))
@@ -116,6 +120,8 @@ pub enum NodeInput {
     Lifeline {
         /// End of the lease, ms.
         lease_end_ms: u64,
+        /// End of the lease by the last own cycle alone, ms.
+        own_end_ms: u64,
         /// Number of the daemon part that is on disk.
         published: u64,
         /// Newest own beat that is complete.
@@ -181,6 +187,13 @@ pub enum NodeOutput {
     SetHolds(bool),
     /// Send a hello to these nodes.
     SayHello(Hello, Vec<NodeEntry>),
+    /// Leave these ends of leases to sbd, ms; 0: none.
+    Extend {
+        /// By a vouch.
+        vouched_until_ms: u64,
+        /// By a freeze.
+        frozen_until_ms: u64,
+    },
     /// Keep connections to these nodes.
     Follow(Vec<NodeEntry>),
     /// Send a frame to a peer.
@@ -265,6 +278,7 @@ pub struct Node {
     /// Until when what this node is master of may still go to others before it leaves the view.
     hand_over_until_ms: Option<u64>,
     pills: pills::Pills,
+    looks: looks::Looks,
     journal: journal::Journal,
     outputs: VecDeque<NodeOutput>,
     last_tick_ms: u64,
@@ -333,6 +347,7 @@ impl Node {
             is_leaving: false,
             hand_over_until_ms: None,
             pills: pills::Pills::new(me, setup.cluster),
+            looks: looks::Looks::default(),
             journal: journal::Journal::new(me, setup.cluster, setup.wall_offset_ms),
             outputs: VecDeque::new(),
             last_tick_ms: now_ms,
@@ -390,10 +405,10 @@ impl Node {
             NodeInput::Disk { tag, device, issued_ms, ended_ms, result } => {
                 self.handle_disk(now_ms, (tag, device), (issued_ms, ended_ms), result)
             }
-            NodeInput::Lifeline { lease_end_ms, published, beat } => {
+            NodeInput::Lifeline { lease_end_ms, own_end_ms, published, beat } => {
                 self.lease_end_ms = lease_end_ms;
                 self.own_beat = beat;
-                self.membership.handle(now_ms, membership::Input::Lifeline { lease_end_ms, published });
+                self.membership.handle(now_ms, membership::Input::Lifeline { lease_end_ms, own_end_ms, published });
             }
             NodeInput::Hello(hello) => self.membership.handle(now_ms, membership::Input::Hello(hello)),
             NodeInput::Connected(peer) => self.handle_connected(peer),
@@ -534,6 +549,12 @@ impl Node {
                 let next = self.pills.poll_work(&self.setup.layouts);
                 self.push_disk(next);
             }
+            Some((Part::Look, tag)) => {
+                let on = (device, self.setup.layouts.as_slice());
+                if let Some((life, serial, is_free)) = self.looks.handle_done(tag, on, self.setup.cluster, result.as_deref()) {
+                    self.membership.handle(now_ms, membership::Input::Looked { life, serial, is_free });
+                }
+            }
             Some((Part::Journal, _)) => {
                 self.journal.handle_done(device, result.as_deref(), &self.setup.layouts);
                 let next = self.journal.poll_work(&self.setup.layouts);
@@ -593,6 +614,7 @@ impl Node {
                 self.membership.handle(now_ms, membership::Input::Change(ChangeRequest::RemoveNode { slot }));
             }
             Some(NodeMessage::Decided(view)) if view > self.view.view => self.tell_register(now_ms, register::Input::Learn),
+            Some(NodeMessage::Beyond(message)) => self.membership.handle(now_ms, membership::Input::Told { from: peer, message }),
             Some(_) => {}
             None => self.outputs.push_back(NodeOutput::Log(format!("slot {} sent a message that is not one; it is dropped", peer.slot))),
         }
@@ -716,6 +738,14 @@ impl Node {
             }
             membership::Output::Eject { victim } => {
                 self.outputs.push_back(NodeOutput::Eject { victim, name: self.name_of(victim.slot) });
+            }
+            membership::Output::Tell { peer, message } => self.send(peer, &NodeMessage::Beyond(message)),
+            membership::Output::LookFor { life, serial, view } => {
+                let work = self.looks.begin((life, serial), view, &self.setup.layouts);
+                self.push_disk(work);
+            }
+            membership::Output::Extend { vouched_until_ms, frozen_until_ms } => {
+                self.outputs.push_back(NodeOutput::Extend { vouched_until_ms, frozen_until_ms });
             }
             membership::Output::ResetSelf(reason) => {
                 self.note(now_ms, format!("reset: {reason}"));

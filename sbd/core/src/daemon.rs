@@ -21,6 +21,10 @@ pub struct DaemonSeen {
     pub ended: u64,
     /// When the supervisor last said that it is at work.
     pub supervisor_alive_ms: u64,
+    /// End of the lease by the last grant of a vouch; 0: none.
+    pub vouched_until_ms: u64,
+    /// End of the freeze to which every member has consented; 0: none.
+    pub frozen_until_ms: u64,
 }
 
 /// What the words mean.

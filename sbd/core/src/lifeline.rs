@@ -2,10 +2,12 @@
 //! Owns: the lease, and every decision to end this life.
 //! Invariants: a lease is published only for a cycle completed on a majority before the lease before it ended, and ends L after
 //! that cycle's issue; once condemned no lease is published and no beat is written but the acknowledgement, and that only after
-//! the feeder has retired; the stopped beat is written only after the watchdog was disarmed.
+//! the feeder has retired; the stopped beat is written only after the watchdog was disarmed. What lengthens a lease beyond that is the
+//! daemon's word, within the bounds of `extension`.
 //! Does not: touch a device, a watchdog or a clock.
 //! Called by: the shell `run`, the simulator.
 
+mod extension;
 mod watch;
 
 use alloc::boxed::Box;
@@ -82,6 +84,9 @@ pub struct Lifeline {
     lease_end_ms: Option<u64>,
     /// What the disk alone gives.
     disk_end_ms: Option<u64>,
+    extension: extension::Extension,
+    /// Length of the last cycle that counted, ms.
+    cycle_ms: u64,
     cluster: ClusterLease,
     /// Before it no lease may count: the watchdog was armed then.
     armed_ms: u64,
@@ -122,6 +127,8 @@ impl Lifeline {
             completed_part: None,
             lease_end_ms: None,
             disk_end_ms: None,
+            extension: extension::Extension::default(),
+            cycle_ms: 0,
             cluster: ClusterLease::default(),
             armed_ms: 0,
             earlier_lease_ms: 0,
@@ -577,7 +584,8 @@ impl Lifeline {
             return;
         }
         self.disk_end_ms = Some(lease_end_ms);
-        self.publish(beat, now_ms.saturating_sub(cycle.issued_ms));
+        self.cycle_ms = now_ms.saturating_sub(cycle.issued_ms);
+        self.publish(beat);
     }
 
     /// Under a process watchdog there is no lease unless the supervisor said lately that it is at work.
@@ -788,6 +796,7 @@ impl Lifeline {
     // The daemon.
 
     fn handle_words(&mut self, now_ms: u64, words: DaemonSeen, part: Option<Box<DaemonPart>>) {
+        self.extend(now_ms, words.vouched_until_ms, words.frozen_until_ms);
         let timings = &self.config.timings;
         let verdict = self.daemon.handle_words(now_ms, words, timings.stall_ms, timings.poll_ms.saturating_mul(2));
         let fast_ms = FAST_POLL_MS.min(u64::from(timings.poll_ms));

@@ -250,7 +250,10 @@ impl Opening {
     /// A life of the same boot leaves its daemon's last words standing until a new daemon has read them, and with them that it held nothing.
     fn begin(&mut self, boot: BootId, writer: Incarnation) -> OpeningStep {
         let own = self.first.as_ref().filter(|beat| beat.boot == boot);
-        let carried = own.map(|beat| DaemonPart { number: 0, ..beat.daemon.clone() });
+        // Whom an earlier boot vouched for may count on it still.
+        let vouches = self.first.as_ref().map_or(Vec::new(), |beat| beat.daemon.vouches.clone());
+        let carried =
+            own.map_or_else(|| DaemonPart { vouches, ..DaemonPart::default() }, |beat| DaemonPart { number: 0, ..beat.daemon.clone() });
         let is_idle = own.is_some_and(|beat| beat.is_idle);
         let beat = match &self.first {
             Some(first) => first.beat,
@@ -258,7 +261,7 @@ impl Opening {
             None if self.is_damaged() => far_beyond(writer),
             None => 0,
         };
-        OpeningStep::Begin { beat, part: Box::new(carried.unwrap_or_default()), is_idle }
+        OpeningStep::Begin { beat, part: Box::new(carried), is_idle }
     }
 }
 

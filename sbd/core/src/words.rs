@@ -185,6 +185,8 @@ pub enum Output {
     PublishLease {
         /// Its end, ms.
         lease_end_ms: u64,
+        /// Where it would end by the last own cycle alone; 0: there is none.
+        own_end_ms: u64,
         /// End of the lease before; a lease published after that changes nothing. `None`: the first.
         before_ms: Option<u64>,
         /// Number of the daemon's part in that beat.

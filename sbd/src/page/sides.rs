@@ -20,6 +20,13 @@ macro_rules! sbd_readers {
             self.page.raw().sbd.lease_end_ns.load(Ordering::Acquire)
         }
 
+        /// CLOCK_BOOTTIME ns of the end of the lease by the last own cycle alone; 0: there is none. What the lease has beyond it is by a
+        /// vouch or a freeze.
+        #[must_use]
+        pub fn own_end_ns(&self) -> u64 {
+            self.page.raw().sbd.own_end_ns.load(Ordering::Acquire)
+        }
+
         /// Number of the daemon's part in the last beat that was completed on a majority of devices.
         #[must_use]
         pub fn published_number(&self) -> u64 {
@@ -134,6 +141,14 @@ impl DaemonSide {
         self.page.raw().daemon.fast_poll_until_ns.fetch_max(until_ns, Ordering::Release);
     }
 
+    /// Leaves until when the lease runs by a vouch and by a freeze; 0: not at all. sbd bounds both. Rings it, for a lease may be about to end.
+    pub fn extend(&self, vouched_until_ns: u64, frozen_until_ns: u64) {
+        let daemon = &self.page.raw().daemon;
+        daemon.vouched_until_ns.store(vouched_until_ns, Ordering::Release);
+        daemon.frozen_until_ns.store(frozen_until_ns, Ordering::Release);
+        self.wake();
+    }
+
     /// Says that *left* is published: sbd disarms, writes its last beat and ends.
     pub fn request_stop(&self) {
         self.page.raw().daemon.stop_request.store(1, Ordering::Release);
@@ -236,6 +251,10 @@ pub struct DaemonWords {
     pub ended: u64,
     /// When the supervisor last said that it is at work.
     pub supervisor_alive_ns: u64,
+    /// End of the lease by a vouch; 0: none.
+    pub vouched_until_ns: u64,
+    /// End of the lease by a freeze; 0: none.
+    pub frozen_until_ns: u64,
 }
 
 /// The side of sbd's disk thread.
@@ -261,9 +280,10 @@ impl SbdSide {
         ring(&self.page.published);
     }
 
-    /// Publishes a completed cycle and rings the daemon.
-    pub fn publish_cycle(&self, lease_end_ns: u64, number: u64, beat: u64, cycle_us: u64) {
+    /// Publishes a completed cycle, or a lease that was lengthened without one, and rings the daemon.
+    pub fn publish_cycle(&self, (lease_end_ns, own_end_ns): (u64, u64), number: u64, beat: u64, cycle_us: u64) {
         let sbd = &self.page.raw().sbd;
+        sbd.own_end_ns.store(own_end_ns, Ordering::Release);
         sbd.cycle_us.store(cycle_us, Ordering::Release);
         sbd.beat.store(beat, Ordering::Release);
         // The number first: who sees the lease of a cycle also sees what it carried.
@@ -325,6 +345,8 @@ impl SbdSide {
             generation: raw.supervisor.daemon_generation.load(Ordering::Acquire),
             ended,
             supervisor_alive_ns: raw.supervisor.alive_ns.load(Ordering::Acquire),
+            vouched_until_ns: raw.daemon.vouched_until_ns.load(Ordering::Acquire),
+            frozen_until_ns: raw.daemon.frozen_until_ns.load(Ordering::Acquire),
         }
     }
 

@@ -21,9 +21,10 @@ fn words_cross_between_two_mappings() {
     let (sbd, daemon, supervisor) = (page.sbd(), other.daemon(), other.supervisor());
     assert_eq!((daemon.sbd_state(), daemon.lease_end_ns(), daemon.published_number()), (SbdState::None, 0, 0));
     sbd.start(BootId([7; 16]), Incarnation([9; 16]), 2500);
-    sbd.publish_cycle(77, 5, 3, 1200);
+    sbd.publish_cycle((77, 66), 5, 3, 1200);
     assert_eq!((daemon.boot(), daemon.writer(), daemon.reset_ms()), (BootId([7; 16]), Incarnation([9; 16]), 2500));
-    assert_eq!((daemon.lease_end_ns(), daemon.published_number(), daemon.beat(), daemon.cycle_us()), (77, 5, 3, 1200));
+    assert_eq!((daemon.lease_end_ns(), daemon.own_end_ns()), (77, 66));
+    assert_eq!((daemon.published_number(), daemon.beat(), daemon.cycle_us()), (5, 3, 1200));
     assert_eq!(supervisor.sbd_process_number(), std::process::id());
     sbd.set_state(SbdState::Condemned);
     sbd.end_lease();
@@ -43,6 +44,7 @@ fn daemon_words_reach_sbd() {
     daemon.advance_turn();
     daemon.poll_fast_until(900);
     daemon.poll_fast_until(800);
+    daemon.extend(40, 90);
     daemon.request_stop();
     supervisor.advance_alive(55);
     supervisor.daemon_ended(1);
@@ -54,6 +56,8 @@ fn daemon_words_reach_sbd() {
         generation: 1,
         ended: 1,
         supervisor_alive_ns: 55,
+        vouched_until_ns: 40,
+        frozen_until_ns: 90,
     };
     assert_eq!(sbd.daemon_words(), expected);
     assert!(supervisor.holds());
@@ -97,7 +101,7 @@ fn bells_ring_and_are_hushed() {
     assert!(!is_ringing(sbd.wake_event()) && !is_ringing(daemon.published_event()));
     daemon.wake();
     daemon.wake();
-    sbd.publish_cycle(1, 1, 1, 1);
+    sbd.publish_cycle((1, 1), 1, 1, 1);
     assert!(is_ringing(sbd.wake_event()) && is_ringing(daemon.published_event()));
     sbd.clear_wake();
     daemon.clear_published();

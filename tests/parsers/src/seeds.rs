@@ -6,7 +6,7 @@
 
 use crate::samples::{self, CLUSTER, life};
 use deadbolt_cluster_core::channel::Frame;
-use deadbolt_cluster_core::hello::{Hello, LinkHello, LinkWord, NodeMessage};
+use deadbolt_cluster_core::hello::{Beyond, Hello, LinkHello, LinkWord, NodeMessage};
 use deadbolt_cluster_core::membership::Addition;
 use deadbolt_disk_format::fresh::sbd_header_of;
 use deadbolt_disk_format::sbd::{Command, Mailbox, MailboxTail, SbdNode, Tail};
@@ -99,7 +99,8 @@ pub(crate) fn device() -> Vec<Vec<u8>> {
 pub(crate) fn hello() -> Vec<Vec<u8>> {
     let hears: SlotSet = [SlotIndex(1), SlotIndex(200)].into_iter().collect();
     let view = ViewNumber(9);
-    let hello = Hello { life: life(3), state: NodeState::Member, view, recovered: ViewNumber(8), hears, is_leaving: true };
+    let recovered = ViewNumber(8);
+    let hello = Hello { life: life(3), state: NodeState::Member, view, recovered, hears, is_leaving: true, freeze_left_ms: 7 };
     vec![hello.encode().to_vec()]
 }
 pub(crate) fn link_hello() -> Vec<Vec<u8>> {
@@ -119,6 +120,10 @@ pub(crate) fn node_message() -> Vec<Vec<u8>> {
         NodeMessage::Answer(Ok(())),
         NodeMessage::Answer(Err("the slots are full".into())),
         NodeMessage::Decided(ViewNumber(4)),
+        NodeMessage::Beyond(Beyond::AskFreeze { view: ViewNumber(4), serial: 5 }),
+        NodeMessage::Beyond(Beyond::Consent { serial: 5 }),
+        NodeMessage::Beyond(Beyond::AskVouch { serial: 6 }),
+        NodeMessage::Beyond(Beyond::Grant { serial: 6 }),
     ];
     messages.iter().map(NodeMessage::encode).collect()
 }

@@ -114,6 +114,7 @@ impl World {
         #[cfg(feature = "planted")]
         self.plant_into_node(machine);
         self.facts.incarnation_begins(machine, me);
+        self.extend(machine, 0, 0);
         self.node_give(machine, NodeInput::Start);
         if is_stopping {
             self.node_give(machine, NodeInput::Stop);
@@ -148,6 +149,7 @@ impl World {
                 slots: self.disks[0].layout().slots,
                 timings: self.timings,
                 carried_left,
+                carried_vouches: beat.map_or_else(Vec::new, |beat| beat.daemon.vouches.clone()),
                 first_number: now_ms * 1000,
                 initial,
                 protected: 0,
@@ -264,8 +266,23 @@ impl World {
         if page.state == SbdState::Condemned {
             return self.exit_daemon(machine, 1);
         }
-        let input = NodeInput::Lifeline { lease_end_ms: page.lease_end_ms, published: page.published, beat: page.beat };
+        let input = NodeInput::Lifeline {
+            lease_end_ms: page.lease_end_ms,
+            own_end_ms: page.own_end_ms,
+            published: page.published,
+            beat: page.beat,
+        };
         self.node_give(machine, input);
+    }
+
+    /// Leaves in the page until when the lease runs beyond the own cycle's.
+    fn extend(&mut self, machine: usize, vouched_until_ms: u64, frozen_until_ms: u64) {
+        let page = &mut self.machines[machine].page;
+        let before = std::mem::replace(&mut page.vouched_until_ms, vouched_until_ms);
+        let before = (before, std::mem::replace(&mut page.frozen_until_ms, frozen_until_ms));
+        if before != (vouched_until_ms, frozen_until_ms) {
+            self.wake_sbd(machine);
+        }
     }
 
     /// The daemon's disk work came back.
@@ -297,7 +314,7 @@ impl World {
         match output {
             NodeOutput::Disk(work) => self.node_disk(machine, work),
             NodeOutput::Publish(part) => {
-                let said = Some((part.state, part.holds));
+                let said = Some((part.state, part.holds, part.vouches.clone()));
                 self.publish_part(machine, part);
                 let Some(daemon) = self.machines[machine].daemon.as_mut() else { return false };
                 if daemon.said != said {
@@ -306,6 +323,10 @@ impl World {
                 }
             }
             NodeOutput::SetHolds(holds) => self.machines[machine].page.holds = holds,
+            NodeOutput::Extend { vouched_until_ms, frozen_until_ms } => {
+                self.check_frozen(machine, frozen_until_ms);
+                self.extend(machine, vouched_until_ms, frozen_until_ms);
+            }
             NodeOutput::SayHello(hello, nodes) => self.say_hello(machine, &hello, &nodes),
             NodeOutput::Follow(nodes) => self.follow(machine, nodes),
             NodeOutput::Send(peer, frame) => self.send_frame(machine, &peer, frame),

@@ -53,12 +53,16 @@ pub enum SbdState {
 pub struct Page {
     pub(crate) state: SbdState,
     pub(crate) lease_end_ms: u64,
+    /// By the last own cycle alone.
+    pub(crate) own_end_ms: u64,
     pub(crate) published: u64,
     pub(crate) beat: u64,
     pub(crate) idle_generation: u64,
     pub(crate) turn: u64,
     pub(crate) holds: bool,
     pub(crate) fast_until_ms: u64,
+    pub(crate) vouched_until_ms: u64,
+    pub(crate) frozen_until_ms: u64,
     pub(crate) is_stop_requested: bool,
     pub(crate) generation: u64,
     pub(crate) ended: u64,
@@ -177,7 +181,7 @@ pub struct Daemon {
     pub(crate) follow: Vec<NodeEntry>,
     /// Connection by peer.
     pub(crate) connections: BTreeMap<Life, u64>,
-    pub(crate) said: Option<(deadbolt_disk_format::NodeState, bool)>,
+    pub(crate) said: Option<(deadbolt_disk_format::NodeState, bool, Vec<deadbolt_disk_format::Vouch>)>,
     pub(crate) is_page_rung: bool,
 }
 

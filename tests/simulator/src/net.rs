@@ -9,7 +9,10 @@ use crate::{
     world::{Event, World},
 };
 use deadbolt_cluster::node::NodeInput;
-use deadbolt_cluster_core::{channel::Frame, hello::Hello};
+use deadbolt_cluster_core::{
+    channel::Frame,
+    hello::{Beyond, Hello, NodeMessage},
+};
 use deadbolt_disk_format::{Life, NodeEntry};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -250,6 +253,11 @@ impl World {
     pub(crate) fn send_frame(&mut self, machine: usize, peer: &Life, frame: Frame) {
         let connection = self.machines[machine].daemon.as_ref().and_then(|daemon| daemon.connections.get(peer).copied());
         let Some(connection) = connection else { return };
+        if let Frame::Data { payload, .. } = &frame
+            && let Some(NodeMessage::Beyond(Beyond::Consent { serial })) = NodeMessage::decode(payload)
+        {
+            self.facts.consented(self.queue.now_us(), *peer, Some(serial));
+        }
         let to = self.network.connections.get(&connection).and_then(|found| found.ends.iter().position(|end| end.machine != machine));
         if let Some(to) = to {
             self.push_frame(connection, to, machine, frame);

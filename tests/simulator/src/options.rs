@@ -185,6 +185,8 @@ options! {
     timeouts: "permille", 0..=1000, Rarely(200, 50, 500), "Requests that wait no longer than a while.";
     many: "weight", 0..=100, Rarely(200, 1, 30), "How readily clients ask for several locks at once.";
     move_turns: "requests", 0..=100, One(&[1, 2, 16]), "Requests of one node in a row, of all that are looked at, after which a resource moves to it; 0: never.";
+    disk_lost_apart: "weight", 0..=100, Rarely(150, 1, 4), "Faults: all nodes lose all devices within a lease, and get them back one after the other.";
+    freeze_s: "s", 0..=3600, One(&[60, 60, 10, 0]), "F: how long all may live on without the disk; 0: not at all.";
 }
 
 impl Options {
@@ -216,6 +218,7 @@ impl Options {
         calm.disk_us = 1000;
         calm.net_us = 500;
         calm.fault_ms = 1;
+        calm.freeze_s = 60;
         calm
     }
 

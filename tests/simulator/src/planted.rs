@@ -68,6 +68,8 @@ pub const MISTAKES: &[Planted] = &[
     register(Register::BodyAfterBallot),
     register(Register::BallotBeforeRecord),
     register(Register::PlaceReused),
+    membership(Membership::ConsentForgotten),
+    membership(Membership::OutsiderUsesW),
 ];
 
 /// The mistakes in the world of drop-in fencing by number, from 1. New ones go to the end.

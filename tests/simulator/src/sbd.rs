@@ -163,6 +163,8 @@ impl World {
             generation: page.generation,
             ended: page.ended,
             supervisor_alive_ms: now_ms,
+            vouched_until_ms: page.vouched_until_ms,
+            frozen_until_ms: page.frozen_until_ms,
         }
     }
 
@@ -285,8 +287,8 @@ impl World {
                 self.sbd_submit(machine, device, tag | NAME, Work::Write(node, name.encode(512)));
             }
             Output::Arm => self.arm(machine),
-            Output::PublishLease { lease_end_ms, before_ms, number, beat, .. } => {
-                self.publish_lease(machine, lease_end_ms, before_ms, number, beat);
+            Output::PublishLease { lease_end_ms, own_end_ms, before_ms, number, beat, .. } => {
+                self.publish_lease(machine, (lease_end_ms, own_end_ms), before_ms, number, beat);
             }
             Output::EndLease => {
                 let is_condemned =
@@ -348,7 +350,7 @@ impl World {
         }
     }
 
-    fn publish_lease(&mut self, machine: usize, lease_end_ms: u64, before_ms: Option<u64>, number: u64, beat: u64) {
+    fn publish_lease(&mut self, machine: usize, (lease_end_ms, own_end_ms): (u64, u64), before_ms: Option<u64>, number: u64, beat: u64) {
         let now_ms = self.local_ms(machine);
         if before_ms.is_some_and(|before_ms| now_ms >= before_ms) {
             self.machines[machine].page.lease_end_ms = 0;
@@ -362,11 +364,14 @@ impl World {
         place.page.beat = beat;
         place.page.published = number;
         place.page.lease_end_ms = lease_end_ms;
+        let is_own = std::mem::replace(&mut place.page.own_end_ms, own_end_ms) != own_end_ms;
         if before_ms.is_none() {
             place.page.state = SbdState::Alive;
         }
         self.facts.leased(machine, self.machines[machine].boot_number, lease_end_ms);
-        self.lease_renewed(machine);
+        if is_own {
+            self.lease_renewed(machine);
+        }
         self.ring_daemon(machine);
     }
 

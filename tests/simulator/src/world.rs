@@ -162,7 +162,8 @@ impl World {
         let driver = driver_of(&options);
         // One that may fire a whole second early is asked for two.
         let watchdog_ms = (driver.earliness_ms >= 1000).then_some(2000);
-        let wishes = Wishes { driver, watchdog_ms, ..Wishes::stall(stall_ms) };
+        let freeze_ms = u32::try_from(options.freeze_s * 1000).ok();
+        let wishes = Wishes { driver, watchdog_ms, freeze_ms, ..Wishes::stall(stall_ms) };
         let timings = derive(&wishes).expect("the range of the option is that of the timing");
         let count = usize::try_from(options.nodes).unwrap_or(1);
         let names: Vec<String> = (0..count).map(|index| format!("n{}", index + 1)).collect();

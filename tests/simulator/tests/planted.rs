@@ -20,10 +20,12 @@ enum Draw {
     Deaths,
     /// A bad network while the disk is slow.
     Partitions,
+    /// Disks that are lost for one and for all, and come back.
+    Outages,
     /// No seed: commands of its own below, because such an order of events is rare.
     Scripted,
 }
-use Draw::{Deaths, Mixed, Ordinary, Partitions, Scripted};
+use Draw::{Deaths, Mixed, Ordinary, Outages, Partitions, Scripted};
 
 /// For each mistake, in the order of their numbers: the seed that found it, and the promise that fell. Where a change of the program moves
 /// runs, the test looks for another seed and says which.
@@ -48,6 +50,8 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Mixed, 8, "S10"),
     (Mixed, 1, "S4"),
     (Mixed, 1, "L3"),
+    (Outages, 1, "S3"),
+    (Outages, 1, "S3"),
 ];
 /// Seeds that are searched where the known one does not find it.
 const SEARCHED: u64 = 400;
@@ -58,6 +62,10 @@ fn plan(draw: Draw, seed: u64, mistake: u64) -> Plan {
         Ordinary | Scripted => String::new(),
         Mixed => format!("{common} crash=3 cut=3 kill_daemon=3 pause_node=3 disk_hang=3 stop_node=3 kill_client=3"),
         Deaths => format!("{common} safety_s=40 kill_daemon=5 disk_slow=5 stop_node=5 kill_sbd=2"),
+        Outages => format!(
+            "{common} nodes=2 resources=1 locks=1 stall_ms=1000 reboot_ms=100 fault_gap_ms=2000 fault_ms=8000 safety_s=120 freeze_s=20 \
+             path_loss=6 disk_lost_apart=6 crash=3 cut=6 flap=3"
+        ),
         Partitions => {
             format!(
                 "{common} nodes=5 safety_s=40 clients=1 resources=1 think_ms=0 hold_ms=0 fault_gap_ms=200 \

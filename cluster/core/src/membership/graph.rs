@@ -80,14 +80,20 @@ impl Membership {
         let named_ms = self.named_ms(member);
         match &watched.beat {
             Some(beat) if beat.life() == *member => {
-                can_act(beat)
-                    && !self.observer.is_silent_for(member.slot, 0, window_ms)
-                    && watched.looked_ms < watched.daemon_changed_ms.saturating_add(window_ms)
+                let is_silent = self.observer.is_silent_for(member.slot, 0, window_ms)
+                    || watched.looked_ms >= watched.daemon_changed_ms.saturating_add(window_ms);
+                can_act(beat) && (!is_silent || self.may_be_frozen(member))
             }
             // Another life in its place counts where the read is newer than the member's name.
             Some(_) if watched.shown_ms >= named_ms => false,
             _ => !self.observer.is_silent_for(member.slot, named_ms, window_ms),
         }
+    }
+
+    /// This node consented to a freeze that may still last, and hears the member: its path is only not back yet.
+    fn may_be_frozen(&self, member: &Life) -> bool {
+        let is_it = self.heard.get(&member.slot).is_some_and(|heard| heard.hello.life == *member);
+        is_it && self.now_ms < self.bound_until_ms(member) && self.does_hear(member.slot)
     }
 
     /// The life that the newest beat in a slot shows, if the beat and its daemon part are fresh.

@@ -5,6 +5,7 @@
 //! Does not: decide a view (the register does), grant locks, read clocks or devices.
 //! Called by: the daemon's wiring and the simulator.
 
+mod beyond;
 mod change;
 mod fencing;
 mod graph;
@@ -16,7 +17,9 @@ mod scores;
 mod status;
 #[cfg(test)]
 mod tests;
+mod vouching;
 
+pub use beyond::Ground;
 pub use change::{ALTERATION_MS, Addition, Alteration, ChangeRequest, check_name, default_disk_votes, refuse_disk_votes};
 pub use graph::{Arbiter, ArbitrationInput, ArbitrationNode, Choice, quorum, total_votes};
 pub use scores::{OwnStanding, SCORE_FULL};
@@ -24,7 +27,7 @@ pub use status::{MembershipStatus, PeerStatus};
 
 use crate::{
     evidence::{Evidences, Verdict, Witness},
-    hello::Hello,
+    hello::{Beyond as Message, Hello},
     observer::{BeatsRead, Observer},
     timing::FAST_POLL_MS,
 };
@@ -35,7 +38,7 @@ use alloc::{
 };
 use deadbolt_disk_format::{
     Beat, BootId, Configuration, DaemonPart, Digest, Evidence, LeftLives, Life, NodeEntry, NodeState, Released, SlotIndex, Timings,
-    ViewBody, ViewNumber,
+    ViewBody, ViewNumber, Vouch,
 };
 
 /// How a machine begins.
@@ -51,6 +54,8 @@ pub struct Setup {
     pub timings: Timings,
     /// What an earlier incarnation of this boot recorded (from the own beat unit).
     pub carried_left: LeftLives,
+    /// The vouches in the own beat unit, of whatever life and boot.
+    pub carried_vouches: alloc::vec::Vec<Vouch>,
     /// Beyond every part number that an earlier daemon of this boot can have used.
     pub first_number: u64,
     /// The configuration of the first view; only for `init`.
@@ -109,6 +114,8 @@ pub enum Input {
     Lifeline {
         /// End of the lease.
         lease_end_ms: u64,
+        /// End of the lease by the last own cycle alone.
+        own_end_ms: u64,
         /// Number of the daemon part in the last write that is complete on a majority.
         published: u64,
     },
@@ -144,6 +151,22 @@ pub enum Input {
         victim: Life,
         /// By this node, with abort, and read back?
         is_ejected: bool,
+    },
+    /// A message about lives beyond the own beat came from a peer.
+    Told {
+        /// From whom.
+        from: Life,
+        /// What.
+        message: Message,
+    },
+    /// The look that was asked for has ended.
+    Looked {
+        /// For whom.
+        life: Life,
+        /// Of the request.
+        serial: u32,
+        /// Neither a pill for it nor a ballot for a later view was found.
+        is_free: bool,
     },
     /// Leave the view and stop.
     Stop,
@@ -207,6 +230,29 @@ pub enum Output {
         /// How long it took.
         waited_ms: u64,
     },
+    /// Tell a peer.
+    Tell {
+        /// Whom.
+        peer: Life,
+        /// What.
+        message: Message,
+    },
+    /// Look on a majority of devices for a pill for this life, and for ballots beyond this view; answer `Looked`.
+    LookFor {
+        /// For whom.
+        life: Life,
+        /// Of the request.
+        serial: u32,
+        /// The view known.
+        view: ViewNumber,
+    },
+    /// Leave these ends of leases to sbd; 0: none.
+    Extend {
+        /// By a vouch.
+        vouched_until_ms: u64,
+        /// By a freeze.
+        frozen_until_ms: u64,
+    },
     /// For the journal and the log.
     Journal(String),
 }
@@ -260,6 +306,10 @@ pub struct Membership {
     linked: BTreeMap<Life, Option<u64>>,
     pub(crate) heard: BTreeMap<SlotIndex, Heard>,
     pub(crate) lease_end_ms: u64,
+    /// By the last own cycle alone.
+    pub(crate) own_end_ms: u64,
+    pub(crate) beyond: beyond::Beyond,
+    pub(crate) vouching: vouching::Vouching,
     pub(crate) published: u64,
     pub(crate) number: u64,
     pub(crate) holds: bool,
@@ -299,6 +349,9 @@ impl Membership {
             linked: BTreeMap::new(),
             heard: BTreeMap::new(),
             lease_end_ms: 0,
+            own_end_ms: 0,
+            beyond: beyond::Beyond::new(first_serial(&setup.me)),
+            vouching: vouching::Vouching::new(&setup.carried_vouches),
             published: 0,
             number: setup.first_number,
             holds: false,
@@ -359,7 +412,7 @@ impl Membership {
             Input::Learned { body, digest, may_act } => self.handle_learned(body, digest, may_act, now_ms),
             Input::ProposalEnded => self.proposal.handle_ended(),
             Input::RegisterQuiet => self.handle_register_quiet(),
-            Input::Lifeline { lease_end_ms, published } => self.handle_lifeline(lease_end_ms, published),
+            Input::Lifeline { lease_end_ms, own_end_ms, published } => self.handle_lifeline(lease_end_ms, own_end_ms, published),
             Input::Standing(standing) => self.standing = standing,
             Input::Holds(holds) => self.handle_holds(holds),
             Input::Recovered(view) => self.recovered = self.recovered.max(view),
@@ -369,7 +422,18 @@ impl Membership {
             Input::PillDone { victim, is_written } => self.fencing.handle_pill(&victim, is_written, now_ms),
             Input::AgentDone { victim, off_at_ms } => self.handle_agent(victim, off_at_ms, now_ms),
             Input::EjectDone { victim, is_ejected } => self.handle_ejected(victim, is_ejected, now_ms),
+            Input::Told { from, message } => self.handle_told(from, message),
+            Input::Looked { life, serial, is_free } => self.handle_looked(life, serial, is_free),
             Input::Stop => self.is_stopping = true,
+        }
+    }
+
+    fn handle_told(&mut self, from: Life, message: Message) {
+        match message {
+            Message::AskFreeze { view, serial } => self.handle_question(from, view, serial),
+            Message::Consent { serial } => self.handle_consent(from, serial),
+            Message::AskVouch { serial } => self.handle_vouch_asked(from, serial),
+            Message::Grant { serial } => self.handle_grant(from, serial),
         }
     }
 
@@ -379,6 +443,7 @@ impl Membership {
         self.follow_stop();
         self.drop_impossible_changes();
         self.take_scores(now_ms);
+        self.follow_beyond();
         if self.has_view && matches!(self.role, Role::Joining | Role::Member | Role::Condemned) {
             self.consider(now_ms);
         }
@@ -406,6 +471,7 @@ impl Membership {
         // While the disk shows a living life of that slot, words of any other life are old or made up.
         let is_other_life = self.fresh_life(hello.life.slot).is_some_and(|life| life != hello.life);
         if !is_me && !is_other_life {
+            self.proposal.handle_hello(&hello, now_ms, &self.known.body.configuration.timings);
             self.heard.insert(hello.life.slot, Heard { at_ms: now_ms, hello });
         }
     }
@@ -429,9 +495,11 @@ impl Membership {
         let was_member = self.role == Role::Member;
         self.gone.extend(body.released.iter().map(|released| (released.life.slot, *released)));
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
-        self.proposal.handle_view(&body, is_member, now_ms);
+        self.proposal.handle_view(&body, &self.known.body, (self.setup.me, is_member), now_ms);
         let after = if self.has_view { self.known.body.view } else { body.view };
         self.returns.handle_view(&body, after, now_ms);
+        self.beyond.handle_view();
+        self.vouching.handle_view(&body);
         self.known = Known { body, digest, may_act, since_ms: now_ms };
         self.has_view = true;
         self.forget_settled();
@@ -494,9 +562,11 @@ impl Membership {
         }
     }
 
-    fn handle_lifeline(&mut self, lease_end_ms: u64, published: u64) {
+    fn handle_lifeline(&mut self, lease_end_ms: u64, own_end_ms: u64, published: u64) {
         self.lease_end_ms = lease_end_ms;
+        self.own_end_ms = own_end_ms.min(lease_end_ms);
         self.published = published;
+        self.follow_vouching();
         if let Role::Recording { number } = self.role
             && published >= number
         {
@@ -550,12 +620,20 @@ impl Membership {
         lives
     }
 
-    /// How long this node must watch a life in silence.
+    /// How long this node must watch a life in silence. W is enough for a member that was with it in its last view: a decided view has
+    /// removed it, it has said which freezes it asked for before, and none that this node consented to since lasts when that is confirmed.
     pub(crate) fn witness_of(&self, life: &Life) -> Witness {
-        // A member of the present view was with every life that this view's line removed while it was in; consents are not given yet.
-        let is_member = self.role == Role::Member && self.known.body.members.contains(&self.setup.me);
-        let was_together = self.known.body.members.contains(life) || self.proposal.was_with(life);
-        if is_member && was_together { Witness::MemberOfLastView } else { Witness::Outsider }
+        #[cfg(feature = "planted")]
+        if self.has_mistake(planted::Mistake::OutsiderUsesW) {
+            return Witness::MemberOfLastView { from_ms: 0 };
+        }
+        let body = &self.known.body;
+        let is_member = self.role == Role::Member && body.members.contains(&self.setup.me);
+        let is_removed = body.owed.iter().any(|owed| owed.life == *life);
+        match self.proposal.unfrozen_ms(life).filter(|_| is_member && is_removed) {
+            Some(from_ms) => Witness::MemberOfLastView { from_ms: from_ms.max(self.bound_until_ms(life)) },
+            None => Witness::Outsider,
+        }
     }
 
     pub(crate) fn judge(&self, life: &Life, now_ms: u64) -> Verdict {
@@ -624,8 +702,23 @@ impl Membership {
             protected: self.setup.protected,
             score: self.standing.score,
             preference: self.standing.preference,
+            vouches: self.vouches_to_publish(),
             ..DaemonPart::default()
         }));
+    }
+
+    #[cfg(not(feature = "planted"))]
+    fn vouches_to_publish(&self) -> alloc::vec::Vec<Vouch> {
+        self.vouching.standing()
+    }
+
+    #[cfg(feature = "planted")]
+    fn vouches_to_publish(&self) -> alloc::vec::Vec<Vouch> {
+        let mut standing = self.vouching.standing();
+        if self.has_mistake(planted::Mistake::VouchDropped) {
+            standing.retain(|vouch| self.vouching.is_being_written(*vouch, self.published));
+        }
+        standing
     }
 
     fn say_hello(&mut self, _now_ms: u64) {
@@ -643,6 +736,13 @@ impl Membership {
             recovered: self.recovered,
             hears,
             is_leaving: self.is_stopping,
+            freeze_left_ms: self.freeze_left_ms(),
         }));
     }
+}
+
+/// Where a life's serials begin: no vouch that an earlier life asked for may be taken for one of this life.
+fn first_serial(me: &Life) -> u32 {
+    let [a, b, c, d, ..] = me.incarnation.0;
+    u32::from_le_bytes([a, b, c, d])
 }

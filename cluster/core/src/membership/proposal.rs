@@ -6,14 +6,15 @@
 //! Called by: the membership machine.
 
 use super::{Choice, Membership, Output, Role, quorum, total_votes};
-use crate::timing::FAST_POLL_MS;
+use crate::{hello::Hello, timing::FAST_POLL_MS};
 use alloc::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     format,
     string::String,
     vec::Vec,
 };
-use deadbolt_disk_format::{Configuration, Life, Owed, Released, SlotIndex, ViewBody, ViewNumber, ViewReason};
+use deadbolt_disk_format::span::expiry_ms;
+use deadbolt_disk_format::{Configuration, Life, Owed, Released, SlotIndex, Timings, ViewBody, ViewNumber, ViewReason};
 
 /// Views that may follow each other within [`CHURN_WINDOW_MS`] before proposals are held back.
 const CHURN_FREE: usize = 10;
@@ -28,9 +29,17 @@ const HEARD_POLLS: u64 = 3;
 pub(crate) struct Proposals {
     is_in_flight: bool,
     wanted: Option<Wanted>,
-    /// Lives this life has been in a view with.
-    companions: BTreeSet<Life>,
+    /// Lives this life has been in a view with, from the first such view on.
+    companions: BTreeMap<Life, Companion>,
     recent_views_ms: VecDeque<u64>,
+}
+
+/// Since when a life and this one are in views together.
+#[derive(Clone, Copy, Debug)]
+struct Companion {
+    view: ViewNumber,
+    /// From when on no freeze of an earlier view, to which this life was not asked to consent, can last; none: not known yet.
+    unfrozen_ms: Option<u64>,
 }
 
 /// A membership that differs from the present one.
@@ -45,11 +54,20 @@ impl Proposals {
         self.is_in_flight = false;
     }
 
-    pub(crate) fn handle_view(&mut self, body: &ViewBody, is_member: bool, now_ms: u64) {
+    pub(crate) fn handle_view(&mut self, body: &ViewBody, before: &ViewBody, (me, is_member): (Life, bool), now_ms: u64) {
         self.is_in_flight = false;
         self.wanted = None;
         if is_member {
-            self.companions.extend(body.members.iter().copied());
+            // Who came to this life, or with it, can have asked nobody before; who was there before it has to say what it asked the others.
+            let was_in = before.members.contains(&me);
+            let is_next = body.view.0 == before.view.0 + 1;
+            for life in &body.members {
+                let is_new = is_next && !before.names(life.slot, life.incarnation);
+                let unfrozen_ms = (was_in || is_new).then_some(0);
+                self.companions.entry(*life).or_insert(Companion { view: body.view, unfrozen_ms });
+            }
+        } else {
+            self.companions.clear();
         }
         self.recent_views_ms.push_back(now_ms);
         while self.recent_views_ms.front().is_some_and(|at| now_ms.saturating_sub(*at) > CHURN_WINDOW_MS) {
@@ -57,8 +75,19 @@ impl Proposals {
         }
     }
 
-    pub(crate) fn was_with(&self, life: &Life) -> bool {
-        self.companions.contains(life)
+    /// A life says, in a view with this one, how long what it asked for before may last. Each word is true by itself: the shortest counts.
+    pub(crate) fn handle_hello(&mut self, hello: &Hello, now_ms: u64, timings: &Timings) {
+        let Some(companion) = self.companions.get_mut(&hello.life) else { return };
+        if hello.view >= companion.view {
+            let left_ms = if hello.freeze_left_ms == 0 { 0 } else { expiry_ms(hello.freeze_left_ms, timings.drift_ppm) };
+            let end_ms = now_ms + left_ms;
+            companion.unfrozen_ms = Some(companion.unfrozen_ms.map_or(end_ms, |known_ms| known_ms.min(end_ms)));
+        }
+    }
+
+    /// From when on a life that was with this one can live on no freeze that this one did not consent to; none: not known.
+    pub(crate) fn unfrozen_ms(&self, life: &Life) -> Option<u64> {
+        self.companions.get(life)?.unfrozen_ms
     }
 
     /// How long the wanted members have been the same.
@@ -89,7 +118,8 @@ impl Membership {
             self.fence_owed(now_ms);
         }
         self.fence_by_command(now_ms);
-        if self.proposal.is_in_flight || now_ms >= self.lease_end_ms {
+        // Who lives on a vouch or a freeze proposes nothing.
+        if self.proposal.is_in_flight || now_ms >= self.own_end_ms {
             return;
         }
         let body = if self.is_restart() { self.restart_body(now_ms) } else { self.next_body(now_ms) };

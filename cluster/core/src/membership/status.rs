@@ -4,7 +4,7 @@
 //! Does not: format text.
 //! Called by: the control socket.
 
-use super::{Membership, OwnStanding, Role, quorum, total_votes};
+use super::{Ground, Membership, OwnStanding, Role, quorum, total_votes};
 use crate::evidence::Verdict;
 use alloc::{string::String, vec::Vec};
 use deadbolt_disk_format::{Life, NodeState, SlotIndex, ViewBody};
@@ -57,6 +57,8 @@ pub struct MembershipStatus {
     pub quorum: u16,
     /// End of the lease, `CLOCK_BOOTTIME`.
     pub lease_end_ms: u64,
+    /// What that lease is by.
+    pub ground: Ground,
     /// Something is held here.
     pub holds: bool,
     /// All configured nodes.
@@ -71,7 +73,9 @@ impl Membership {
         let hears = self.hears();
         let me = self.setup.me;
         let peers: Vec<PeerStatus> = configuration.nodes.iter().map(|node| self.peer_status(node, now_ms)).collect();
-        let has_disk = now_ms < self.lease_end_ms;
+        let is_leased = now_ms < self.lease_end_ms;
+        // Who lives on a vouch or a freeze has no disk to decide with.
+        let has_disk = now_ms < self.own_end_ms;
         let present = |slot: SlotIndex| slot == me.slot || hears.contains(slot);
         let node_votes =
             peers.iter().filter(|peer| peer.is_member && present(peer.slot)).fold(0u16, |sum, peer| sum.saturating_add(peer.votes));
@@ -84,11 +88,12 @@ impl Membership {
                 Role::Condemned => NodeState::Condemned,
             },
             view: self.known.body.clone(),
-            is_quorate: self.permit == Some(true) && has_disk,
+            is_quorate: self.permit == Some(true) && is_leased,
             expected_votes: total_votes(configuration),
             total_votes: node_votes.saturating_add(if has_disk { configuration.disk_votes } else { 0 }),
             quorum: quorum(configuration),
             lease_end_ms: self.lease_end_ms,
+            ground: self.ground(now_ms),
             holds: self.holds,
             peers,
         }

@@ -1,6 +1,8 @@
 #![allow(clippy::cast_possible_truncation, clippy::indexing_slicing, reason = "slots of a test world are small")]
 //! A small world for the machine alone: a register that takes the first proposal, beats that land at once, a network with cuts.
 
+mod beyond;
+
 use super::*;
 use crate::observer::tests::beat;
 use crate::timing::{Wishes, derive};
@@ -16,12 +18,18 @@ struct Place {
     beat: u64,
     is_alive: bool,
     part: DaemonPart,
+    published: u64,
     acknowledged: Option<Acknowledgement>,
     reboot_at_ms: Option<u64>,
     recovers: bool,
     holds: bool,
     is_stopped: bool,
     is_blind: bool,
+    /// Its path to the disk hangs.
+    is_cut_off: bool,
+    own_end_ms: u64,
+    /// By the daemon's word: of a vouch, of a freeze.
+    extended: (u64, u64),
 }
 
 struct World {
@@ -43,6 +51,8 @@ struct World {
     can_eject: bool,
     /// When an ejection was asked for, and by whom.
     ejections: Vec<(u64, usize)>,
+    /// Messages on their way: to whom, from whom.
+    told: Vec<(Life, Life, Message)>,
 }
 
 fn timings() -> Timings {
@@ -98,6 +108,7 @@ impl World {
             protected: protected.to_vec(),
             can_eject: false,
             ejections: Vec::new(),
+            told: Vec::new(),
         };
         for slot in 0..nodes {
             world.places.push(Place {
@@ -113,6 +124,10 @@ impl World {
                 holds: false,
                 is_stopped: false,
                 is_blind: false,
+                is_cut_off: false,
+                own_end_ms: 0,
+                extended: (0, 0),
+                published: 0,
             });
             world.boot(slot, nodes);
         }
@@ -136,6 +151,7 @@ impl World {
             slots: 32,
             timings: timings(),
             carried_left,
+            carried_vouches: self.beats.get(&SlotIndex(slot as u16)).map_or_else(Vec::new, |beat| beat.daemon.vouches.clone()),
             first_number: self.now_ms * 1000,
             initial: (slot == 0 && self.views.is_empty()).then(|| configuration(nodes as u16, self.disk_votes)),
             arbiter: largest,
@@ -144,6 +160,7 @@ impl World {
         let mut machine = Membership::new(setup, self.now_ms);
         let (body, digest) = self.views.last().map_or((ViewBody::default(), Digest::NONE), |body| (body.clone(), body.digest()));
         machine.handle(self.now_ms, Input::Learned { body, digest, may_act: true });
+        place.extended = (0, 0);
         place.machine = Some(machine);
     }
 
@@ -175,22 +192,30 @@ impl World {
         let now_ms = self.now_ms;
         let Some(mut machine) = self.places[slot].machine.take() else { return };
         let place = &mut self.places[slot];
-        place.beat += 1;
-        let mut own = beat(slot as u16, place.beat);
-        own.boot = BootId([place.boot; 16]);
-        own.daemon = place.part.clone();
-        own.acknowledged = place.acknowledged;
-        own.is_stopped = place.is_stopped;
-        let own_beat = own.beat;
-        self.beats.insert(SlotIndex(slot as u16), own);
-        let published = place.part.number;
-        let recovers = place.recovers;
-        machine.handle(now_ms, Input::Lifeline { lease_end_ms: now_ms + u64::from(timings().lease_ms), published });
-        if !place.is_blind {
+        if !place.is_cut_off {
+            place.beat += 1;
+            let mut own = beat(slot as u16, place.beat);
+            own.boot = BootId([place.boot; 16]);
+            own.daemon = place.part.clone();
+            own.acknowledged = place.acknowledged;
+            own.is_stopped = place.is_stopped;
+            self.beats.insert(SlotIndex(slot as u16), own);
+            place.published = place.part.number;
+            place.own_end_ms = now_ms + u64::from(timings().lease_ms);
+        }
+        let (own_beat, published, recovers, own_end_ms) = (place.beat, place.published, place.recovers, place.own_end_ms);
+        let lease_end_ms = own_end_ms.max(place.extended.0).max(place.extended.1);
+        if now_ms >= lease_end_ms {
+            return self.kill(slot);
+        }
+        machine.handle(now_ms, Input::Lifeline { lease_end_ms, own_end_ms, published });
+        self.take_told(slot, &mut machine);
+        let place = &mut self.places[slot];
+        if !place.is_blind && !place.is_cut_off {
             let read = BeatsRead { device: 0, issued_ms: now_ms, ended_ms: now_ms + 1, own_beat, beats: self.beats.clone() };
             machine.handle(now_ms, Input::Beats(read));
         }
-        if let Some(body) = self.views.last() {
+        if let Some(body) = self.views.last().filter(|_| !self.places[slot].is_cut_off) {
             if recovers && body.owed.is_empty() {
                 machine.handle(now_ms, Input::Recovered(body.view));
             }
@@ -208,6 +233,7 @@ impl World {
         let now_ms = self.now_ms;
         match output {
             Output::Publish(part) => self.places[slot].part = part,
+            Output::Extend { .. } | Output::Tell { .. } | Output::LookFor { .. } => self.follow_beyond(slot, machine, output),
             Output::SayHello(hello) => {
                 for other in 0..self.places.len() {
                     if other != slot
@@ -277,6 +303,31 @@ impl World {
             self.reset(victim_slot);
         }
         Input::PillDone { victim, is_written: true }
+    }
+
+    fn follow_beyond(&mut self, slot: usize, machine: &mut Option<Membership>, output: Output) {
+        let Some(machine) = machine else { return };
+        match output {
+            Output::Extend { vouched_until_ms, frozen_until_ms } => self.places[slot].extended = (vouched_until_ms, frozen_until_ms),
+            Output::Tell { peer, message } => self.told.push((peer, machine.setup.me, message)),
+            Output::LookFor { life, serial, view } if !self.places[slot].is_cut_off => {
+                let is_free = self.views.last().is_some_and(|body| body.view == view);
+                machine.handle(self.now_ms, Input::Looked { life, serial, is_free });
+            }
+            _ => {}
+        }
+    }
+
+    /// What was told a life since its last turn.
+    fn take_told(&mut self, slot: usize, machine: &mut Membership) {
+        let (mine, others) = core::mem::take(&mut self.told).into_iter().partition(|(peer, ..)| *peer == machine.setup.me);
+        self.told = others;
+        let mine: Vec<(Life, Life, Message)> = mine;
+        for (_, from, message) in mine {
+            if self.can_talk(slot, usize::from(from.slot.0)) {
+                machine.handle(self.now_ms, Input::Told { from, message });
+            }
+        }
     }
 
     /// sbd acknowledges in one more beat, then the machine is reset and comes back later under another boot.

@@ -773,7 +773,7 @@ impl Bridge {
             ..Timings::default()
         };
         let named_ms = self.named.get(life).copied().unwrap_or(now_ms);
-        match self.evidences.judge(life, &self.observer, &timings, (Witness::MemberOfLastView, named_ms), now_ms) {
+        match self.evidences.judge(life, &self.observer, &timings, (Witness::MemberOfLastView { from_ms: 0 }, named_ms), now_ms) {
             Verdict::Gone(evidence) => Some(evidence),
             Verdict::GoneAt { .. } | Verdict::MayLive => None,
         }

@@ -123,7 +123,7 @@ impl Lifeline {
         timings.expiry_ms = u32::try_from(expiry_ms(timings.lease_ms, timings.drift_ppm)).unwrap_or(u32::MAX);
         let end_ms = now_ms + u64::from(timings.lease_ms);
         self.disk_end_ms = self.disk_end_ms.map(|disk_ms| disk_ms.min(end_ms));
-        self.publish(self.progress.beat, 0);
+        self.publish(self.progress.beat);
         self.next_cycle_ms = now_ms;
     }
 
@@ -136,21 +136,22 @@ impl Lifeline {
                 *is_asked = true;
                 self.outputs.push_back(Output::Arm);
             }
-            Phase::Living | Phase::Leaving => self.publish(self.progress.beat, 0),
+            Phase::Living | Phase::Leaving => self.publish(self.progress.beat),
             _ => {}
         }
     }
 
-    /// Publishes the lease that disk and cluster give together. A node of ours publishes after every cycle, for its daemon's sake.
-    pub(super) fn publish(&mut self, beat: u64, cycle_ms: u64) {
+    /// Publishes the lease that the disk and the cluster's or the daemon's word give together. A node of ours publishes after every cycle, for its daemon's sake.
+    pub(super) fn publish(&mut self, beat: u64) {
         let end_ms = match self.watch() {
             Some(rules) => self.cluster.join(rules.cluster, self.disk_end_ms),
-            None => self.disk_end_ms,
+            None => self.disk_end_ms.map(|disk_end_ms| self.extension.join(disk_end_ms)),
         };
         let Some(lease_end_ms) = end_ms.filter(|end_ms| !self.is_watch() || self.lease_end_ms != Some(*end_ms)) else { return };
         let before_ms = self.lease_end_ms.replace(lease_end_ms);
         let number = self.completed_part.as_ref().map_or(0, |part| part.number);
-        self.outputs.push_back(Output::PublishLease { lease_end_ms, before_ms, number, beat, cycle_ms });
+        let (own_end_ms, cycle_ms) = (self.disk_end_ms.unwrap_or(0), self.cycle_ms);
+        self.outputs.push_back(Output::PublishLease { lease_end_ms, own_end_ms, before_ms, number, beat, cycle_ms });
     }
 
     /// While there is still a lease: after its end nothing more may be written.

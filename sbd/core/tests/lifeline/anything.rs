@@ -29,7 +29,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (1u64..5000).prop_map(Event::Jump),
         3 => (0usize..3, 0u8..5).prop_map(|(device, kind)| Event::Health(device, kind)),
         1 => (0usize..3, any::<u8>().prop_map(|byte| byte % 9), 0u8..4).prop_map(|(device, command, tail)| Event::Mailbox(device, command, tail)),
-        1 => (0u8..8).prop_map(Event::Words),
+        1 => (0u8..11).prop_map(Event::Words),
         2 => (0u8..6).prop_map(Event::Part),
         1 => (0usize..3, 0u8..3).prop_map(|(device, kind)| Event::Own(device, kind)),
         1 => (0usize..3, 0u8..5).prop_map(|(device, kind)| Event::Name(device, kind)),
@@ -67,6 +67,9 @@ fn play(world: &mut World, event: Event) {
             4 => world.is_daemon_turning = !world.is_daemon_turning,
             5 => world.words.is_stop_requested = true,
             6 => world.words.fast_poll_until_ms = world.now_ms + 300,
+            7 => world.words.vouched_until_ms = world.now_ms + 4000,
+            8 => world.words.frozen_until_ms = world.now_ms + 20_000,
+            9 => (world.words.vouched_until_ms, world.words.frozen_until_ms) = (0, 0),
             _ => world.is_supervisor_turning = !world.is_supervisor_turning,
         },
         Event::Part(kind) => {

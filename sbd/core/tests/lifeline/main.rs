@@ -16,6 +16,7 @@ use deadbolt_sbd_core::{
 mod anything;
 mod cycles;
 mod daemon;
+mod extension;
 mod mailbox;
 mod own_place;
 mod watch;
@@ -35,6 +36,7 @@ fn timings() -> Timings {
         reset_ms: 1210,
         lease_ms: 3100,
         expiry_ms: 3200,
+        freeze_ms: 10_000,
         drift_ppm: 10_000,
         ..Timings::default()
     }
@@ -136,7 +138,7 @@ impl Checker {
                 let before_ms = self.renamed_ms.insert(*device, now_ms);
                 assert!(before_ms.is_none_or(|before_ms| now_ms >= before_ms + 400));
             }
-            Output::PublishLease { lease_end_ms, before_ms, beat, .. } => {
+            Output::PublishLease { lease_end_ms, own_end_ms, before_ms, beat, .. } => {
                 assert!(self.is_armed && !self.is_condemned && !self.is_disarmed);
                 assert_eq!(*before_ms, self.lease_end_ms);
                 assert!(now_ms < *lease_end_ms, "a lease that has ended was given");
@@ -145,8 +147,12 @@ impl Checker {
                 if self.is_watch {
                     return;
                 }
-                let first = self.issued.iter().filter(|(number, ..)| number == beat).map(|(_, at_ms, _)| *at_ms).min();
-                assert_eq!(first.map(|at_ms| at_ms + u64::from(timings().lease_ms)), Some(*lease_end_ms));
+                let (span_ms, freeze_ms) = (u64::from(timings().lease_ms), u64::from(timings().freeze_ms));
+                let mut counted = self.issued.iter().filter(|(number, ..)| number <= beat);
+                assert!(counted.any(|(_, at_ms, _)| at_ms + span_ms == *own_end_ms), "{own_end_ms}: no cycle gives it");
+                let is_extended = (words.vouched_until_ms, words.frozen_until_ms) != (0, 0);
+                assert!(lease_end_ms >= own_end_ms && (is_extended || lease_end_ms == own_end_ms));
+                assert!(*lease_end_ms <= now_ms + span_ms.max(freeze_ms), "lengthened beyond every bound");
                 let count = self.on_device.iter().filter(|done| done.contains(beat)).count();
                 assert!(count > devices / 2, "beat {beat} stands on {count} of {devices}");
             }

@@ -59,6 +59,9 @@ pub(super) struct Freeze {
     /// As the node knows it.
     node_view: View,
     has_joiner_learned: bool,
+    /// A hello of the node on its way to whoever is let in: the rest of what it has asked for, if anything. One that is lost may as well not
+    /// have been said.
+    hello: Option<Option<u8>>,
     /// A decided view is without the node; it need not know.
     pub(super) is_removed: bool,
     /// The node decided its own view without a lease of an own cycle, and has had none since.
@@ -75,6 +78,8 @@ pub(super) enum FreezeStep {
     DecideJoin,
     JoinerLearns,
     NodeLearns,
+    SayHello,
+    HearHello,
     Part,
     Remove,
 }
@@ -152,6 +157,15 @@ impl Extension {
                 offer(FreezeStep::NodeLearns);
             }
         }
+        if self.is_told {
+            let knows_view = freeze.node_view != View::First || self.mistake == Mistake::HelloBeforeView;
+            if knows_view && state.node.is_alive() && freeze.hello.is_none() && state.observer.role == Role::Joiner {
+                offer(FreezeStep::SayHello);
+            }
+            if freeze.hello.is_some() && state.observer.may_be_told {
+                offer(FreezeStep::HearHello);
+            }
+        }
         let may_propose = state.node.own.is_some() || self.mistake == Mistake::FreezingProposes;
         if self.may_part && freeze.view != View::Parted && !freeze.is_removed {
             offer(FreezeStep::Remove);
@@ -186,11 +200,18 @@ impl Extension {
             FreezeStep::DecideJoin => next.freeze.view = View::Joined,
             FreezeStep::JoinerLearns => {
                 let is_first = !std::mem::replace(&mut next.freeze.has_joiner_learned, true);
-                if is_first && next.observer.role == Role::Joiner {
+                if is_first && next.observer.role == Role::Joiner && self.is_told {
+                    next.observer.may_be_told = true;
+                } else if is_first && next.observer.role == Role::Joiner {
                     next.observer.witness = Witness::Member;
                     next.observer.bound = if self.mistake == Mistake::JoinerUsesW { self.freeze + 1 } else { 0 };
                 }
             }
+            FreezeStep::SayHello => {
+                let asked = next.freeze.question.and_then(|age| self.freeze.checked_sub(age));
+                next.freeze.hello = Some(next.node.frozen.max(asked));
+            }
+            FreezeStep::HearHello => self.hear_hello(next),
             FreezeStep::NodeLearns => self.change_view(next, View::Joined),
             FreezeStep::Remove => next.freeze.is_removed = true,
             FreezeStep::Part => {
@@ -199,6 +220,15 @@ impl Extension {
                 self.change_view(next, View::Parted);
             }
         }
+    }
+
+    /// Each hello is true by itself: the one that says the least counts.
+    fn hear_hello(&self, next: &mut State) {
+        let Some(left) = next.freeze.hello.take() else { return };
+        let told = left.map_or(self.freeze + 1, |left| self.freeze - left);
+        let observer = &mut next.observer;
+        observer.told = if observer.witness == Witness::Member { observer.told.max(told) } else { told };
+        observer.witness = Witness::Member;
     }
 
     /// Question and consents name the view; a freeze that has begun goes on.
@@ -253,6 +283,8 @@ const SMALL: Extension = Extension { lease: 1, freeze: 3, ..RULE };
 pub(super) fn rules() -> Vec<Case> {
     let three = Extension { givers: 2, ..SMALL };
     let joining = Extension { may_join: true, ..SMALL };
+    let told = Extension { is_told: true, freeze: 2, ..joining.clone() };
+    let told_views = Extension { may_part: true, ..told.clone() };
     let parting = Extension { may_part: true, ..RULE };
     let views = Extension { may_part: true, ..joining.clone() };
     let one_clock = Extension { counted: Counted::FromEarliest, judged: Judged::Silence, ..RULE };
@@ -265,6 +297,9 @@ pub(super) fn rules() -> Vec<Case> {
         grown("extension: freeze, three members and an outsider, orders", orders(&three), (3, 5)),
         grown("extension: freeze, a node is let in, silence", silence(&joining), (2, 4)),
         grown("extension: freeze, a node is let in, orders", orders(&joining), (2, 4)),
+        grown("extension: freeze, a node is let in and told, silence", silence(&told), (1, 4)),
+        grown("extension: freeze, a node is let in and told, orders", orders(&told), (2, 4)),
+        grown("extension: freeze, a node is let in and told, then the node goes on alone, silence", silence(&told_views), (1, 3)),
         grown("extension: freeze, the node goes on alone, silence", silence(&parting), (4, 7)),
         grown("extension: freeze, the node goes on alone, orders", orders(&parting), (4, 7)),
         grown("extension: freeze, a node is let in, then the node goes on alone, silence", silence(&views), (2, 4)),
@@ -293,6 +328,11 @@ pub(super) fn mistakes() -> Vec<Case> {
         planted("extension: freeze, the next life takes itself for a member", S5, with(Mistake::NextLifeForgets)),
         planted("extension: freeze, the next life goes by the consents in its unit", S5, with(Mistake::NextLifeTrustsUnit)),
         planted("extension: freeze, who was just let in uses W", S5, joining(Mistake::JoinerUsesW)),
+        planted(
+            "extension: freeze, what the node said before it knew who was let in",
+            S5,
+            Extension { is_told: true, ..joining(Mistake::HelloBeforeView) },
+        ),
         planted("extension: freeze, a consent for a view that is over", S5, joining(Mistake::ConsentForOldView)),
         planted("extension: freeze, a member uses W before a decided view has removed the node", S5, parting(Mistake::MemberNotRemoved)),
         planted("extension: freeze, a freezing node proposes", S11, parting(Mistake::FreezingProposes)),

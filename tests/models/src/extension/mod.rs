@@ -80,6 +80,8 @@ enum Mistake {
     ConsentJudgedAtEnd,
     /// A member uses W as soon as it was let in.
     JoinerUsesW,
+    /// Who was let in goes by what the node said before it knew of it.
+    HelloBeforeView,
     /// A member uses W for a node that no decided view has removed.
     MemberNotRemoved,
     /// A consent is given for a view that the giver knows to be over.
@@ -132,6 +134,8 @@ struct Extension {
     givers: usize,
     /// The first giver may decide a view that adds the second one.
     may_join: bool,
+    /// Who is let in goes by what the node says of the freezes that it asked for, instead of by F.
+    is_told: bool,
     /// Either the watched node decides a view of its own, or the first giver one without it.
     may_part: bool,
     /// Vouchers and the observer's daemon may die and start again.
@@ -317,6 +321,7 @@ const BARE: Extension = Extension {
     givers: 0,
     may_join: false,
     may_part: false,
+    is_told: false,
     may_restart: true,
     judged: Judged::Both,
     order: OrderKind::Pill,

@@ -43,6 +43,10 @@ pub(super) struct Observer {
     pub(super) witness: Witness,
     /// Age of its own last consent, or of its first view with the node.
     pub(super) bound: u8,
+    /// Since when nothing can run any more that the node asked others for before, as it said; like an age.
+    pub(super) told: u8,
+    /// It was let in by a view that it knows, in this life.
+    pub(super) may_be_told: bool,
     /// A beat of its own stands on the disk since that consent; only where a mistake goes by it.
     pub(super) is_consent_written: bool,
     /// Since r0.
@@ -75,6 +79,8 @@ impl Observer {
             role,
             witness: if role == Role::FirstGiver { Witness::Member } else { Witness::Outsider },
             bound: freeze + 1,
+            told: freeze + 1,
+            may_be_told: false,
             is_consent_written: false,
             silent: 0,
             read: None,
@@ -93,7 +99,7 @@ impl Extension {
 
     /// No freeze that this observer consented to can last.
     fn is_unbound(&self, state: &State) -> bool {
-        !self.is_member(state) || state.observer.bound > self.freeze
+        !self.is_member(state) || state.observer.bound.min(state.observer.told) > self.freeze
     }
 
     /// The time is over in which a node may live on although there is an order to end it.
@@ -114,6 +120,7 @@ impl Extension {
             observer.silent = (self.wait() + self.freeze).min(observer.silent + 1);
         }
         observer.bound = (self.freeze + 1).min(observer.bound + 1);
+        observer.told = (self.freeze + 1).min(observer.told + 1);
         observer.is_read_due = self.is_prompt;
     }
 

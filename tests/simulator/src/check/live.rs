@@ -10,6 +10,7 @@ use crate::{
     daemon::short,
     machine::{Daemon, SbdState, Stage},
 };
+use deadbolt_cluster_core::membership::Ground;
 use deadbolt_cluster_core::timing::{budget_crash, budget_partition};
 use deadbolt_disk_format::span::observed_ms;
 use deadbolt_disk_format::{Life, ViewNumber};
@@ -133,7 +134,30 @@ impl World {
         core.iter().map(|machine| self.machines[*machine].daemon.as_ref().and_then(Daemon::life)).collect()
     }
 
-    /// L3: everybody in the core lives and has learned one view, with nobody but them, and nobody is owed.
+    /// A node without a path that lives on the vouch of a member stays a member (design, section 6: lives beyond the own beat), if it
+    /// knows the view: who cannot learn it is given up.
+    fn lives_on_vouch(&self, life: &Life) -> bool {
+        let machine = self.facts.incarnations.get(&life.incarnation).map(|machine| (*machine, &self.machines[*machine]));
+        let Some((at, place)) = machine.filter(|(at, place)| place.is_on && place.boot(*at) == life.boot) else { return false };
+        match place.daemon.as_ref().map(|daemon| &daemon.stage) {
+            Some(Stage::Live(node)) => {
+                let is_vouched = node.status(self.local_ms(at)).membership.ground == Ground::Vouch;
+                node.me() == *life && is_vouched && node.view().view == self.facts.newest.number
+            }
+            _ => false,
+        }
+    }
+
+    /// A client on a node that lives on a vouch has or wants something. It may hang in a write under its locks, with the node's path; or the
+    /// node held nothing before, and a grant waits until "holds" is on the disk (design, section 7). Either way what is granted to it cannot
+    /// come free before the path is back, and whoever wants that waits with it.
+    fn is_held_without_disk(&self) -> bool {
+        let vouched = self.facts.newest.members.iter().filter(|life| self.lives_on_vouch(life));
+        let mut machines = vouched.filter_map(|life| self.facts.incarnations.get(&life.incarnation));
+        machines.any(|machine| !self.is_idle(*machine))
+    }
+
+    /// L3: everybody in the core lives and has learned one view, with nobody but them and those they vouch for, and nobody is owed.
     fn is_converged(&self, core: &[usize]) -> bool {
         let is_whole = |machine: &usize| {
             let place = &self.machines[*machine];
@@ -144,6 +168,7 @@ impl World {
         let has_it = |machine: &usize| match self.machines[*machine].daemon.as_ref().map(|daemon| &daemon.stage) {
             Some(Stage::Live(node)) => {
                 let mut members = node.view().members.clone();
+                members.retain(|life| lives.contains(life) || !self.lives_on_vouch(life));
                 members.sort();
                 node.view().view == self.facts.newest.number && members == lives && node.view().owed.is_empty()
             }
@@ -171,12 +196,15 @@ impl World {
         let lives: Vec<Life> = core.iter().filter_map(|machine| self.machines[*machine].daemon.as_ref().and_then(Daemon::life)).collect();
         let newest = &self.facts.newest;
         let beat_us = |life: &Life| self.facts.beats.get(&life.slot).copied().unwrap_or(0);
+        // Within F after a consent to its freeze, + F: whoever consented, or heard of it when it was let in, cannot judge by W before.
+        let freeze_us = observed_ms(u64::from(self.timings.freeze_ms), self.timings.drift_ppm) * 1000;
+        let bound_us = |life: &Life| self.facts.consents.get(life).map_or(0, |(_, at_us)| at_us + freeze_us);
         // While a member outside the core seems to live, it may be the one that goes on: the core waits for it.
         let outside_us = newest.members.iter().filter(|life| !lives.contains(life)).map(beat_us).max().unwrap_or(0);
         let is_judged = |companions: &[Life]| companions.iter().any(|life| newest.members.contains(life) && lives.contains(life));
         let is_late = |life: &Life, since_us: u64| {
             // What a dead node had sent may land until D after its end.
-            let begun_us = since_us.max(quorate_us).max(beat_us(life));
+            let begun_us = since_us.max(quorate_us).max(beat_us(life)).max(bound_us(life));
             now_us > begun_us.saturating_add(bound_ms * 1000).max(outside_us + preferred_ms * 1000)
         };
         let late = newest.removed.iter().find(|(life, (since_us, companions))| is_late(life, *since_us) && is_judged(companions));
@@ -207,7 +235,7 @@ impl World {
             self.check_rest(core, view, &resets, pills);
             self.check_timeouts(core, start_us);
         }
-        if self.violations().is_empty() && self.options.clients > 0 && self.facts.granted == granted {
+        if self.violations().is_empty() && self.options.clients > 0 && self.facts.granted == granted && !self.is_held_without_disk() {
             let text = self.describe();
             self.add_violation("L1", format!("no lock was granted in a healthy core: {text}"));
         }
@@ -220,7 +248,7 @@ impl World {
             self.run_until(self.queue.now_us() + STEP_US);
             self.check_rest(core, view, &resets, pills);
         }
-        let left = core.iter().find_map(|machine| self.left_over(*machine));
+        let left = core.iter().find_map(|machine| self.left_over(*machine)).filter(|_| !self.is_held_without_disk());
         if let (true, Some(text)) = (self.violations().is_empty(), left) {
             self.add_violation("L1", format!("{bound_ms} ms after the last client began to give back what it has, {text}"));
         }

@@ -57,6 +57,8 @@ pub struct Facts {
     /// When the last beat of each slot landed.
     beats: BTreeMap<SlotIndex, u64>,
     outage: outage::Outage,
+    /// The newest question of each life that was consented to (none: by itself alone), and when first.
+    consents: BTreeMap<Life, (Option<u32>, u64)>,
     /// Devices that a fault has damaged: what is found there is nobody's fault.
     pub(crate) damaged: BTreeSet<usize>,
     found: Vec<Violation>,
@@ -76,6 +78,14 @@ impl Facts {
     /// When a machine's node has learned the newest view that it knows.
     pub(crate) fn learned_us(&self, machine: usize) -> u64 {
         self.last_view.get(&machine).map_or(0, |(.., learned_us)| *learned_us)
+    }
+
+    /// A consent to this life's question is given.
+    pub(crate) fn consented(&mut self, now_us: u64, life: Life, serial: Option<u32>) {
+        let newest = self.consents.entry(life).or_insert((serial, now_us));
+        if newest.0 != serial {
+            *newest = (serial, now_us);
+        }
     }
 
     /// A protected value was written; S2 as a lost update.

@@ -62,6 +62,8 @@ pub enum Ending {
     Heal(Vec<(usize, usize)>),
     /// It goes on: these directions are cut (again).
     Cut(Vec<(usize, usize)>),
+    /// It goes on: this node loses every path, too, for that long.
+    Lose(usize, u64),
     /// A path answers again.
     Release(usize, usize),
     /// A path is quick again.
@@ -135,6 +137,7 @@ const FAULTS: &[(&str, Inject)] = &[
     ("unfair_clock_jump", World::inject_unfair_clock_jump),
     ("unfair_guest_pause", World::inject_unfair_guest_pause),
     ("unfair_clone", World::inject_unfair_clone),
+    ("disk_lost_apart", World::inject_lost_apart),
 ];
 
 impl World {
@@ -216,6 +219,8 @@ impl World {
         match ending {
             Ending::Heal(ways) => ways.into_iter().for_each(|(from, to)| self.heal(from, to)),
             Ending::Cut(ways) => self.cut_all(&ways),
+            Ending::Lose(machine, span_us) if !self.is_calm => self.lose_paths(machine, span_us),
+            Ending::Lose(..) => {}
             Ending::Release(machine, device) => self.release(machine, device),
             Ending::Quicken(machine, device) => self.machines[machine].paths[device].extra_us = 0,
             Ending::Mend(machine, device) => self.mend(machine, device),

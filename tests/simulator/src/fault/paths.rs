@@ -57,10 +57,23 @@ impl World {
     /// Every path of every node hangs from this instant to the same instant, up to half as long again as a freeze may last.
     pub(super) fn inject_lost_for_all(&mut self) {
         let most_us = u64::from(self.timings.freeze_ms) * 1500;
-        let span_us = if self.faults.own.chance(500) { self.span_us() } else { self.faults.own.range(1, most_us) };
+        let span_us = if self.faults.own.chance(500) { self.span_us() } else { self.faults.own.range(1, most_us + 2) };
         self.note_fault(&format!("all lose all devices for {} ms", span_us / 1000));
         for machine in 0..self.machines.len() {
             self.lose_paths(machine, span_us);
+        }
+    }
+
+    /// All lose every path, one after the other within a lease, and get them back one after the other, one of them maybe long before.
+    pub(super) fn inject_lost_apart(&mut self) {
+        let (lease_us, freeze_us) = (u64::from(self.timings.lease_ms) * 1000, u64::from(self.timings.freeze_ms) * 1000);
+        let span_us = if self.faults.own.chance(500) { self.span_us() } else { self.faults.own.range(1, freeze_us + 2) };
+        self.note_fault(&format!("all lose all devices within {} ms, for about {} ms", lease_us / 1000, span_us / 1000));
+        let first_back = self.some_machine();
+        for machine in 0..self.machines.len() {
+            let after_us = self.faults.own.below(lease_us);
+            let own_span_us = if machine == first_back { span_us / 3 } else { self.faults.own.range(span_us / 2, span_us + 1) };
+            self.ends_after(after_us, Ending::Lose(machine, own_span_us));
         }
     }
 
@@ -72,7 +85,7 @@ impl World {
         self.lose_paths(machine, span_us);
     }
 
-    fn lose_paths(&mut self, machine: usize, span_us: u64) {
+    pub(super) fn lose_paths(&mut self, machine: usize, span_us: u64) {
         for device in (0..self.disks.len()).filter(|device| self.liar().is_none_or(|liar| liar == *device)).collect::<Vec<_>>() {
             self.machines[machine].paths[device].hangs += 1;
             self.ends_after(span_us, Ending::Release(machine, device));
