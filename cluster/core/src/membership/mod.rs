@@ -472,6 +472,9 @@ impl Membership {
         let is_other_life = self.fresh_life(hello.life.slot).is_some_and(|life| life != hello.life);
         if !is_me && !is_other_life {
             self.proposal.handle_hello(&hello, now_ms, &self.known.body.configuration.timings);
+            if hello.view >= self.known.body.view {
+                self.vouching.handle_caught_up(&hello.life);
+            }
             self.heard.insert(hello.life.slot, Heard { at_ms: now_ms, hello });
         }
     }
@@ -499,7 +502,7 @@ impl Membership {
         let after = if self.has_view { self.known.body.view } else { body.view };
         self.returns.handle_view(&body, after, now_ms);
         self.beyond.handle_view();
-        self.vouching.handle_view(&body);
+        self.vouching.handle_view(&body, now_ms);
         self.known = Known { body, digest, may_act, since_ms: now_ms };
         self.has_view = true;
         self.forget_settled();

@@ -30,6 +30,8 @@ pub(crate) struct Vouching {
     works: BTreeMap<Life, Work>,
     /// Newest requests that wait for the end of the one before.
     waiting: BTreeMap<Life, u32>,
+    /// Members that have not said yet that they know the present view, and since when they know less than this life.
+    behind: BTreeMap<Life, u64>,
 }
 
 impl Vouching {
@@ -53,11 +55,20 @@ impl Vouching {
         self.works.keys().any(|life| life.slot == slot)
     }
 
-    pub(crate) fn handle_view(&mut self, body: &ViewBody) {
+    pub(crate) fn handle_view(&mut self, body: &ViewBody, now_ms: u64) {
         let is_gone = |life: &Life| body.released.iter().any(|gone| gone.life == *life);
         self.standing.retain(|_, (_, life)| !life.as_ref().is_some_and(is_gone));
         self.works.retain(|life, _| body.members.contains(life));
         self.waiting.retain(|life, _| body.members.contains(life));
+        self.behind.retain(|life, _| body.members.contains(life));
+        for life in &body.members {
+            self.behind.entry(*life).or_insert(now_ms);
+        }
+    }
+
+    /// A life knows the present view.
+    pub(crate) fn handle_caught_up(&mut self, life: &Life) {
+        self.behind.remove(life);
     }
 }
 
@@ -92,11 +103,11 @@ impl Membership {
         }
     }
 
-    /// Who cannot read the present view holds up recovery and joins in it: it is given a lease's time to get its path back, and then given up.
+    /// Who cannot read the present view holds up recovery and joins in it: it is given a lease's time to get its path back, from the first
+    /// view that it missed, and then given up.
     fn may_follow(&self, life: &Life) -> bool {
-        let knows_view =
-            self.heard.get(&life.slot).is_some_and(|heard| heard.hello.life == *life && heard.hello.view >= self.known.body.view);
-        knows_view || self.now_ms < self.known.since_ms + u64::from(self.timings().lease_ms)
+        let lease_ms = u64::from(self.timings().lease_ms);
+        self.vouching.behind.get(life).is_none_or(|since_ms| self.now_ms < since_ms + lease_ms)
     }
 
     /// Once it is complete on the disk: whatever ended the other before can be seen there now.
