@@ -8,6 +8,7 @@
 mod answer;
 mod choice;
 mod more;
+mod stuck;
 
 use crate::{
     check::{

@@ -49,6 +49,8 @@ pub struct Connection {
 pub struct Network {
     /// Directions that are cut, and how often.
     cut: BTreeMap<(usize, usize), u32>,
+    /// From when to when directions were cut.
+    cut_spans: BTreeMap<(usize, usize), Vec<(u64, u64)>>,
     connections: BTreeMap<u64, Connection>,
     next: u64,
     /// Old datagrams: to whom, bytes.
@@ -60,6 +62,12 @@ impl Network {
     #[must_use]
     pub fn is_open(&self, from: usize, to: usize) -> bool {
         !self.cut.contains_key(&(from, to))
+    }
+
+    /// Did a direction work all the time?
+    pub(crate) fn was_open(&self, from: usize, to: usize, since_us: u64, until_us: u64) -> bool {
+        let spans = self.cut_spans.get(&(from, to)).map_or(&[][..], Vec::as_slice);
+        spans.iter().all(|(cut_us, healed_us)| *healed_us < since_us || until_us < *cut_us)
     }
 
     /// Directions that are cut.
@@ -140,6 +148,7 @@ impl World {
         let is_senders = |hello: &Hello| hello.life.slot == opened.from && hello.life.incarnation == opened.incarnation;
         let hello = Hello::decode(&opened.payload).filter(is_senders);
         if let Some(hello) = hello {
+            self.hello_heard(machine, &hello);
             self.node_give(machine, NodeInput::Hello(hello));
         }
     }
@@ -379,7 +388,11 @@ impl World {
 
     /// Cuts a direction; connections that need it break if that lasts.
     pub(crate) fn cut(&mut self, from: usize, to: usize) {
-        *self.network.cut.entry((from, to)).or_default() += 1;
+        let count = self.network.cut.entry((from, to)).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.network.cut_spans.entry((from, to)).or_default().push((self.queue.now_us(), u64::MAX));
+        }
         let detect_us = u64::from(self.timings.detect_ms) * 1000;
         let span = self.random.range(detect_us / 2, detect_us);
         self.queue.after(span, Event::CutLasts { from, to });
@@ -413,6 +426,9 @@ impl World {
                 return;
             }
             self.network.cut.remove(&(from, to));
+            if let Some((_, healed_us)) = self.network.cut_spans.get_mut(&(from, to)).and_then(|spans| spans.last_mut()) {
+                *healed_us = self.queue.now_us();
+            }
         }
         let numbers: Vec<u64> = self.network.connections.keys().copied().collect();
         for number in numbers {

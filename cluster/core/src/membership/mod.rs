@@ -498,7 +498,7 @@ impl Membership {
         let was_member = self.role == Role::Member;
         self.gone.extend(body.released.iter().map(|released| (released.life.slot, *released)));
         self.outputs.push_back(Output::Journal(proposal::describe(&body)));
-        self.proposal.handle_view(&body, &self.known.body, (self.setup.me, is_member), now_ms);
+        self.proposal.handle_view(&body, &self.known.body, is_member, now_ms);
         let after = if self.has_view { self.known.body.view } else { body.view };
         self.returns.handle_view(&body, after, now_ms);
         self.beyond.handle_view();

@@ -54,16 +54,16 @@ impl Proposals {
         self.is_in_flight = false;
     }
 
-    pub(crate) fn handle_view(&mut self, body: &ViewBody, before: &ViewBody, (me, is_member): (Life, bool), now_ms: u64) {
+    pub(crate) fn handle_view(&mut self, body: &ViewBody, before: &ViewBody, is_member: bool, now_ms: u64) {
         self.is_in_flight = false;
         self.wanted = None;
         if is_member {
-            // Who came to this life, or with it, can have asked nobody before; who was there before it has to say what it asked the others.
-            let was_in = before.members.contains(&me);
+            // Whom this view lets in can have asked nobody before. Who was there already, or was removed and goes on, has to say what it
+            // asked the others.
             let is_next = body.view.0 == before.view.0 + 1;
             for life in &body.members {
                 let is_new = is_next && !before.names(life.slot, life.incarnation);
-                let unfrozen_ms = (was_in || is_new).then_some(0);
+                let unfrozen_ms = is_new.then_some(0);
                 self.companions.entry(*life).or_insert(Companion { view: body.view, unfrozen_ms });
             }
         } else {

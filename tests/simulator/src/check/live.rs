@@ -14,6 +14,8 @@ use deadbolt_cluster_core::membership::Ground;
 use deadbolt_cluster_core::timing::{budget_crash, budget_partition};
 use deadbolt_disk_format::span::observed_ms;
 use deadbolt_disk_format::{Life, ViewNumber};
+use deadbolt_dlm_core::service::ResourceSnapshot;
+use std::collections::BTreeSet;
 
 /// How often the core is looked at.
 const STEP_US: u64 = 250_000;
@@ -148,13 +150,12 @@ impl World {
         }
     }
 
-    /// A client on a node that lives on a vouch has or wants something. It may hang in a write under its locks, with the node's path; or the
-    /// node held nothing before, and a grant waits until "holds" is on the disk (design, section 7). Either way what is granted to it cannot
-    /// come free before the path is back, and whoever wants that waits with it.
-    fn is_held_without_disk(&self) -> bool {
+    /// What cannot come free before a node that lives on a vouch has its path back: a client there may hang in a write under its locks; or its
+    /// node held nothing before, and a grant waits until "holds" is on the disk (design, section 6).
+    fn stuck_without_disk(&self) -> BTreeSet<usize> {
         let vouched = self.facts.newest.members.iter().filter(|life| self.lives_on_vouch(life));
-        let mut machines = vouched.filter_map(|life| self.facts.incarnations.get(&life.incarnation));
-        machines.any(|machine| !self.is_idle(*machine))
+        let machines: Vec<usize> = vouched.filter_map(|life| self.facts.incarnations.get(&life.incarnation).copied()).collect();
+        self.stuck(&machines)
     }
 
     /// L3: everybody in the core lives and has learned one view, with nobody but them and those they vouch for, and nobody is owed.
@@ -201,13 +202,15 @@ impl World {
         let bound_us = |life: &Life| self.facts.consents.get(life).map_or(0, |(_, at_us)| at_us + freeze_us);
         // While a member outside the core seems to live, it may be the one that goes on: the core waits for it.
         let outside_us = newest.members.iter().filter(|life| !lives.contains(life)).map(beat_us).max().unwrap_or(0);
-        let is_judged = |companions: &[Life]| companions.iter().any(|life| newest.members.contains(life) && lives.contains(life));
+        let is_there = |life: &Life| newest.members.contains(life) && lives.contains(life);
+        let is_judged =
+            |removed: &Life, companions: &[Life]| companions.iter().any(|life| is_there(life) && newest.may_judge(life, removed));
         let is_late = |life: &Life, since_us: u64| {
             // What a dead node had sent may land until D after its end.
             let begun_us = since_us.max(quorate_us).max(beat_us(life)).max(bound_us(life));
             now_us > begun_us.saturating_add(bound_ms * 1000).max(outside_us + preferred_ms * 1000)
         };
-        let late = newest.removed.iter().find(|(life, (since_us, companions))| is_late(life, *since_us) && is_judged(companions));
+        let late = newest.removed.iter().find(|(life, (since_us, companions))| is_late(life, *since_us) && is_judged(life, companions));
         if let Some((life, _)) = late.map(|(life, entry)| (*life, entry)) {
             let text = self.describe();
             self.add_violation("L2", format!("{} is owed for more than {bound_ms} ms, the budget and the turns: {text}", short(life)));
@@ -235,21 +238,21 @@ impl World {
             self.check_rest(core, view, &resets, pills);
             self.check_timeouts(core, start_us);
         }
-        if self.violations().is_empty() && self.options.clients > 0 && self.facts.granted == granted && !self.is_held_without_disk() {
+        let is_refused = self.options.clients > 0 && self.facts.granted == granted && !self.is_all_stuck(core, &self.stuck_without_disk());
+        if self.violations().is_empty() && is_refused {
             let text = self.describe();
             self.add_violation("L1", format!("no lock was granted in a healthy core: {text}"));
         }
         self.is_quiet = true;
         let quiet_end_us = self.queue.now_us() + bound_ms * 1000;
         while self.violations().is_empty() && self.queue.now_us() < quiet_end_us {
-            if core.iter().all(|machine| self.left_over(*machine).is_none()) {
+            if self.left_over(core).is_none() {
                 break;
             }
             self.run_until(self.queue.now_us() + STEP_US);
             self.check_rest(core, view, &resets, pills);
         }
-        let left = core.iter().find_map(|machine| self.left_over(*machine)).filter(|_| !self.is_held_without_disk());
-        if let (true, Some(text)) = (self.violations().is_empty(), left) {
+        if let (true, Some(text)) = (self.violations().is_empty(), self.left_over(core)) {
             self.add_violation("L1", format!("{bound_ms} ms after the last client began to give back what it has, {text}"));
         }
         self.is_quiet = false;
@@ -278,15 +281,24 @@ impl World {
         }
     }
 
-    /// What is not done on a machine whose clients want nothing more.
-    fn left_over(&self, machine: usize) -> Option<String> {
+    /// What is not done in a core whose clients want nothing more.
+    fn left_over(&self, core: &[usize]) -> Option<String> {
+        let stuck = self.stuck_without_disk();
+        core.iter().find_map(|machine| self.left_over_on(*machine, &stuck))
+    }
+
+    fn left_over_on(&self, machine: usize, stuck: &BTreeSet<usize>) -> Option<String> {
         let place = &self.machines[machine];
-        if let Some((client, asked)) = self.oldest_request(machine) {
+        if let Some((client, asked)) = self.oldest_request(machine, stuck) {
             return Some(format!("client {client} on {} waits since {} ms: {asked:?}", place.name, asked.since_us / 1000));
         }
         let Some(Stage::Live(node)) = place.daemon.as_ref().map(|daemon| &daemon.stage) else { return None };
         let locks = node.status(self.local_ms(machine)).locks;
-        let is_clean = self.is_idle(machine) && (locks.locks, locks.mastered, locks.holds) == (0, 0, false);
+        let is_stuck = |found: &ResourceSnapshot| {
+            self.resource_named(&found.lockspace, &found.resource).is_some_and(|resource| stuck.contains(&resource))
+        };
+        let has_nothing = (locks.locks, locks.mastered, locks.holds) == (0, 0, false);
+        let is_clean = self.is_idle(machine, stuck) && (has_nothing || (!stuck.is_empty() && node.locks().snapshot().iter().all(is_stuck)));
         (!is_clean).then(|| format!("{} has left over: {locks:?} {:?}", place.name, node.locks().snapshot()))
     }
 }

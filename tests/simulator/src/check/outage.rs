@@ -1,7 +1,7 @@
 //! What: S11: a whole cluster is reset because the disk went away for all of it, within F.
 //! Owns: which members of the newest view were reset by the end of a lease that they could not renew.
-//! Invariants: counts only members whose processes live and whose disk is away, who hear each other, and whose leases were renewed last within
-//! L of each other. F ends where the watchdog is fed no more: 2 T before the end of every lease.
+//! Invariants: counts only members whose processes live and whose disk is away, who heard each other all the time in which they could agree on
+//! a freeze, and whose leases were renewed last within L of each other. F ends where the watchdog is fed no more: 2 T before the end of every lease.
 //! Does not: know how a freeze would be agreed on.
 //! Called by: the world, when a node gives up for want of a lease.
 
@@ -44,10 +44,8 @@ impl World {
             return;
         }
         let away = place.paths.iter().filter(|path| path.hangs > 0 || path.fails_reads || path.fails_writes).count();
-        let others = members.iter().filter_map(|life| self.facts.incarnations.get(&life.incarnation));
-        let mut ways = others.flat_map(|other| [(machine, *other), (*other, machine)]);
         let is_whole = place.sbd.is_some() && place.feeder.is_some() && place.stopped.is_empty();
-        if away * 2 <= place.paths.len() || !is_whole || !ways.all(|(from, to)| self.network.is_open(from, to)) {
+        if away * 2 <= place.paths.len() || !is_whole {
             return;
         }
         let renewed_us = self.facts.outage.renewed.get(&machine).copied().unwrap_or(0);
@@ -57,10 +55,19 @@ impl World {
         let (first, last) = (lost.values().min().copied().unwrap_or(0), lost.values().max().copied().unwrap_or(0));
         let (lease_us, freeze_us) = (u64::from(self.timings.lease_ms) * 1000, u64::from(self.timings.freeze_ms) * 1000);
         let fed_us = freeze_us.saturating_sub(u64::from(self.timings.reset_ms) * 2000);
-        if members.iter().all(|life| lost.contains_key(life)) && last - first <= lease_us && now_us < first + fed_us {
+        let is_for_all = members.iter().all(|life| lost.contains_key(life)) && last - first <= lease_us;
+        if is_for_all && self.heard_each_other(&members, first, last + lease_us) && now_us < first + fed_us {
             let seconds = (now_us - first) / 1_000_000;
             let text = format!("all {} members are reset, the disk went away for all of them {seconds} s ago", members.len());
             self.report(now_us, vec![("S11", text)]);
         }
+    }
+
+    /// All the time, and before it long enough to be heard.
+    fn heard_each_other(&self, members: &[Life], since_us: u64, until_us: u64) -> bool {
+        let since_us = since_us.saturating_sub(u64::from(2 * self.timings.detect_ms) * 1000);
+        let machines: Vec<usize> = members.iter().filter_map(|life| self.facts.incarnations.get(&life.incarnation).copied()).collect();
+        let mut ways = machines.iter().flat_map(|from| machines.iter().map(|to| (*from, *to)));
+        ways.all(|(from, to)| self.network.was_open(from, to, since_us, until_us))
     }
 }

@@ -6,6 +6,7 @@
 
 use super::World;
 use crate::{daemon::short, machine::Stage};
+use deadbolt_cluster_core::hello::Hello;
 use deadbolt_disk_format::{Evidence, Life, SlotIndex, ViewBody, ViewNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,10 +28,23 @@ pub(super) struct Newest {
     pub(super) number: ViewNumber,
     pub(super) members: Vec<Life>,
     pub(super) owed: BTreeMap<ViewNumber, Vec<Life>>,
+    /// The first view that each life was in.
+    first: BTreeMap<Life, ViewNumber>,
+    /// Who has heard a hello of whom by which the other knew of it, and it of the other.
+    told: BTreeSet<(Life, Life)>,
     /// Per owed life: when it was first seen to be owed, and whether somebody who had been in a view with it is in that view.
     pub(super) removed: BTreeMap<Life, (u64, Vec<Life>)>,
     /// Newest view that any life of a slot has learned.
     by_slot: BTreeMap<SlotIndex, ViewNumber>,
+}
+
+impl Newest {
+    /// Has this one been in a view with that one, and come before or with it, or heard what freezes it had asked for (design, section 6,
+    /// *Silence*)? Else it waits W + F.
+    pub(super) fn may_judge(&self, one: &Life, other: &Life) -> bool {
+        let first = |life: &Life| self.first.get(life).copied().unwrap_or_default();
+        first(one) <= first(other) || self.told.contains(&(*one, *other))
+    }
 }
 
 impl World {
@@ -63,6 +77,15 @@ impl World {
         ));
     }
 
+    /// A hello comes to a machine.
+    pub(crate) fn hello_heard(&mut self, machine: usize, hello: &Hello) {
+        let Some((me, known, _)) = self.facts.last_view.get(&machine) else { return };
+        let newest = &mut self.facts.newest;
+        if newest.first.get(me).is_some_and(|first| hello.view >= *first && known >= first) {
+            newest.told.insert((*me, hello.life));
+        }
+    }
+
     /// S4: neither a life nor a node goes back.
     fn check_number(&mut self, me: &Life, number: ViewNumber) {
         let known = self.facts.newest.by_slot.entry(me.slot).or_default();
@@ -90,6 +113,10 @@ impl World {
     fn remember_view(&mut self, body: &ViewBody) {
         let now_us = self.facts.now_us;
         let newest = &mut self.facts.newest;
+        for life in &body.members {
+            let first = newest.first.entry(*life).or_insert(body.view);
+            *first = body.view.min(*first);
+        }
         newest.owed.entry(body.view).or_insert_with(|| body.owed.iter().map(|owed| owed.life).collect());
         if body.view <= newest.number {
             return;

@@ -4,7 +4,7 @@
 //! Does not: choose what follows.
 //! Called by: the world, with every reply that reaches a client.
 
-use super::{Asked, Client, Lock, What, choice::space_name, name_of, number_in};
+use super::{Asked, Client, Lock, What, number_in};
 use crate::{
     check::{
         locks::{Block, Grant, LockKey},
@@ -193,12 +193,7 @@ impl World {
 
     /// A request is about to fail because of a deadlock; what speaks against it.
     fn is_victim(&mut self, machine: usize, pid: Pid, serial: u64, cycle: &Cycle) -> Option<String> {
-        let per_space = usize::try_from(self.options.resources).unwrap_or(1);
-        let spaces = usize::try_from(self.options.lockspaces).unwrap_or(1);
-        let is_it = |step: &CycleStep, resource: &usize| {
-            step.lockspace == space_name(resource / per_space) && step.resource == name_of(*resource, per_space)
-        };
-        let number_of = |step: &CycleStep| (0..spaces * per_space).find(|resource| is_it(step, resource));
+        let number_of = |step: &CycleStep| self.resource_named(&step.lockspace, step.resource.as_bytes());
         let flaw = self.facts.waits.flaw(pid, serial, cycle, number_of);
         let Some(asked) = self.client(machine, pid).and_then(|client| client.asked.get_mut(&serial)) else {
             return Some(format!("a deadlock of {serial}, which waits for nothing: {cycle}"));
@@ -256,17 +251,6 @@ impl World {
         self.report(now_us, found);
         self.check_lease(machine, "a lock is granted to a client");
         self.check_gate(machine, asked_us, grant);
-    }
-
-    /// The oldest request without an answer on a machine, for reports.
-    pub(crate) fn oldest_request(&self, machine: usize) -> Option<(Pid, &Asked)> {
-        let clients = self.machines[machine].clients.values().filter(|client| !client.is_over());
-        clients.flat_map(|client| client.asked.values().map(|asked| (client.pid, asked))).min_by_key(|(_, asked)| asked.since_us)
-    }
-
-    /// Has every client of a machine given back what it had, and nothing asked?
-    pub(crate) fn is_idle(&self, machine: usize) -> bool {
-        self.machines[machine].clients.values().all(|client: &Client| client.locks.is_empty() && client.asked.is_empty())
     }
 }
 

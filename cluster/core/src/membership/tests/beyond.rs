@@ -269,3 +269,18 @@ fn a_consent_binds_its_giver_for_f_and_a_new_life_is_an_outsider() {
     let unfrozen_ms = world.places[0].machine.as_ref().unwrap().proposal.unfrozen_ms(&peer).unwrap();
     assert!(unfrozen_ms > world.now_ms + freeze_ms() / 2, "{unfrozen_ms}");
 }
+
+#[test]
+fn who_was_removed_and_is_let_in_again_has_to_say_what_it_asked_before() {
+    let [me, removed, new] = [0, 1, 2].map(|slot| Life { slot: SlotIndex(slot), boot: BootId([1; 16]), incarnation: Incarnation([1; 16]) });
+    let before = ViewBody {
+        view: ViewNumber(4),
+        members: vec![me],
+        owed: vec![deadbolt_disk_format::Owed { life: removed, removed_in: ViewNumber(3) }],
+        ..ViewBody::default()
+    };
+    let body = ViewBody { view: ViewNumber(5), members: vec![me, removed, new], ..ViewBody::default() };
+    let mut proposals = crate::membership::proposal::Proposals::default();
+    proposals.handle_view(&body, &before, true, 0);
+    assert_eq!((proposals.unfrozen_ms(&removed), proposals.unfrozen_ms(&new)), (None, Some(0)));
+}
