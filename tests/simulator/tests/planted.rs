@@ -37,7 +37,7 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Ordinary, 36, "S3"),
     (Mixed, 39, "S1"),
     (Mixed, 9, "S1"),
-    (Partitions, 4, "S1"),
+    (Partitions, 5, "S1"),
     (Mixed, 8, "S4"),
     (Mixed, 1, "S4"),
     (Mixed, 2, "S2"),

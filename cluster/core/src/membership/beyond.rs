@@ -95,20 +95,12 @@ impl Membership {
     /// End of the lease under which a question may be asked: of an own cycle, or of a vouch.
     fn ground_end_ms(&self) -> u64 {
         let by_vouch_ms = self.beyond.vouched_until_ms.min(self.lease_end_ms);
-        #[cfg(feature = "planted")]
-        if self.has_mistake(super::planted::Mistake::AskedUnderFreeze) {
-            return self.lease_end_ms;
-        }
         self.own_end_ms.max(by_vouch_ms)
     }
 
     /// The ground is lost, and its lease still runs: the time to ask, and to consent.
     fn is_losing_ground(&self) -> bool {
         let end_ms = self.ground_end_ms();
-        #[cfg(feature = "planted")]
-        if self.has_mistake(super::planted::Mistake::AskedUnderFreeze) {
-            return self.now_ms < end_ms && self.is_stale(self.own_end_ms);
-        }
         self.now_ms < end_ms && self.is_stale(end_ms)
     }
 
@@ -264,8 +256,6 @@ impl Membership {
     /// A grant names the request that it answers; L counts from the issue of that one.
     pub(crate) fn handle_grant(&mut self, from: Life, serial: u32) {
         let Some((_, at_ms)) = self.beyond.requests.iter().copied().find(|(asked, _)| *asked == serial) else { return };
-        #[cfg(feature = "planted")]
-        let at_ms = if self.has_mistake(super::planted::Mistake::LeaseFromReceipt) { self.now_ms } else { at_ms };
         let until_ms = at_ms + u64::from(self.timings().lease_ms);
         let is_other = |(life, before_ms): (Life, u64)| life != from && self.now_ms >= before_ms + self.lost_ms();
         if self.now_ms >= self.beyond.vouched_until_ms || self.beyond.voucher.is_none_or(is_other) {

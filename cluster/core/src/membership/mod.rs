@@ -705,23 +705,9 @@ impl Membership {
             protected: self.setup.protected,
             score: self.standing.score,
             preference: self.standing.preference,
-            vouches: self.vouches_to_publish(),
+            vouches: self.vouching.standing(),
             ..DaemonPart::default()
         }));
-    }
-
-    #[cfg(not(feature = "planted"))]
-    fn vouches_to_publish(&self) -> alloc::vec::Vec<Vouch> {
-        self.vouching.standing()
-    }
-
-    #[cfg(feature = "planted")]
-    fn vouches_to_publish(&self) -> alloc::vec::Vec<Vouch> {
-        let mut standing = self.vouching.standing();
-        if self.has_mistake(planted::Mistake::VouchDropped) {
-            standing.retain(|vouch| self.vouching.is_being_written(*vouch, self.published));
-        }
-        standing
     }
 
     fn say_hello(&mut self, _now_ms: u64) {

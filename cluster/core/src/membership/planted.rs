@@ -16,18 +16,10 @@ pub enum Mistake {
     OwedForgotten,
     /// "Left" is recorded although something is held.
     LeftWhileHolding,
-    /// Freezes are asked for, and consented to, under a freeze.
-    AskedUnderFreeze,
     /// A consent does not bind its giver.
     ConsentForgotten,
     /// An outsider uses W.
     OutsiderUsesW,
-    /// The lease by a vouch counts from the receipt of its grant.
-    LeaseFromReceipt,
-    /// A grant leaves while the vouch is being written.
-    GrantBeforeComplete,
-    /// The next beat does not carry a vouch that is complete.
-    VouchDropped,
 }
 
 impl Membership {

@@ -44,17 +44,6 @@ impl Vouching {
         self.standing.iter().take(VOUCHES_MAX).map(|(slot, (serial, _))| Vouch { slot: *slot, serial: *serial }).collect()
     }
 
-    /// For the planted mistake that forgets what is complete.
-    #[cfg(feature = "planted")]
-    pub(crate) fn is_being_written(&self, vouch: Vouch, published: u64) -> bool {
-        self.works.iter().any(|(life, work)| life.slot == vouch.slot && work.number > published) || !self.is_worked(vouch.slot)
-    }
-
-    #[cfg(feature = "planted")]
-    fn is_worked(&self, slot: SlotIndex) -> bool {
-        self.works.keys().any(|life| life.slot == slot)
-    }
-
     pub(crate) fn handle_view(&mut self, body: &ViewBody, now_ms: u64) {
         let is_gone = |life: &Life| body.released.iter().any(|gone| gone.life == *life);
         self.standing.retain(|_, (_, life)| !life.as_ref().is_some_and(is_gone));
@@ -97,10 +86,6 @@ impl Membership {
         self.publish();
         let work = Work { serial, view: self.known.body.view, number: self.number, since_ms: self.now_ms, is_looking: false };
         self.vouching.works.insert(life, work);
-        #[cfg(feature = "planted")]
-        if self.has_mistake(super::planted::Mistake::GrantBeforeComplete) {
-            self.outputs.push_back(Output::Tell { peer: life, message: Message::Grant { serial } });
-        }
     }
 
     /// Who cannot read the present view holds up recovery and joins in it: it is given a lease's time to get its path back, from the first

@@ -284,3 +284,49 @@ fn who_was_removed_and_is_let_in_again_has_to_say_what_it_asked_before() {
     proposals.handle_view(&body, &before, true, 0);
     assert_eq!((proposals.unfrozen_ms(&removed), proposals.unfrozen_ms(&new)), (None, Some(0)));
 }
+
+fn outputs(machine: &mut Membership) -> Vec<Output> {
+    core::iter::from_fn(|| machine.poll_output()).collect()
+}
+
+#[test]
+fn a_grant_leaves_when_the_vouch_is_complete_and_a_look_after_that_has_found_nothing() {
+    let mut world = World::settled(2);
+    let (now_ms, from) = (world.now_ms, world.places[0].machine.as_ref().unwrap().setup.me);
+    let machine = world.places[1].machine.as_mut().unwrap();
+    for (serial, is_free) in [(7, false), (8, true)] {
+        machine.handle(now_ms, Input::Told { from, message: Message::AskVouch { serial } });
+        let asked = outputs(machine);
+        assert!(!asked.iter().any(|output| matches!(output, Output::Tell { .. } | Output::LookFor { .. })), "{asked:?}");
+        let number = machine.number;
+        let lifeline = |published| Input::Lifeline { lease_end_ms: now_ms + lease_ms(), own_end_ms: now_ms + lease_ms(), published };
+        machine.handle(now_ms, lifeline(number - 1));
+        assert!(!outputs(machine).iter().any(|output| matches!(output, Output::LookFor { .. })));
+        machine.handle(now_ms, lifeline(number));
+        let looked = outputs(machine);
+        assert!(looked.iter().any(|output| matches!(output, Output::LookFor { serial: of, .. } if *of == serial)), "{looked:?}");
+        assert!(!looked.iter().any(|output| matches!(output, Output::Tell { .. })), "{looked:?}");
+        machine.handle(now_ms, Input::Looked { life: from, serial, is_free });
+        let grant = Output::Tell { peer: from, message: Message::Grant { serial } };
+        assert_eq!(outputs(machine).contains(&grant), is_free);
+    }
+}
+
+#[test]
+fn the_lease_by_a_vouch_counts_from_the_request_however_late_its_grant_comes() {
+    let mut world = World::settled(2);
+    let from = world.places[1].machine.as_ref().unwrap().setup.me;
+    let machine = world.places[0].machine.as_mut().unwrap();
+    let asked_ms = world.now_ms + lease_ms() / 2;
+    machine.handle(asked_ms, Input::Tick);
+    let serials: Vec<u32> = outputs(machine)
+        .iter()
+        .filter_map(|output| match output {
+            Output::Tell { message: Message::AskVouch { serial }, .. } => Some(*serial),
+            _ => None,
+        })
+        .collect();
+    machine.handle(asked_ms + 1000, Input::Told { from, message: Message::Grant { serial: serials[0] } });
+    let until_ms = asked_ms + lease_ms();
+    assert!(outputs(machine).contains(&Output::Extend { vouched_until_ms: until_ms, frozen_until_ms: 0 }));
+}
