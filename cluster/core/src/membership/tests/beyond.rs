@@ -82,7 +82,7 @@ fn who_cannot_learn_a_later_view_is_given_up_after_a_lease() {
     world.run(lease_ms() - 500);
     assert_eq!(world.living(), [0, 2]);
     // Also where further views follow: one says that node 1 is gone.
-    world.run_until(lease_ms() + 3000, "a view of node 2 alone", |world| world.members() == [2]);
+    world.run_until(lease_ms() + 1500, "a view of node 2 alone", |world| world.members() == [2]);
     assert_eq!(world.living(), [2]);
 }
 
