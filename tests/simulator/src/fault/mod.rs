@@ -219,7 +219,7 @@ impl World {
         match ending {
             Ending::Heal(ways) => ways.into_iter().for_each(|(from, to)| self.heal(from, to)),
             Ending::Cut(ways) => self.cut_all(&ways),
-            Ending::Lose(machine, span_us) if !self.is_calm => self.lose_paths(machine, span_us),
+            Ending::Lose(machine, span_us) if !self.is_calm && !self.is_clone_looking() => self.lose_paths(machine, span_us),
             Ending::Lose(..) => {}
             Ending::Release(machine, device) => self.release(machine, device),
             Ending::Quicken(machine, device) => self.machines[machine].paths[device].extra_us = 0,
