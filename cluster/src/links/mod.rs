@@ -59,7 +59,7 @@ pub enum LinkEvent {
         connection: u64,
         /// The peer's life.
         peer: Life,
-        /// The link that it uses.
+        /// The link that it uses, if this node called; else the index of the own socket that was called.
         link: u8,
         /// Takes encoded frames.
         outgoing: mpsc::Sender<Vec<u8>>,
@@ -92,8 +92,8 @@ pub enum LinkEvent {
 /// A datagram as it came.
 #[derive(Clone, Debug)]
 pub struct Datagram {
-    /// Place of the own address that it came to.
-    link: u8,
+    /// Index of the own socket that it came to.
+    socket: u8,
     from: SocketAddr,
     at_us: u64,
     bytes: Vec<u8>,
@@ -146,6 +146,8 @@ struct Caller {
 pub struct Links {
     identity: Identity,
     own: Vec<Own>,
+    /// Index of the own socket of each link.
+    places: Vec<usize>,
     datagrams: mpsc::Sender<Datagram>,
     handshakes: Arc<Semaphore>,
     sealer: DatagramSealer,
@@ -217,6 +219,7 @@ impl Links {
         let mut links = Self {
             identity: Identity::new(key, cluster, me, detect, events),
             own: Vec::new(),
+            places: Vec::new(),
             datagrams,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             sealer,
@@ -230,6 +233,7 @@ impl Links {
         let mut missing = None;
         for address in addresses.iter().take(LINKS_MAX) {
             let parsed: SocketAddr = address.parse().map_err(|_| bind_error(address, io::Error::other("not of the form ip:port")))?;
+            links.places.push(links.own.len());
             links.own.push(Own { address: parsed, socket: None });
             match links.bind(links.own.len() - 1) {
                 Err(source) if source.kind() == io::ErrorKind::AddrNotAvailable => missing = Some(bind_error(address, source)),
@@ -302,7 +306,8 @@ impl Links {
         (own, to): (SocketAddr, SocketAddr),
         padding: Option<u16>,
     ) -> Option<OwnFault> {
-        let Some(socket) = self.own.get(usize::from(link)).and_then(|own| own.socket.clone()) else { return Some(OwnFault::AddressGone) };
+        let place = self.places.get(usize::from(link)).and_then(|index| self.own.get(*index));
+        let Some(socket) = place.and_then(|own| own.socket.clone()) else { return Some(OwnFault::AddressGone) };
         if own.is_ipv4() != to.is_ipv4() {
             return Some(OwnFault::NoRoute);
         }
@@ -367,7 +372,7 @@ impl Links {
         let opened = self.sealer.open(&datagram.bytes)?;
         let LinkHello { hello, word, .. } = LinkHello::decode(&opened.payload).ok_or(Refusal::Malformed)?;
         let is_senders = hello.life.slot == opened.from && hello.life.incarnation == opened.incarnation;
-        if !is_senders || word.link != datagram.link {
+        if !is_senders || self.places.get(usize::from(word.link)) != Some(&usize::from(datagram.socket)) {
             return Err(Refusal::Malformed);
         }
         self.table.hear(datagram.at_us, hello.life, &word);
@@ -375,8 +380,11 @@ impl Links {
         Ok(opened.is_newest.then_some(hello))
     }
 
-    /// A connection with a peer stands on this link.
-    pub fn handle_connected(&mut self, slot: SlotIndex, link: u8) {
+    /// A connection with a peer stands: on this link if this node called, else at this own socket.
+    pub fn handle_connected(&mut self, slot: SlotIndex, place: u8) {
+        let is_caller = slot > self.identity.me.slot;
+        let link = (0..).zip(&self.places).find(|(link, index)| if is_caller { *link == place } else { **index == usize::from(place) });
+        let Some((link, _)) = link else { return };
         let before = self.streams.insert(slot, link);
         self.table.handle_stream(slot, link);
         if let Some(caller) = self.callers.get(&slot) {
@@ -390,6 +398,7 @@ impl Links {
     /// The nodes that there are: links with all of them, calls to those with a higher slot, at their present addresses.
     pub fn follow(&mut self, nodes: &[NodeEntry]) {
         let me = self.identity.me.slot;
+        self.places = places(&self.own, nodes.iter().find(|node| node.slot == me));
         self.peers = nodes.iter().filter(|node| node.slot != me).map(|node| (node.slot, self.peer_of(node))).collect();
         let counts = self.peers.iter().map(|(slot, peer)| (*slot, u8::try_from(peer.links.len()).unwrap_or(0))).collect();
         self.table.follow(now_us(), &counts);
@@ -418,12 +427,24 @@ impl Links {
 
     fn peer_of(&self, node: &NodeEntry) -> Peer {
         let parsed = node.addresses.iter().map(|address| address.parse::<SocketAddr>());
-        let links = self.own.iter().zip(parsed).map_while(|(own, address)| Some((own.address, address.ok()?))).collect();
+        let own = self.places.iter().filter_map(|index| self.own.get(*index));
+        let links = own.zip(parsed).map_while(|(own, address)| Some((own.address, address.ok()?))).collect();
         Peer { name: node.name.clone(), links }
     }
 }
 
-async fn receive_datagrams(socket: Arc<UdpSocket>, link: u8, datagrams: mpsc::Sender<Datagram>, refused: Arc<Refused>) {
+/// The own socket of each link: the one that is bound to the address at this place of the view's list, which may be another one than in
+/// the node's file while addresses change. Where others reach this node by other addresses than it binds, the file's order counts.
+fn places(own: &[Own], entry: Option<&NodeEntry>) -> Vec<usize> {
+    let bound = |address: &String| {
+        let address: SocketAddr = address.parse().ok()?;
+        own.iter().position(|own| own.address == address)
+    };
+    let places: Vec<usize> = entry.into_iter().flat_map(|entry| &entry.addresses).map_while(bound).collect();
+    if places.is_empty() { (0..own.len()).collect() } else { places }
+}
+
+async fn receive_datagrams(socket: Arc<UdpSocket>, index: u8, datagrams: mpsc::Sender<Datagram>, refused: Arc<Refused>) {
     // One byte more than may come, so that a longer one does not pass for a good one.
     let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
     loop {
@@ -431,7 +452,7 @@ async fn receive_datagrams(socket: Arc<UdpSocket>, link: u8, datagrams: mpsc::Se
             Ok((length, from)) => {
                 let bytes = buffer.get(..length).unwrap_or_default().to_vec();
                 // A full loop loses datagrams, as a network does.
-                if datagrams.try_send(Datagram { link, from, at_us: now_us(), bytes }).is_err() {
+                if datagrams.try_send(Datagram { socket: index, from, at_us: now_us(), bytes }).is_err() {
                     refused.note_overrun();
                 }
             }

@@ -263,3 +263,31 @@ fn every_kind_of_bad_datagram_is_counted_as_what_it_is() {
         assert_eq!(b.counts(Channel::Datagram), [2, 1, 1, 2]);
     });
 }
+
+#[test]
+fn a_node_that_runs_gets_another_address() {
+    on_runtime(async {
+        let key = ClusterKey::draw().unwrap();
+        let (of_a, of_b) = ([free_address()], [free_address(), free_address()]);
+        let (mut a, mut b) = (Node::start(0, &of_a, &key), Node::start(1, &of_b, &key));
+        // Its file has both for a while; the view has the old one before the new one, and then the new one alone.
+        for list in [&of_b[..], &of_b[1..]] {
+            let nodes = [entry(0, &of_a), entry(1, list)];
+            a.links.follow(&nodes);
+            b.links.follow(&nodes);
+            a.connected().await;
+            b.connected().await;
+            let mut polls = 0;
+            poll_until(&mut a, &mut b, |_, _| {
+                polls += 1;
+                polls > 20
+            })
+            .await;
+            assert_eq!((a.states(), b.states()), (vec![LinkState::Up], vec![LinkState::Up]));
+            let (at_a, at_b) = (a.links.reports()[0].clone(), b.links.reports()[0].clone());
+            assert_eq!((at_a.address.to_string(), at_b.own.to_string()), (list[0].clone(), list[0].clone()));
+            assert!(at_a.has_stream && at_b.has_stream);
+        }
+        assert_eq!(b.counts(Channel::Datagram), [0; 4]);
+    });
+}
