@@ -94,15 +94,23 @@ pub(crate) fn read(calls: Corosync) -> Result<Configured, BridgeError> {
         lease_ms: own_number(&map, "quorum.device.disk.lease")?,
         timeout_ms: map.number(c"quorum.device.timeout")?,
         sync_timeout_ms: map.number(c"quorum.device.sync_timeout")?,
-        token_ms: map.number(c"runtime.config.totem.token")?.unwrap_or(0),
-        consensus_ms: map.number(c"runtime.config.totem.consensus")?.unwrap_or(0),
+        token_ms: map.number(c"runtime.config.totem.token")?.ok_or_else(|| missing("runtime.config.totem.token"))?,
+        consensus_ms: map.number(c"runtime.config.totem.consensus")?.ok_or_else(|| missing("runtime.config.totem.consensus"))?,
         switches: switches.collect::<Result<_, CallFailed>>()?,
     };
     let nodes = read_nodes(&map)?;
     let position = map.number(c"nodelist.local_node_pos")?.and_then(|position| usize::try_from(position).ok());
     let own = position.and_then(|position| nodes.get(position)).ok_or_else(|| missing("nodelist.local_node_pos"))?.number;
     let by_default = u32::try_from(nodes.len().saturating_sub(1)).unwrap_or(u32::MAX);
-    let votes = map.number(c"quorum.device.votes")?.unwrap_or(by_default);
+    let set = map.number(c"quorum.device.votes")?;
+    let votes = set.unwrap_or(by_default);
+    let total = nodes.iter().map(|node| u32::from(node.votes)).sum::<u32>().saturating_add(votes);
+    if set.is_some() && votes > 1 && votes != by_default && map.number(c"quorum.expected_votes")? != Some(total) {
+        let what = format!(
+            "{votes}: corosync does not count votes that are set here among those it expects; set quorum.expected_votes to {total}, or leave this key out"
+        );
+        return Err(BridgeError::Setting { key: "quorum.device.votes".into(), what });
+    }
     Ok(Configured {
         found,
         path: text(&map, "quorum.device.disk.device")?.ok_or_else(|| missing("quorum.device.disk.device"))?,
