@@ -7,6 +7,7 @@
 
 mod answer;
 mod choice;
+pub(crate) use choice::Spell;
 mod more;
 mod stuck;
 

@@ -138,6 +138,8 @@ pub struct World {
     pub(crate) is_calm: bool,
     /// Clients ask for nothing new.
     pub(crate) is_quiet: bool,
+    /// The spell in which clients work.
+    pub(crate) spell: crate::client::Spell,
     /// Machines that do not start.
     pub(crate) frozen: BTreeSet<usize>,
     /// Broken promises that are known: nothing keeps them yet.
@@ -222,6 +224,7 @@ impl World {
             scripted_replies: Vec::new(),
             is_calm: false,
             is_quiet: false,
+            spell: crate::client::Spell::default(),
             frozen: BTreeSet::new(),
             expected: Vec::new(),
             violations: Vec::new(),

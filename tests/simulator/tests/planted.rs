@@ -39,7 +39,7 @@ const FOUND: &[(Draw, u64, &str)] = &[
     (Mixed, 9, "S1"),
     (Partitions, 5, "S1"),
     (Mixed, 8, "S4"),
-    (Mixed, 1, "S4"),
+    (Mixed, 2, "S2"),
     (Mixed, 2, "S2"),
     (Mixed, 3, "S12"),
     (Mixed, 2, "S4"),

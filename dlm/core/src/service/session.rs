@@ -253,7 +253,8 @@ impl LockService {
     }
 
     fn join_lockspace(&mut self, session: u64, serial: u64, name: Vec<u8>) {
-        if self.is_stopped {
+        // What is left of the dead in a lockspace that the node has must stay within reach: a node does not stop before it is purged.
+        if self.is_stopped && !self.lockspaces.get(&lockspace_number(&name)).is_some_and(|lockspace| lockspace.is_joined) {
             return self.refuse(session, serial, LockStatus::Stopped, "the node stops; nothing new is begun");
         }
         if name.is_empty() || name.len() > LOCKSPACE_BYTES_MAX {

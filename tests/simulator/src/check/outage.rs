@@ -45,7 +45,9 @@ impl World {
         }
         let away = place.paths.iter().filter(|path| path.hangs > 0 || path.fails_reads || path.fails_writes).count();
         let is_whole = place.sbd.is_some() && place.feeder.is_some() && place.stopped.is_empty();
-        if away * 2 <= place.paths.len() || !is_whole {
+        // A clock beyond its bound ends a freeze as it ends every lease.
+        let has_unfair_clocks = self.options.unfair_clock_rate + self.options.unfair_clock_jump > 0;
+        if away * 2 <= place.paths.len() || !is_whole || has_unfair_clocks {
             return;
         }
         let renewed_us = self.facts.outage.renewed.get(&machine).copied().unwrap_or(0);

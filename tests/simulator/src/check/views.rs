@@ -32,6 +32,8 @@ pub(super) struct Newest {
     first: BTreeMap<Life, ViewNumber>,
     /// Who has heard a hello of whom by which the other knew of it, and it of the other.
     told: BTreeSet<(Life, Life)>,
+    /// Who has learned a view that had both, and the first such view.
+    learned: BTreeMap<(Life, Life), ViewNumber>,
     /// Per owed life: when it was first seen to be owed, and whether somebody who had been in a view with it is in that view.
     pub(super) removed: BTreeMap<Life, (u64, Vec<Life>)>,
     /// Newest view that any life of a slot has learned.
@@ -39,11 +41,11 @@ pub(super) struct Newest {
 }
 
 impl Newest {
-    /// Has this one been in a view with that one, and come before or with it, or heard what freezes it had asked for (design, section 6,
+    /// Has this one learned of a view with that one, and come before or with it, or heard what freezes it had asked for (design, section 6,
     /// *Silence*)? Else it waits W + F.
     pub(super) fn may_judge(&self, one: &Life, other: &Life) -> bool {
         let first = |life: &Life| self.first.get(life).copied().unwrap_or_default();
-        first(one) <= first(other) || self.told.contains(&(*one, *other))
+        self.told.contains(&(*one, *other)) || first(one) <= first(other) && self.learned.contains_key(&(*one, *other))
     }
 }
 
@@ -63,6 +65,10 @@ impl World {
         self.facts.locks.view_learned(now_us);
         self.check_number(&me, number);
         self.check_body(&me, &body);
+        if body.members.contains(&me) {
+            let learned = &mut self.facts.newest.learned;
+            body.members.iter().for_each(|life| _ = learned.entry((me, *life)).or_insert(number));
+        }
         for gone in &body.released {
             self.check_gone("S3", &gone.life, gone.evidence);
         }
@@ -79,9 +85,9 @@ impl World {
 
     /// A hello comes to a machine.
     pub(crate) fn hello_heard(&mut self, machine: usize, hello: &Hello) {
-        let Some((me, known, _)) = self.facts.last_view.get(&machine) else { return };
+        let Some((me, ..)) = self.facts.last_view.get(&machine) else { return };
         let newest = &mut self.facts.newest;
-        if newest.first.get(me).is_some_and(|first| hello.view >= *first && known >= first) {
+        if newest.learned.get(&(*me, hello.life)).is_some_and(|together| hello.view >= *together) {
             newest.told.insert((*me, hello.life));
         }
     }

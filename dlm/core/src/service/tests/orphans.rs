@@ -205,3 +205,18 @@ fn an_orphan_survives_its_master_and_keeps_its_node_in_the_lockspace() {
     stage.unlock((0, 9), lock, Flags::NONE);
     assert_eq!(stage.status(waiting), Some(LockStatus::Success));
 }
+
+#[test]
+fn a_node_that_stops_lets_a_new_session_purge_what_keeps_it() {
+    let mut stage = Stage::new(1);
+    stage.lock((0, 1), b"r", Mode::Pw, KEEP);
+    for session in 1..=super::stage::SESSIONS {
+        stage.input(0, Input::SessionClosed { session });
+    }
+    stage.input(0, Input::Stop);
+    stage.open(0, 9);
+    let refused = stage.lock((0, 9), b"r", Mode::Pw, Flags::ORPHAN);
+    assert_eq!(stage.status(refused), Some(LockStatus::Stopped), "nothing is begun");
+    let purged = purge(&mut stage, (0, 9), 0, 0);
+    assert_eq!((stage.status(purged), locks(&stage, 0)), (Some(LockStatus::Success), 0));
+}
